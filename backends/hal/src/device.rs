@@ -1,0 +1,139 @@
+//! The device trait.
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use crate::kernel::{Code, KernelId, Mapping};
+use crate::{
+    Access, Caps, CopyRun, DevAddr, DevRange, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, Memory, Outcome, Point,
+    RegionId, Ticket,
+};
+
+/// One argument of a launch.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg<'a> {
+    /// A range of the device's address space.
+    Range {
+        /// Where it is.
+        at: DevRange,
+        /// What the kernel may do with it.
+        access: Access,
+        /// Which of its elements each group gets.
+        mapping: Mapping,
+    },
+    /// Bytes handed over by value.
+    Plain(&'a [u8]),
+}
+
+/// Which groups of the grid a launch runs. The kernel always sees the whole grid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Groups<'a> {
+    /// Every group.
+    All,
+    /// Groups with these linear numbers.
+    Range(u32, u32),
+    /// These groups, by linear number (replay after [`Outcome::Missed`]).
+    List(&'a [u32]),
+}
+
+/// A kernel with its arguments. Everything it needs is copied before [`Device::submit`] returns.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// A kernel loaded on this device.
+    pub kernel: KernelId,
+    /// Workgroups in x, y and z, each at least 1.
+    pub grid: [u32; 3],
+    /// The part of the grid to run.
+    pub groups: Groups<'a>,
+    /// The arguments, in the kernel's order.
+    pub args: &'a [Arg<'a>],
+}
+
+/// A device, as the engine sees it. Object-safe.
+///
+/// **Threads.** Every method may be called from any thread at any time. None is called from a signal handler; what
+/// [`frames_base`](Self::frames_base) returned may be *read* from one.
+///
+/// **A backend never** touches the program's window into shared memory, calls back into the runtime, installs a signal
+/// handler, or blocks, except in [`wait`](Self::wait). A copy small enough that handing it to another thread would cost more
+/// than doing it may be done before `copy` returns.
+///
+/// **Unsafe methods** read and write memory by number. Their callers are the engine's `hmm` modules alone.
+pub trait Device: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+    /// What it can do.
+    fn caps(&self) -> &Caps;
+    /// Its memory now.
+    fn memory(&self) -> Memory;
+
+    /// Announces host storage, once. The device may import it piecewise, lazily, or stage through memory of its own.
+    ///
+    /// # Safety
+    /// `bytes` bytes at `base` are a shared mapping of `memfd` from offset 0, readable and writable for as long as the device
+    /// exists, and touched by the engine only.
+    unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError>;
+
+    /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except on
+    /// devices of kind *fixed*, where it takes all of it and may say [`DeviceError::OutOfMemory`].
+    fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError>;
+    /// Gives addresses back.
+    ///
+    /// # Safety
+    /// `range` came from `reserve` on this device and was not given back; no unfinished launch may touch it.
+    unsafe fn unreserve(&self, range: DevRange);
+
+    /// Frames meant for `place` (devices of kind *fixed* return that place's own), appended to `out` in as few stretches as
+    /// possible. All or nothing. What the frames contain is whatever was there before.
+    fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError>;
+    /// Gives frames back. Infallible, any thread.
+    ///
+    /// # Safety
+    /// Each grain came from `alloc` on this device, was not given back, and no entry names it.
+    unsafe fn free(&self, frames: &[Frames]);
+    /// Where frame 0 starts in this process, if all frames can be read by plain loads at `base + number · grain`.
+    /// Lets a fault handler bring a page home without calling the driver.
+    fn frames_base(&self) -> Option<NonNull<u8>> {
+        None
+    }
+
+    /// Page-table edits, in order, after the points in `after`. When the returned point is reached, no access through a
+    /// replaced entry can happen any more, and later launches see the new entries.
+    ///
+    /// # Safety
+    /// Ranges are reserved, frames allocated, host places attached. On devices with [`Absent::Undefined`](crate::Absent)
+    /// `after` holds the last launch that may use a changed range.
+    ///
+    /// # Errors
+    /// Edits before the failing one may have been made; the caller repeats or undoes them all.
+    unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError>;
+    /// Copies, after the points in `after`. Runs are as few as the engine could make them; their order is free.
+    ///
+    /// # Safety
+    /// Every place is allocated or attached, nobody else writes a source or touches a destination until the point is reached.
+    unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError>;
+
+    /// Makes a kernel ready. The same code again gives the same id.
+    fn load(&self, code: &Code) -> Result<KernelId, DeviceError>;
+    /// Starts a launch after the points in `after`, all of this device: order between devices is the runtime's.
+    /// Launches of one device run in the order of their submission.
+    ///
+    /// # Safety
+    /// The arguments fit the kernel (count, kinds, sizes), their ranges are reserved until the point is reached, and nobody
+    /// else touches what they name in a way that conflicts with their access.
+    unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError>;
+    /// How a launch ended; asked once, when its point is reached. Faults of a launch that missed are appended to `missed`.
+    fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome;
+
+    /// Whether a point is reached. An atomic load or one cheap call.
+    fn reached(&self, point: Point) -> bool;
+    /// Waits until a point is reached or `timeout` has passed; says whether it is reached. The only blocking method.
+    fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError>;
+
+    /// [`Absent::Faults`](crate::Absent): the addresses of this process where its accesses fault, equal to its device
+    /// addresses. The runtime owns the signal (SIGSEGV), serves the fault, and resumes the thread.
+    fn window(&self) -> Option<Range<usize>> {
+        None
+    }
+}

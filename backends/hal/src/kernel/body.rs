@@ -1,0 +1,166 @@
+//! A typed kernel, and the step from typed code to type-erased code.
+
+use std::fmt;
+
+use bytemuck::Pod;
+use smallvec::SmallVec;
+
+use super::{Code, Group, Param, ParamDesc, Params, RawArg};
+
+/// Code for parameters `P` and a plain value `V`: `fn(Group, V, <item of each parameter>…)`.
+///
+/// Implemented for every `fn` item and capture-free closure of that shape.
+pub trait Body<V, P: Params>: Copy + Send + Sync + 'static {
+    /// Runs one group.
+    ///
+    /// # Safety
+    /// As [`RustForm`](super::RustForm).
+    unsafe fn run(&self, group: Group, args: &[RawArg<'_>]);
+}
+
+macro_rules! body_for_functions {
+    ($($p:ident $i:tt),*) => {
+        impl<Fun, V, $($p),*> Body<V, ($($p,)*)> for Fun
+        where
+            V: Pod,
+            $($p: Param,)*
+            Fun: for<'g> Fn(Group, V, $($p::Item<'g>),*) + Copy + Send + Sync + 'static,
+        {
+            unsafe fn run(&self, group: Group, args: &[RawArg<'_>]) {
+                let RawArg::Plain(value) = args[0] else { unreachable!("the plain value comes first") };
+                self(group, bytemuck::pod_read_unaligned(value), $(
+                    // SAFETY: the caller hands over this kernel's own arguments.
+                    unsafe { $p::item(&args[$i + 1], group) }
+                ),*);
+            }
+        }
+    };
+}
+body_for_functions!(A 0);
+body_for_functions!(A 0, B 1);
+body_for_functions!(A 0, B 1, C 2);
+body_for_functions!(A 0, B 1, C 2, D 3);
+body_for_functions!(A 0, B 1, C 2, D 3, E 4);
+body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5);
+body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
+body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
+
+/// The type-erased form of body `Fun`: a plain function, since `Fun` has no size and so no state.
+///
+/// # Safety
+/// As [`RustForm`](super::RustForm).
+unsafe fn erased<V: Pod, P: Params, Fun: Body<V, P>>(group: Group, args: &[RawArg<'_>]) {
+    // SAFETY: `Fun` has size 0 and is Copy, and `Kernel::new` was handed a value of it: reading no bytes gives that value.
+    let body = unsafe { std::ptr::NonNull::<Fun>::dangling().read() };
+    // SAFETY: the caller's.
+    unsafe { body.run(group, args) }
+}
+
+/// A kernel with its plain value, ready to be launched with buffers that fit the parameters `P`.
+#[derive(Clone)]
+pub struct Kernel<P> {
+    code: Code,
+    value: SmallVec<[u8; 32]>,
+    params: P,
+    groups: Option<u32>,
+}
+
+impl<P: Params> Kernel<P> {
+    /// A kernel called `name` that hands `value` to every group and runs `body`.
+    ///
+    /// `value` is one [`Pod`]: a number, `()`, or a `#[repr(C)]` struct of several. The body must be an `fn` item or a closure
+    /// that captures nothing; one that captures does not compile.
+    pub fn new<V: Pod, Fun: Body<V, P>>(name: &'static str, value: V, params: P, body: Fun) -> Self {
+        const { assert!(size_of::<Fun>() == 0, "a kernel's body captures nothing: pass values through `value`") };
+        let _ = body;
+        Self {
+            code: Code { name, rust: Some(erased::<V, P, Fun>) },
+            value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
+            params,
+            groups: None,
+        }
+    }
+
+    /// Runs `groups` workgroups. Needed only by kernels without a parameter of kind `each`, `rows` or `halo`, whose number of
+    /// groups otherwise follows from the buffers' length.
+    #[must_use]
+    pub fn groups(mut self, groups: u32) -> Self {
+        self.groups = Some(groups);
+        self
+    }
+
+    /// The kernel's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.code.name
+    }
+
+    /// The code in all its forms.
+    #[must_use]
+    pub fn code(&self) -> &Code {
+        &self.code
+    }
+
+    /// The plain value's bytes.
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    /// What is known of each buffer parameter, in order.
+    #[must_use]
+    pub fn params(&self) -> SmallVec<[ParamDesc; 8]> {
+        self.params.descs()
+    }
+
+    /// The number of groups that was asked for explicitly.
+    #[must_use]
+    pub fn explicit_groups(&self) -> Option<u32> {
+        self.groups
+    }
+}
+
+impl<P: Params> fmt::Debug for Kernel<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("name", &self.code.name).field("params", &self.params).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HaloPart, each_mut, halo, scatter};
+    use super::*;
+    use std::ptr::NonNull;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn sum3(_: Group, scale: u32, x: HaloPart<'_, u32>, y: &mut [u32], total: &[AtomicU32]) {
+        for (i, o) in x.own().zip(y.iter_mut()) {
+            let at = |j: Option<usize>| j.and_then(|j| x.get(j)).copied().unwrap_or(0);
+            *o = scale * (at(i.checked_sub(1)) + x[i] + at(i.checked_add(1)));
+            total[0].fetch_add(*o, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn erased_form_gives_each_group_its_part() {
+        let k = Kernel::new("sum3", 2_u32, (halo(4, 1), each_mut(4), scatter::<u32>()), sum3);
+        let descs = k.params();
+        let (mut x, mut y, mut total) = ((1..=10).collect::<Vec<u32>>(), vec![0_u32; 10], vec![0_u32; 1]);
+        let bufs = [x.as_mut_slice(), y.as_mut_slice(), total.as_mut_slice()]
+            .map(|b| (NonNull::new(b.as_mut_ptr()).unwrap(), b.len()));
+        let mut args = vec![RawArg::Plain(k.value())];
+        args.extend(bufs.iter().zip(&descs).map(|((p, n), d)| RawArg::Buffer {
+            at: p.cast(),
+            bytes: *n as u64 * 4,
+            mapping: d.mapping,
+        }));
+        for g in 0..3 {
+            // SAFETY: the arguments fit, one group at a time.
+            unsafe { (k.code().rust.unwrap())(Group::nth(g, [3, 1, 1]), &args) };
+        }
+        let expect: Vec<u32> =
+            (1..=10_u32).map(|v| 2 * (v.saturating_sub(1) + v + if v < 10 { v + 1 } else { 0 })).collect();
+        assert_eq!(y, expect);
+        assert_eq!(total[0], expect.iter().sum::<u32>());
+    }
+}

@@ -1,0 +1,67 @@
+//! What a backend gets of a kernel: type-erased code and type-erased arguments.
+
+use std::hash::{Hash, Hasher};
+use std::ptr::NonNull;
+
+use super::{Group, Mapping};
+
+/// A kernel loaded on one device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct KernelId(pub u32);
+
+/// An argument as a Rust form gets it.
+#[derive(Clone, Copy, Debug)]
+pub enum RawArg<'a> {
+    /// A buffer in this process.
+    Buffer {
+        /// Its first byte.
+        at: NonNull<u8>,
+        /// Its length in bytes.
+        bytes: u64,
+        /// Which of its elements each group gets.
+        mapping: Mapping,
+    },
+    /// The plain value.
+    Plain(&'a [u8]),
+}
+
+/// A Rust form with its types erased: runs one group.
+///
+/// # Safety
+/// The arguments are those of the kernel that the form was made for: the plain value first, then the buffers in order, each
+/// valid for its parameter's access, and no group runs twice at the same time.
+pub type RustForm = unsafe fn(group: Group, args: &[RawArg<'_>]);
+
+/// A kernel's code, in the forms that it has.
+///
+/// SPIR-V and PTX join as fields of their own with the backends that run them.
+///
+/// Equality is by name and by address of the code. Two addresses of one function, which a compiler may make, count as two
+/// kernels, and cost no more than loading it twice.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// The kernel's name.
+    pub name: &'static str,
+    /// The form that runs on the CPU device.
+    pub rust: Option<RustForm>,
+}
+
+impl Code {
+    fn key(&self) -> (&'static str, usize) {
+        (self.name, self.rust.map_or(0, |f| f as usize))
+    }
+}
+
+impl PartialEq for Code {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Code {}
+
+impl Hash for Code {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}

@@ -1,0 +1,47 @@
+//! Kernels: their code in up to three forms, their parameters, and how workgroups map to elements.
+//!
+//! A [`Kernel`] is a name, one plain value, a list of buffer parameters and the code. Each buffer parameter states which
+//! elements a group gets; that statement makes the Rust form safe to write and to launch, and tells the engine what a group
+//! needs:
+//!
+//! | parameter | group `g` gets | the Rust form sees |
+//! |---|---|---|
+//! | [`each`], [`rows`] | its own chunk, to read | `&[T]` |
+//! | [`each_mut`], [`rows_mut`] | its own chunk, to read and write | `&mut [T]` |
+//! | [`each_out`], [`rows_out`] | its own chunk, to replace entirely | `&mut [T]` |
+//! | [`halo`], [`halo_rows`] | its own chunk and some elements on either side, to read | [`Halo<T>`](HaloPart) |
+//! | [`whole`] | everything, to read | `&[T]` |
+//! | [`scatter`] | everything, to change by atomic operations | `&[T::Cell]` |
+//!
+//! ```
+//! use sterna_hal::kernel::{Group, Kernel, each, each_mut, Each, EachMut};
+//!
+//! fn body(_group: Group, a: f32, x: &[f32], y: &mut [f32]) {
+//!     for (y, x) in y.iter_mut().zip(x) {
+//!         *y += a * x;
+//!     }
+//! }
+//! let saxpy: Kernel<(Each<f32>, EachMut<f32>)> = Kernel::new("saxpy", 2.0_f32, (each(4096), each_mut(4096)), body);
+//! assert_eq!(saxpy.name(), "saxpy");
+//! ```
+//!
+//! The body is an `fn` item (or a closure that captures nothing): a kernel keeps no state of the host program.
+//!
+//! ```compile_fail
+//! use sterna_hal::kernel::{Group, Kernel, each_mut};
+//! let factor = 3.0_f32;
+//! let k = Kernel::new("captures", (), (each_mut(64),), move |_: Group, _: (), y: &mut [f32]| y[0] = factor);
+//! ```
+
+mod body;
+mod code;
+mod group;
+mod param;
+
+pub use body::{Body, Kernel};
+pub use code::{Code, KernelId, RawArg, RustForm};
+pub use group::{Group, InKernel, in_kernel};
+pub use param::{
+    Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,
+    each_out, halo, halo_rows, rows, rows_mut, rows_out, scatter, whole,
+};

@@ -1,0 +1,371 @@
+//! Parameters: what a group gets of a buffer, as a type and as a value.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+use std::slice;
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64};
+
+use bytemuck::Pod;
+
+use super::{Group, RawArg};
+use crate::Access;
+
+/// Which elements of a buffer a group gets. All counts are elements.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Mapping {
+    /// Group `g` owns elements `g·chunk .. (g+1)·chunk`, clipped to the buffer.
+    Each {
+        /// Elements a group; at least 1.
+        chunk: u64,
+    },
+    /// As `Each`, and it reads `reach` elements more on either side, clipped to the buffer.
+    Halo {
+        /// Elements a group; at least 1.
+        chunk: u64,
+        /// Elements beside the chunk.
+        reach: u64,
+    },
+    /// Every group reads everything.
+    Whole,
+    /// Every group changes anything, atomically.
+    Scatter,
+}
+
+impl Mapping {
+    /// How many groups it takes to cover `len` elements, or `None` if the mapping does not say.
+    #[must_use]
+    pub fn groups(self, len: u64) -> Option<u64> {
+        match self {
+            Self::Each { chunk } | Self::Halo { chunk, .. } => Some(len.div_ceil(chunk)),
+            Self::Whole | Self::Scatter => None,
+        }
+    }
+
+    /// The elements of a buffer of `len` elements that group number `group` may touch.
+    #[must_use]
+    pub fn touched(self, group: u64, len: u64) -> Range<u64> {
+        match self {
+            Self::Each { chunk } => (group * chunk).min(len)..((group + 1) * chunk).min(len),
+            Self::Halo { chunk, reach } => {
+                (group * chunk).saturating_sub(reach).min(len)..((group + 1) * chunk + reach).min(len)
+            }
+            Self::Whole | Self::Scatter => 0..len,
+        }
+    }
+}
+
+/// What the engine knows of a parameter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParamDesc {
+    /// What the kernel does with it.
+    pub access: Access,
+    /// Which elements a group gets.
+    pub mapping: Mapping,
+    /// Bytes an element.
+    pub elem: u64,
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A buffer parameter: one of [`Each`], [`EachMut`], [`EachOut`], [`Halo`], [`Whole`], [`Scatter`].
+pub trait Param: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
+    /// The element type.
+    type Elem: Pod + Send + Sync;
+    /// What the Rust form gets for one group.
+    type Item<'g>;
+
+    /// What the engine knows of it.
+    fn desc(&self) -> ParamDesc;
+
+    /// The group's part of the buffer.
+    ///
+    /// # Safety
+    /// `arg` is a buffer of whole, aligned `Elem`s, valid for this parameter's access while `'g` lasts; its mapping is one
+    /// that this parameter's [`desc`](Self::desc) gave; nobody else has this group's part of a mutable parameter.
+    unsafe fn item<'g>(arg: &RawArg<'g>, group: Group) -> Self::Item<'g>;
+}
+
+/// Takes a buffer argument apart: first element, length in elements, mapping.
+///
+/// # Safety
+/// `arg` is a buffer of whole, aligned `T`s.
+unsafe fn buffer<T>(arg: &RawArg<'_>) -> (*mut T, usize, Mapping) {
+    match *arg {
+        RawArg::Buffer { at, bytes, mapping } => {
+            (at.as_ptr().cast(), usize::try_from(bytes).expect("64-bit host") / size_of::<T>(), mapping)
+        }
+        RawArg::Plain(_) => unreachable!("a buffer parameter got a plain value"),
+    }
+}
+
+/// Elements of `mapping` that `group` may touch, as a range into a buffer of `len` elements.
+fn touched(mapping: Mapping, group: Group, len: usize) -> Range<usize> {
+    let r = mapping.touched(group.index() as u64, len as u64);
+    // Clipped to `len`, so both ends fit.
+    r.start as usize..r.end as usize
+}
+
+macro_rules! chunked {
+    ($(#[$doc:meta])* $name:ident, $access:expr, $item:ty, $make:path, $each:ident, $rows:ident, $what:literal) => {
+        $(#[$doc])*
+        pub struct $name<T> { chunk: u64, elem: PhantomData<fn() -> T> }
+        impl<T> Clone for $name<T> { fn clone(&self) -> Self { *self } }
+        impl<T> Copy for $name<T> {}
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.chunk)
+            }
+        }
+        impl<T> sealed::Sealed for $name<T> {}
+        impl<T: Pod + Send + Sync> Param for $name<T> {
+            type Elem = T;
+            type Item<'g> = $item;
+            fn desc(&self) -> ParamDesc {
+                ParamDesc { access: $access, mapping: Mapping::Each { chunk: self.chunk }, elem: size_of::<T>() as u64 }
+            }
+            unsafe fn item<'g>(arg: &RawArg<'g>, group: Group) -> Self::Item<'g> {
+                // SAFETY: the caller's.
+                let (at, len, mapping) = unsafe { buffer::<T>(arg) };
+                let part = touched(mapping, group, len);
+                // SAFETY: inside the buffer; parts of different groups are disjoint.
+                unsafe { $make(at.add(part.start), part.len()) }
+            }
+        }
+        #[doc = concat!("Each group ", $what, " its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.")]
+        #[must_use]
+        pub fn $each<T>(chunk: usize) -> $name<T> {
+            $name { chunk: (chunk as u64).max(1), elem: PhantomData }
+        }
+        #[doc = concat!("Each group ", $what, " its own `rows` rows of `width` elements.")]
+        #[must_use]
+        pub fn $rows<T>(width: usize, rows: usize) -> $name<T> {
+            $each(width.saturating_mul(rows))
+        }
+    };
+}
+
+chunked! {
+    /// Reads its own chunk. Made by [`each`] and [`rows`].
+    Each, Access::Read, &'g [T], slice::from_raw_parts, each, rows, "reads"
+}
+chunked! {
+    /// Reads and writes its own chunk. Made by [`each_mut`] and [`rows_mut`].
+    EachMut, Access::ReadWrite, &'g mut [T], slice::from_raw_parts_mut, each_mut, rows_mut, "reads and writes"
+}
+chunked! {
+    /// Replaces its own chunk. Made by [`each_out`] and [`rows_out`]. The kernel writes every element: what it finds there is
+    /// unspecified (zeros, or values that the buffer once had), and so is what a group leaves unwritten.
+    EachOut, Access::Write, &'g mut [T], slice::from_raw_parts_mut, each_out, rows_out, "replaces"
+}
+
+/// Reads its own chunk and its neighbourhood. Made by [`halo`] and [`halo_rows`].
+pub struct Halo<T> {
+    chunk: u64,
+    reach: u64,
+    elem: PhantomData<fn() -> T>,
+}
+
+/// What a group sees through a [`Halo`] parameter: derefs to the elements it may read.
+#[derive(Clone, Copy, Debug)]
+pub struct HaloPart<'g, T> {
+    all: &'g [T],
+    own: (usize, usize),
+    start: usize,
+}
+
+impl<'g, T> HaloPart<'g, T> {
+    /// Where the group's own chunk lies within the elements it may read.
+    #[must_use]
+    pub fn own(&self) -> Range<usize> {
+        self.own.0..self.own.1
+    }
+
+    /// Number, in the whole buffer, of the first element it may read.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// The elements it may read.
+    #[must_use]
+    pub fn as_slice(&self) -> &'g [T] {
+        self.all
+    }
+}
+
+impl<T> Deref for HaloPart<'_, T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        self.all
+    }
+}
+
+/// Reads everything. Made by [`whole`].
+pub struct Whole<T>(PhantomData<fn() -> T>);
+
+/// Changes anything by atomic operations. Made by [`scatter`].
+pub struct Scatter<T>(PhantomData<fn() -> T>);
+
+macro_rules! plain_traits {
+    ($($name:ident),*) => {$(
+        impl<T> Clone for $name<T> { fn clone(&self) -> Self { *self } }
+        impl<T> Copy for $name<T> {}
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(stringify!($name)) }
+        }
+        impl<T> sealed::Sealed for $name<T> {}
+    )*};
+}
+plain_traits!(Halo, Whole, Scatter);
+
+/// Each group reads its own `chunk` elements and `reach` on either side. A `chunk` of 0 counts as 1.
+#[must_use]
+pub fn halo<T>(chunk: usize, reach: usize) -> Halo<T> {
+    Halo { chunk: (chunk as u64).max(1), reach: reach as u64, elem: PhantomData }
+}
+
+/// Each group reads its own `rows` rows of `width` elements and `reach` rows on either side.
+#[must_use]
+pub fn halo_rows<T>(width: usize, rows: usize, reach: usize) -> Halo<T> {
+    halo(width.saturating_mul(rows), width.saturating_mul(reach))
+}
+
+/// Every group reads the whole buffer.
+#[must_use]
+pub fn whole<T>() -> Whole<T> {
+    Whole(PhantomData)
+}
+
+/// Every group changes any element, by atomic operations.
+#[must_use]
+pub fn scatter<T: ScatterElem>() -> Scatter<T> {
+    Scatter(PhantomData)
+}
+
+impl<T: Pod + Send + Sync> Param for Halo<T> {
+    type Elem = T;
+    type Item<'g> = HaloPart<'g, T>;
+    fn desc(&self) -> ParamDesc {
+        let mapping = Mapping::Halo { chunk: self.chunk, reach: self.reach };
+        ParamDesc { access: Access::Read, mapping, elem: size_of::<T>() as u64 }
+    }
+    unsafe fn item<'g>(arg: &RawArg<'g>, group: Group) -> Self::Item<'g> {
+        // SAFETY: the caller's.
+        let (at, len, mapping) = unsafe { buffer::<T>(arg) };
+        let part = touched(mapping, group, len);
+        let own = match mapping {
+            Mapping::Halo { chunk, .. } => touched(Mapping::Each { chunk }, group, len),
+            _ => part.clone(),
+        };
+        // SAFETY: inside the buffer, which nobody writes meanwhile.
+        let all = unsafe { slice::from_raw_parts(at.add(part.start).cast_const(), part.len()) };
+        HaloPart { all, own: (own.start - part.start, own.end - part.start), start: part.start }
+    }
+}
+
+impl<T: Pod + Send + Sync> Param for Whole<T> {
+    type Elem = T;
+    type Item<'g> = &'g [T];
+    fn desc(&self) -> ParamDesc {
+        ParamDesc { access: Access::Read, mapping: Mapping::Whole, elem: size_of::<T>() as u64 }
+    }
+    unsafe fn item<'g>(arg: &RawArg<'g>, _: Group) -> Self::Item<'g> {
+        // SAFETY: the caller's.
+        let (at, len, _) = unsafe { buffer::<T>(arg) };
+        // SAFETY: the whole buffer, which nobody writes meanwhile.
+        unsafe { slice::from_raw_parts(at.cast_const(), len) }
+    }
+}
+
+/// An element that can be changed atomically.
+pub trait ScatterElem: Pod + Send + Sync {
+    /// The atomic cell, of the same size and alignment.
+    type Cell: Send + Sync + 'static;
+}
+impl ScatterElem for u32 {
+    type Cell = AtomicU32;
+}
+impl ScatterElem for i32 {
+    type Cell = AtomicI32;
+}
+impl ScatterElem for u64 {
+    type Cell = AtomicU64;
+}
+impl ScatterElem for i64 {
+    type Cell = AtomicI64;
+}
+
+impl<T: ScatterElem> Param for Scatter<T> {
+    type Elem = T;
+    type Item<'g> = &'g [T::Cell];
+    fn desc(&self) -> ParamDesc {
+        ParamDesc { access: Access::ReadWrite, mapping: Mapping::Scatter, elem: size_of::<T>() as u64 }
+    }
+    unsafe fn item<'g>(arg: &RawArg<'g>, _: Group) -> Self::Item<'g> {
+        const { assert!(size_of::<T>() == size_of::<T::Cell>() && align_of::<T>() == align_of::<T::Cell>()) };
+        // SAFETY: the caller's.
+        let (at, len, _) = unsafe { buffer::<T::Cell>(arg) };
+        // SAFETY: the whole buffer, which all groups access through atomic cells only.
+        unsafe { slice::from_raw_parts(at.cast_const(), len) }
+    }
+}
+
+/// A list of buffer parameters: a tuple of one to eight [`Param`]s.
+pub trait Params: Copy + Send + Sync + fmt::Debug + 'static {
+    /// How many.
+    const COUNT: usize;
+    /// What the engine knows of each, in order.
+    fn descs(&self) -> smallvec::SmallVec<[ParamDesc; 8]>;
+}
+
+macro_rules! params_for_tuples {
+    ($($count:literal: $($p:ident $i:tt),*;)*) => {$(
+        impl<$($p: Param),*> Params for ($($p,)*) {
+            const COUNT: usize = $count;
+            fn descs(&self) -> smallvec::SmallVec<[ParamDesc; 8]> {
+                smallvec::smallvec![$(self.$i.desc()),*]
+            }
+        }
+    )*};
+}
+params_for_tuples! {
+    1: A 0;
+    2: A 0, B 1;
+    3: A 0, B 1, C 2;
+    4: A 0, B 1, C 2, D 3;
+    5: A 0, B 1, C 2, D 3, E 4;
+    6: A 0, B 1, C 2, D 3, E 4, F 5;
+    7: A 0, B 1, C 2, D 3, E 4, F 5, G 6;
+    8: A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_covers_every_element_once() {
+        let m = Mapping::Each { chunk: 7 };
+        for len in [0, 1, 6, 7, 8, 100] {
+            let groups = m.groups(len).unwrap();
+            let mut next = 0;
+            for g in 0..groups {
+                let r = m.touched(g, len);
+                assert_eq!(r.start, next);
+                next = r.end;
+            }
+            assert_eq!(next, len);
+        }
+    }
+
+    #[test]
+    fn halo_is_clipped_at_both_ends() {
+        let m = Mapping::Halo { chunk: 10, reach: 3 };
+        assert_eq!(m.touched(0, 25), 0..13);
+        assert_eq!(m.touched(1, 25), 7..23);
+        assert_eq!(m.touched(2, 25), 17..25);
+    }
+}

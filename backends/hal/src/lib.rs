@@ -1,0 +1,32 @@
+//! The contract between sterna and the devices it drives.
+//!
+//! A backend implements [`Device`]; the runtime calls it and nothing else. This crate names no platform and
+//! makes no decision: what really differs between devices is declared in [`Caps`], and the engine's strategy follows from that.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`place`](DevRange) | addresses, frames, and where bytes can be |
+//! | [`Caps`], [`DeviceInfo`] | what a device can do, and what it is |
+//! | [`Point`] | timelines: when something has happened |
+//! | [`Device`] | the trait itself, with the rules that both sides keep |
+//! | [`kernel`] | kernels: their code, their parameters, how groups map to elements |
+//! | `conformance` | one suite over `&dyn Device` (feature `conformance`) |
+//!
+//! Two rules hold for everything here. **Only [`Device::wait`] blocks.** And **a point that is reached means that the bytes
+//! are visible to plain loads of the host**, without further calls.
+
+mod caps;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod device;
+mod error;
+pub mod kernel;
+mod place;
+mod point;
+
+pub use caps::{Absent, Caps, DeviceInfo, DeviceKind, Memory, Role};
+pub use device::{Arg, Device, Groups, Launch};
+pub use error::{DeviceError, KernelError};
+pub use kernel::{KernelId, in_kernel};
+pub use place::{Access, CopyRun, DevAddr, DevRange, Edit, Frames, HostAt, Place, RegionId, Target};
+pub use point::{Fault, FaultBatch, Outcome, Point, Ticket};
