@@ -1,0 +1,133 @@
+//! A device that could not be simpler: runs the groups of a kernel's Rust form one after the other, in a shuffled order.
+
+#![allow(unsafe_code, reason = "hands raw arguments to Rust forms, as a backend does")]
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use bytemuck::Pod;
+use proptest::prelude::*;
+use sterna_hal::Access;
+use sterna_hal::kernel::{Group, Kernel, Params, RawArg};
+
+use crate::tile_rows;
+
+/// A buffer of a launch, borrowed as the launch will use it.
+pub(crate) struct Buf<'a> {
+    at: NonNull<u8>,
+    len: usize,
+    elem: usize,
+    writable: bool,
+    borrow: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Buf<'a> {
+    pub(crate) fn read<T: Pod>(x: &'a [T]) -> Self {
+        Self { at: NonNull::from(x).cast(), len: x.len(), elem: size_of::<T>(), writable: false, borrow: PhantomData }
+    }
+
+    pub(crate) fn write<T: Pod>(x: &'a mut [T]) -> Self {
+        let len = x.len();
+        Self { at: NonNull::from(x).cast(), len, elem: size_of::<T>(), writable: true, borrow: PhantomData }
+    }
+}
+
+/// Launches `kernel` with `bufs`. What is to be replaced entirely is filled with rubbish first.
+pub(crate) fn run<P: Params>(kernel: &Kernel<P>, seed: u64, bufs: &[Buf<'_>]) {
+    for (buf, desc) in bufs.iter().zip(&kernel.params()) {
+        if desc.access == Access::Write && buf.writable {
+            // SAFETY: made from an exclusive slice of so many bytes, whose elements are plain.
+            unsafe { buf.at.write_bytes(0xA5, buf.len * buf.elem) };
+        }
+    }
+    launch(kernel, seed, bufs);
+}
+
+/// Launches `kernel` with `bufs` as they are.
+pub(crate) fn launch<P: Params>(kernel: &Kernel<P>, seed: u64, bufs: &[Buf<'_>]) {
+    let descs = kernel.params();
+    assert_eq!(descs.len(), bufs.len());
+    let mut counts = bufs.iter().zip(&descs).filter_map(|(b, d)| d.mapping.groups(b.len as u64));
+    let groups = counts.next().expect("a parameter that says how many groups there are");
+    assert!(counts.all(|n| n == groups), "the buffers do not agree on the number of groups");
+
+    let mut args = vec![RawArg::Plain(kernel.value())];
+    for (buf, desc) in bufs.iter().zip(&descs) {
+        assert_eq!(buf.elem as u64, desc.elem);
+        assert!(buf.writable || desc.access == Access::Read);
+        args.push(RawArg::Buffer { at: buf.at, bytes: (buf.len * buf.elem) as u64, mapping: desc.mapping });
+    }
+
+    // Half of the launches have groups to spare, as where a device wants the grid rectangular: those must do nothing.
+    let grid = groups as u32 + 2 * (seed % 2) as u32;
+    let mut order: Vec<u32> = (0..grid).collect();
+    let mut random = Random(seed);
+    for i in (1..order.len()).rev() {
+        order.swap(i, random.below(i + 1));
+    }
+    let form = kernel.code().rust.expect("a Rust form");
+    for g in order {
+        // SAFETY: the value first, then the buffers in order, each borrowed for its parameter's access, of elements of its size
+        // (and so of its alignment: the tests' elements are numbers and arrays of them); one group at a time.
+        unsafe { form(Group::nth(g, [grid, 1, 1]), &args) };
+    }
+}
+
+/// Splitmix64.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// `len` numbers from −1 to 1.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| (random.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
+}
+
+/// A random sparse pattern, `row_ptr` and `col`: mostly short rows, some empty, a few long.
+pub(crate) fn graph(rows: usize, columns: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
+    let mut random = Random(seed);
+    let (mut row_ptr, mut col) = (vec![0], Vec::new());
+    for _ in 0..rows {
+        let entries = if random.below(500) == 0 { 700 } else { random.below(6) };
+        col.extend((0..entries).map(|_| random.below(columns) as u32));
+        row_ptr.push(col.len() as u32);
+    }
+    (row_ptr, col)
+}
+
+/// Lengths that try a chunk of `chunk` elements: none, one, about one chunk, anything up to three.
+pub(crate) fn lens(chunk: usize) -> impl Strategy<Value = usize> {
+    let border = (0_usize..=3, 0_usize..=2).prop_map(move |(n, d)| (n * chunk + d).saturating_sub(1));
+    prop_oneof![Just(0_usize), Just(1), border, 0..3 * chunk]
+}
+
+/// Width and height of planes that try the tiles of a kernel that looks `reach` rows up and down: no row, few rows, about one
+/// tile, about two.
+pub(crate) fn heights(reach: usize) -> impl Strategy<Value = (usize, usize)> {
+    prop_oneof![1_usize..4, 1_usize..80, 500_usize..3000].prop_flat_map(move |width| {
+        let tile = tile_rows(width, reach);
+        let about = move |n: usize| (n * tile).saturating_sub(1)..=n * tile + 1;
+        (Just(width), prop_oneof![0_usize..4, about(1), about(2)])
+    })
+}
+
+/// Asserts that no two elements differ by more than `tolerance`.
+#[track_caller]
+pub(crate) fn close(got: &[f32], expect: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expect.len());
+    for (i, (g, e)) in got.iter().zip(expect).enumerate() {
+        assert!((g - e).abs() <= tolerance, "element {i} is {g} and should be {e}");
+    }
+}
