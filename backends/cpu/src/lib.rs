@@ -1,1 +1,54 @@
-//! The CPU device.
+//! The CPU device of sterna: a compute device made of the host's own processors, with private, capped memory of its own and an
+//! MMU that really faults.
+//!
+//! It is what a program runs on where there is no GPU, and what the engine is tested on everywhere. Any number of devices can
+//! exist in one process; they share nothing. A device is made of:
+//!
+//! | part | what it is |
+//! |---|---|
+//! | memory | one memory file of the budget's size, mapped once; frames are handed out of it in grains |
+//! | window | a reservation of address space in which every page is absent until [`edit`](sterna_hal::Device::edit) maps device or host memory there |
+//! | compute queue (0) | launches, in order, on threads of its own |
+//! | copy queue (1) | copies larger than 1 MiB, on other threads of its own; smaller ones are done by the caller |
+//!
+//! A kernel accesses the window with plain loads and stores. An access to an absent page raises SIGSEGV in the worker that made
+//! it; the runtime's handler stops the worker, has the page brought in, and resumes it. This crate installs no handler.
+//!
+//! **Memory is recycled as it is.** A frame holds what its last user left in it; whoever hands frames to another owner clears
+//! them first (a copy from [`Place::Zero`](sterna_hal::Place)).
+//!
+//! **Fork.** The mapping of device memory that copies go through is not inherited by a forked child. The window is: a child
+//! sees what is mapped in it at that moment, shared with its parent, and must not use it. (Excluding every mapping of the window would
+//! make each edit markedly slower: it takes a second system call, and neighbours no longer merge without it.)
+//!
+//! Linux only. Elsewhere [`CpuDevice::new`] says so in an error.
+
+mod config;
+pub use config::CpuConfig;
+
+mod inject;
+pub use inject::Inject;
+
+#[cfg(target_os = "linux")]
+mod copy;
+#[cfg(target_os = "linux")]
+mod device;
+#[cfg(target_os = "linux")]
+mod frames;
+#[cfg(target_os = "linux")]
+mod launch;
+#[cfg(target_os = "linux")]
+mod memory;
+#[cfg(target_os = "linux")]
+mod sys;
+#[cfg(target_os = "linux")]
+mod timeline;
+#[cfg(target_os = "linux")]
+mod window;
+#[cfg(target_os = "linux")]
+pub use device::CpuDevice;
+
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::CpuDevice;

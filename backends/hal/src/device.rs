@@ -31,7 +31,7 @@ pub enum Arg<'a> {
 pub enum Groups<'a> {
     /// Every group.
     All,
-    /// Groups with these linear numbers.
+    /// Groups with linear numbers from the first up to, but not including, the second.
     Range(u32, u32),
     /// These groups, by linear number (replay after [`Outcome::Missed`]).
     List(&'a [u32]),

@@ -1,0 +1,221 @@
+//! The copy queue.
+//!
+//! **Guarantee:** a copy starts when its `after` points are reached and its own point is reached when all its bytes have
+//! arrived; points are reached in the order of the calls. Bytes move between the base mapping of device memory and the bases of
+//! host regions, never through a window, so a copy never faults on an absent page.
+//!
+//! **How:** a batch is cut into equal contiguous shares, one a thread; a share of one run is one `memcpy`, as long as can be, so that it uses
+//! non-temporal stores. The threads start with the first batch and sleep while there is none.
+//!
+//! **States of a batch:** queued (some share not taken), running (all taken), finished (all done), reached (and so are all
+//! before it). Changed by the threads, under the lock.
+//!
+//! **Locks:** `state`, for list operations only; never over a copy or a wait for other points. A thread that waits for `after`
+//! holds up the batches behind it and nothing else: shares are taken in order, so whatever an `after` of this queue names is
+//! done or in the hands of another thread.
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use parking_lot::{Condvar, Mutex};
+use smallvec::SmallVec;
+use sterna_hal::{DeviceError, Point};
+
+use crate::timeline::{COPY, Signals};
+
+/// Up to this size a batch is copied by the caller: handing it over would take longer than it saves.
+pub(crate) const INLINE: u64 = 1 << 20;
+
+/// One run with its places resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    /// `None` stands for zeros.
+    pub(crate) from: Option<NonNull<u8>>,
+    pub(crate) to: NonNull<u8>,
+    pub(crate) bytes: usize,
+}
+
+/// The runs of a batch.
+pub(crate) type Pieces = SmallVec<[Piece; 4]>;
+
+// SAFETY: addresses of memory that the caller of `copy` leaves alone until the point is reached.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+impl Piece {
+    /// Copies bytes `start .. end` of the run.
+    ///
+    /// # Safety
+    /// Both places are valid for the run's length and do not overlap; nobody else uses that part of the destination or writes
+    /// that part of the source.
+    pub(crate) unsafe fn copy(&self, start: usize, end: usize) {
+        debug_assert!(start <= end && end <= self.bytes);
+        // SAFETY: the caller's.
+        unsafe {
+            let to = self.to.add(start);
+            match self.from {
+                Some(from) => to.copy_from_nonoverlapping(from.add(start), end - start),
+                None => to.write_bytes(0, end - start),
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Batch {
+    pieces: Pieces,
+    total: usize,
+    shares: u32,
+    left: AtomicU32,
+    after: SmallVec<[Point; 4]>,
+    value: u64,
+}
+
+impl Batch {
+    /// # Safety
+    /// Each share is done once; otherwise as [`sterna_hal::Device::copy`].
+    unsafe fn copy_share(&self, share: u32) {
+        let each = self.total.div_ceil(self.shares as usize).next_multiple_of(4096);
+        let (start, end) = (each * share as usize, (each * (share as usize + 1)).min(self.total));
+        let mut base = 0;
+        for p in &self.pieces {
+            let (from, to) = (start.max(base), end.min(base + p.bytes));
+            if from < to {
+                // SAFETY: shares are disjoint; the rest is the caller's.
+                unsafe { p.copy(from - base, to - base) };
+            }
+            base += p.bytes;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Batches with shares that nobody has taken.
+    queued: VecDeque<Arc<Batch>>,
+    /// The next share of the first queued batch.
+    next_share: u32,
+    /// Batches not yet reached, in order: value, and whether it is finished.
+    unreached: VecDeque<(u64, bool)>,
+    issued: u64,
+    closing: bool,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Copier {
+    state: Mutex<State>,
+    work: Condvar,
+    signals: Arc<Signals>,
+    threads: usize,
+    name: String,
+}
+
+impl Copier {
+    pub(crate) fn new(signals: Arc<Signals>, threads: usize, name: String) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), work: Condvar::new(), signals, threads, name })
+    }
+
+    /// Queues a batch that is not empty.
+    pub(crate) fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
+        let total: usize = pieces.iter().map(|p| p.bytes).sum();
+        let mut state = self.state.lock();
+        self.start(&mut state)?;
+        // No more shares than there are pages.
+        let shares = state.threads.len().min(total.div_ceil(4096)).max(1) as u32;
+        state.issued += 1;
+        let value = state.issued;
+        let (left, after) = (AtomicU32::new(shares), SmallVec::from_slice(after));
+        state.queued.push_back(Arc::new(Batch { pieces, total, shares, left, after, value }));
+        state.unreached.push_back((value, false));
+        drop(state);
+        self.work.notify_all();
+        Ok(Point { queue: COPY, value })
+    }
+
+    fn start(self: &Arc<Self>, state: &mut State) -> Result<(), DeviceError> {
+        while state.threads.len() < self.threads {
+            let this = Arc::clone(self);
+            let name = format!("{}-c{}", self.name, state.threads.len());
+            match Builder::new().name(name).spawn(move || this.work()) {
+                Ok(thread) => state.threads.push(thread),
+                // Fewer threads do as well, if slower.
+                Err(_) if !state.threads.is_empty() => break,
+                Err(e) => return Err(DeviceError::os("pthread_create", &e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&self) {
+        while let Some((batch, share)) = self.take() {
+            self.signals.wait_all(&batch.after);
+            // On a lost device there is nothing left to copy to or from; points are reached so that nobody waits for them.
+            if !self.signals.is_lost() {
+                // SAFETY: this share was taken by this thread alone; places were checked, the rest is the promise of `copy`.
+                unsafe { batch.copy_share(share) };
+            }
+            if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.finish(&batch);
+            }
+        }
+    }
+
+    /// The next share, or `None` when the device is closing and nothing is left.
+    fn take(&self) -> Option<(Arc<Batch>, u32)> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(batch) = state.queued.front().cloned() {
+                let share = state.next_share;
+                state.next_share += 1;
+                if state.next_share == batch.shares {
+                    state.queued.pop_front();
+                    state.next_share = 0;
+                }
+                return Some((batch, share));
+            }
+            if state.closing {
+                return None;
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    fn finish(&self, batch: &Batch) {
+        let delay = self.signals.inject.delay();
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+        let mut state = self.state.lock();
+        if let Some(entry) = state.unreached.iter_mut().find(|e| e.0 == batch.value) {
+            entry.1 = true;
+        }
+        let mut reached = None;
+        while let Some((value, true)) = state.unreached.front() {
+            reached = Some(*value);
+            state.unreached.pop_front();
+        }
+        // Under the lock, so that values are published in order.
+        if let Some(value) = reached {
+            self.signals.copy().reach(value);
+        }
+    }
+
+    /// Finishes what is queued and ends the threads.
+    pub(crate) fn close(&self) {
+        let threads = {
+            let mut state = self.state.lock();
+            state.closing = true;
+            std::mem::take(&mut state.threads)
+        };
+        self.work.notify_all();
+        for thread in threads {
+            // The threads run no code that panics; there is nobody to tell if one did.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The device: puts the parts together and checks what comes in.
+//!
+//! **Guarantee:** numbers that make no sense (places outside memory, ranges outside the window, unknown kernels) give a typed
+//! error and touch nothing. No method blocks but `wait`; a copy of up to 1 MiB is done by the caller when nothing holds it up.
+//!
+//! **States:** present, then lost, for good. [`CpuDevice::lose`](CpuDevice::lose) changes it. A lost device refuses every call
+//! except those that give something back; launches that had not ended end as lost, every point is reached in the end, and
+//! kernels that stopped at an absent page may be resumed: all of the window is scratch memory then.
+//!
+//! **Locks:** those of the parts, none held across two parts; `regions` around the list of host regions.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use sterna_hal::kernel::Code;
+use sterna_hal::{
+    Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
+    HostAt, KernelId, Launch, Memory, Outcome, Place, Point, RegionId, Role, Target, Ticket, in_kernel,
+};
+
+use crate::copy::{Copier, INLINE, Piece, Pieces};
+use crate::inject::Count;
+use crate::launch::{Compute, OwnArg, OwnArgs};
+use crate::memory::DeviceMemory;
+use crate::sys::{self, BLOCK};
+use crate::timeline::{Signals, Waited};
+use crate::window::{Entry, Window};
+use crate::{CpuConfig, Inject};
+
+/// More threads than this do not copy faster.
+const COPY_THREADS: usize = 8;
+
+/// A compute device made of the host's processors. See the [crate](crate) for what it is made of.
+///
+/// Dropping it joins its threads and gives everything back. Launches that have not ended by then end as on a lost device.
+#[derive(Debug)]
+pub struct CpuDevice {
+    info: DeviceInfo,
+    caps: Caps,
+    host_readable: bool,
+    signals: Arc<Signals>,
+    compute: Arc<Compute>,
+    copier: Arc<Copier>,
+    /// `None` only while being dropped.
+    pool: Option<ThreadPool>,
+    workers: Vec<JoinHandle<()>>,
+    regions: RwLock<Vec<Region>>,
+    window: Window,
+    memory: DeviceMemory,
+}
+
+/// Host storage that was announced.
+#[derive(Debug)]
+struct Region {
+    base: NonNull<u8>,
+    bytes: u64,
+    fd: OwnedFd,
+}
+
+// SAFETY: an address and a file, both valid while the device exists by the promise of `attach_host`.
+unsafe impl Send for Region {}
+// SAFETY: as above; the bytes are accessed by copies alone, which have their own promise.
+unsafe impl Sync for Region {}
+
+impl CpuDevice {
+    /// Makes device `cpu:{index}`.
+    ///
+    /// # Errors
+    /// A configuration that makes no sense, or limits of the system; the text says which.
+    pub fn new(index: u32, config: CpuConfig) -> Result<Self, DeviceError> {
+        let CpuConfig { grain, .. } = config;
+        if !grain.is_power_of_two() || grain < sys::page_size().max(4096) || grain > BLOCK {
+            let text =
+                format!("a grain of {grain} bytes; it is a power of two from {} to {BLOCK}", sys::page_size().max(4096));
+            return Err(sys::invalid("CpuDevice::new", text));
+        }
+        if config.absent == Absent::Reports {
+            return Err(sys::invalid("CpuDevice::new", "the CPU device faults; it does not report misses"));
+        }
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let count = if config.workers == 0 { processors } else { config.workers };
+        let memory = DeviceMemory::new(config.memory, grain)?;
+        let window = Window::new(config.window)?;
+        let (id, prefix) = (format!("cpu:{index}"), format!("sterna-cpu{index}"));
+        let signals = Arc::new(Signals::new(id.clone()));
+        let (pool, workers) = start_workers(&prefix, count)?;
+        let faults = config.absent == Absent::Faults;
+        let caps = Caps {
+            absent: config.absent,
+            grain,
+            queued_edits: false,
+            map_host: config.map_host,
+            read_only: true,
+            max_reservation: window.bytes(),
+            min_frames: if faults { min_frames(count) } else { 0 },
+            queues: vec![Role::Compute, Role::Copy],
+        };
+        let name = format!("CPU, {count} worker{}", if count == 1 { "" } else { "s" });
+        Ok(Self {
+            info: DeviceInfo { id, name, kind: DeviceKind::Cpu },
+            caps,
+            host_readable: config.host_readable,
+            compute: Compute::new(Arc::clone(&signals), count),
+            copier: Copier::new(Arc::clone(&signals), processors.min(COPY_THREADS), prefix),
+            signals,
+            pool: Some(pool),
+            workers,
+            regions: RwLock::default(),
+            window,
+            memory,
+        })
+    }
+
+    /// Faults on demand and counters, for tests.
+    #[must_use]
+    pub fn inject(&self) -> Inject<'_> {
+        Inject { device: self, triggers: &self.signals.inject }
+    }
+
+    /// Loses the device, as if it had been unplugged: every later call says so, running launches end as lost, waiters return.
+    /// Only `free` and `unreserve` are still accepted. [`frames_base`](Device::frames_base) stays readable; what it shows
+    /// counts for nothing.
+    ///
+    /// A kernel that stopped at an absent page can be resumed afterwards: every page of the window is present then, as scratch memory.
+    pub fn lose(&self) {
+        self.signals.inject.set_lost();
+        // Without scratch memory (no descriptors left) a stopped kernel cannot go on; everything else is as it should be.
+        let _ = self.window.ruin();
+        self.signals.wake_everyone();
+    }
+
+    fn present(&self) -> Result<(), DeviceError> {
+        if self.signals.is_lost() { Err(DeviceError::Lost(self.signals.loss())) } else { Ok(()) }
+    }
+
+    fn host(&self, call: &'static str, regions: &[Region], at: HostAt, bytes: u64) -> Result<NonNull<u8>, DeviceError> {
+        let outside = || sys::invalid(call, format!("{bytes} bytes at {at:?} are outside every host region"));
+        let region = regions.get(at.region.0 as usize).ok_or_else(outside)?;
+        if at.offset.checked_add(bytes).is_none_or(|end| end > region.bytes) {
+            return Err(outside());
+        }
+        // SAFETY: inside the region, as just checked.
+        Ok(unsafe { region.base.add(sys::to_usize(at.offset)) })
+    }
+
+    fn place(&self, regions: &[Region], place: Place, bytes: u64) -> Result<Option<NonNull<u8>>, DeviceError> {
+        match place {
+            Place::Frames { first, offset } => self.memory.pointer(first, offset, bytes).map(Some),
+            Place::Host(at) => self.host("copy", regions, at, bytes).map(Some),
+            Place::Zero => Ok(None),
+        }
+    }
+
+    fn pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
+        let regions = self.regions.read();
+        let piece = |run: &CopyRun| {
+            let from = self.place(&regions, run.from, run.bytes)?;
+            let to = self.place(&regions, run.to, run.bytes)?;
+            let to = to.ok_or_else(|| sys::invalid("copy", "zeros are a source only"))?;
+            Ok(Piece { from, to, bytes: sys::to_usize(run.bytes) })
+        };
+        runs.iter().filter(|r| r.bytes > 0).map(piece).collect()
+    }
+
+    fn entry<'a>(&'a self, regions: &'a [Region], edit: &Edit) -> Result<(DevRange, Entry<'a>), DeviceError> {
+        let Edit { at, to, access } = *edit;
+        self.window.pointer("edit", at)?;
+        let uneven = |n: u64| !n.is_multiple_of(self.caps.grain);
+        if at.bytes == 0 || uneven(at.at.0) || uneven(at.bytes) {
+            return Err(sys::invalid("edit", format!("{at:x?} is not made of grains of {}", self.caps.grain)));
+        }
+        let writable = access.writes();
+        let entry = match to {
+            Target::Absent => Entry::Absent,
+            Target::Frames { first } => {
+                let offset = self.memory.offset("edit", first, 0, at.bytes)?;
+                Entry::File { fd: self.memory.fd(), offset, writable, populate: true }
+            }
+            Target::Host(_) if !self.caps.map_host => {
+                return Err(sys::invalid("edit", "this device cannot map host storage"));
+            }
+            Target::Host(host) => {
+                self.host("edit", regions, host, at.bytes)?;
+                if !host.offset.is_multiple_of(sys::page_size()) {
+                    return Err(sys::invalid("edit", format!("{host:?} is not at the start of a page")));
+                }
+                // Not populated: that would give host memory to every page of the range, touched or not.
+                let fd = regions[host.region.0 as usize].fd.as_fd();
+                Entry::File { fd, offset: host.offset, writable, populate: false }
+            }
+        };
+        Ok((at, entry))
+    }
+}
+
+/// Grains that must be free so that every worker can finish the instruction it is at.
+///
+/// An instruction with two memory operands (a string move) can need four pages at once: its source and its destination may each
+/// straddle a border. That many must be present together, or workers evict each other's pages forever. It is a matter of borders
+/// and not of bytes, so it is the same for grains of every size. (Gathers need more, but go on where they stopped.) Four more keep
+/// an eviction from having to take what was just brought in.
+fn min_frames(workers: usize) -> u32 {
+    u32::try_from(workers).unwrap_or(u32::MAX / 8) * 4 + 4
+}
+
+/// Worker threads, with their handles: rayon itself would not join them.
+fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHandle<()>>), DeviceError> {
+    let handles = Mutex::new(Vec::with_capacity(count));
+    let built = ThreadPoolBuilder::new()
+        .num_threads(count)
+        .spawn_handler(|worker| {
+            let named = thread::Builder::new().name(format!("{prefix}-{}", worker.index()));
+            let handle = named.spawn(move || {
+                unblock_faults();
+                worker.run();
+            })?;
+            handles.lock().push(handle);
+            Ok(())
+        })
+        .build();
+    let handles = handles.into_inner();
+    match built {
+        Ok(pool) => Ok((pool, handles)),
+        Err(error) => {
+            // The workers that did start end by themselves: their pool is gone.
+            handles.into_iter().for_each(|h| drop(h.join()));
+            Err(DeviceError::Driver { call: "pthread_create", code: libc::EAGAIN, text: error.to_string() })
+        }
+    }
+}
+
+/// A worker must be able to take the signal of an absent page, whatever the thread that made it had blocked.
+fn unblock_faults() {
+    // SAFETY: an initialised set on the stack; changes this thread's mask only.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGSEGV);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+impl Device for CpuDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.state()
+    }
+
+    unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
+        self.present()?;
+        // A descriptor of our own, so that entries stay possible however the caller treats its own.
+        let fd = sys::dup(memfd)?;
+        let mut regions = self.regions.write();
+        regions.push(Region { base, bytes, fd });
+        Ok(RegionId(regions.len() as u32 - 1))
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
+        self.present()?;
+        self.window.reserve(bytes)
+    }
+
+    unsafe fn unreserve(&self, range: DevRange) {
+        // SAFETY: the caller's.
+        unsafe { self.window.unreserve(range) }
+    }
+
+    fn alloc(&self, _place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
+        self.present()?;
+        if grains == 0 {
+            return Ok(());
+        }
+        if self.signals.inject.alloc_fails() {
+            return Err(self.memory.exhausted(grains));
+        }
+        self.memory.alloc(grains, out)
+    }
+
+    unsafe fn free(&self, frames: &[Frames]) {
+        self.memory.free(frames);
+    }
+
+    fn frames_base(&self) -> Option<NonNull<u8>> {
+        self.host_readable.then(|| self.memory.base())
+    }
+
+    unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
+        self.present()?;
+        self.signals.check_points("edit", after)?;
+        if !self.signals.all_reached(after) {
+            return Err(sys::invalid("edit", "edits happen at once: every point in `after` must be reached"));
+        }
+        let inject = &self.signals.inject;
+        let regions = self.regions.read();
+        let entries = edits.iter().map(|edit| {
+            if inject.edit_fails() {
+                return Err(sys::injected("edit"));
+            }
+            let entry = self.entry(&regions, edit);
+            inject.add(Count::Edits, u64::from(entry.is_ok()));
+            entry
+        });
+        // SAFETY: the caller's.
+        unsafe { self.window.edit(entries, || inject.add(Count::Mappings, 1))? };
+        // Lost meanwhile: the window did not take the edits.
+        self.present()?;
+        Ok(Point::REACHED)
+    }
+
+    unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
+        self.present()?;
+        self.signals.check_points("copy", after)?;
+        let pieces = self.pieces(runs)?;
+        let inject = &self.signals.inject;
+        if inject.copy_fails() {
+            return Err(sys::injected("copy"));
+        }
+        let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
+        let point = if total <= INLINE && inject.delay().is_zero() && self.signals.all_reached(after) {
+            for p in &pieces {
+                // SAFETY: places are inside memory and regions; the rest is the caller's.
+                unsafe { p.copy(0, p.bytes) };
+            }
+            Point::REACHED
+        } else {
+            self.copier.queue(pieces, after)?
+        };
+        inject.add(Count::Copies, 1);
+        inject.add(Count::CopyBytes, total);
+        Ok(point)
+    }
+
+    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+        self.present()?;
+        self.compute.load(code)
+    }
+
+    unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
+        self.present()?;
+        self.signals.check_points("submit", after)?;
+        if self.signals.inject.submit_fails() {
+            return Err(sys::injected("submit"));
+        }
+        let Some(pool) = &self.pool else { return Err(DeviceError::Lost(self.signals.loss())) };
+        let own = |arg: &Arg<'_>| match *arg {
+            Arg::Range { at, mapping, .. } => {
+                Ok(OwnArg::Buffer { at: self.window.pointer("submit", at)?, bytes: at.bytes, mapping })
+            }
+            Arg::Plain(bytes) => Ok(OwnArg::Plain(bytes.into())),
+        };
+        let args = launch.args.iter().map(own).collect::<Result<OwnArgs, DeviceError>>()?;
+        let ticket = self.compute.submit(pool, launch.kernel, launch.grid, launch.groups, args, after)?;
+        self.signals.inject.add(Count::Submits, 1);
+        Ok(ticket)
+    }
+
+    fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+        self.compute.outcome(done)
+    }
+
+    fn reached(&self, point: Point) -> bool {
+        self.signals.queue(point).is_some_and(|q| q.is_reached(point.value))
+    }
+
+    fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        self.signals.check_points("wait", &[point])?;
+        if self.reached(point) {
+            return Ok(true);
+        }
+        if in_kernel() {
+            let text = "a kernel waited for its own device".into();
+            return Err(DeviceError::Driver { call: "wait", code: libc::EDEADLK, text });
+        }
+        let Some(queue) = self.signals.queue(point) else { return Ok(false) };
+        match queue.wait(point.value, Some(timeout), self.signals.inject.lost_flag()) {
+            Waited::Reached => Ok(true),
+            Waited::TimedOut => Ok(false),
+            Waited::Lost => Err(DeviceError::Lost(self.signals.loss())),
+        }
+    }
+
+    fn window(&self) -> Option<Range<usize>> {
+        (self.caps.absent == Absent::Faults).then(|| self.window.addresses())
+    }
+}
+
+impl Drop for CpuDevice {
+    fn drop(&mut self) {
+        if self.compute.busy() {
+            self.lose();
+        }
+        self.copier.close();
+        drop(self.pool.take());
+        for worker in self.workers.drain(..) {
+            // A device dropped by one of its own workers cannot wait for that one.
+            if worker.thread().id() != thread::current().id() {
+                let _ = worker.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Faults on demand, and counters: what tests of the engine need of a device.
+//!
+//! **Guarantee:** nothing here changes what a device does unless a test asks for it; a check costs one relaxed load.
+//!
+//! **States:** each trigger holds the number of calls that still succeed, or a negative number when it is off. It turns itself
+//! off when it fires. Anyone may set one at any time. No locks.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use crate::CpuDevice;
+
+/// Makes a device fail when told to, and counts what it does. Got from [`CpuDevice::inject`].
+#[derive(Clone, Copy, Debug)]
+pub struct Inject<'a> {
+    pub(crate) device: &'a CpuDevice,
+    pub(crate) triggers: &'a Triggers,
+}
+
+/// The state behind [`Inject`].
+#[derive(Debug)]
+pub(crate) struct Triggers {
+    alloc: Trigger,
+    copy: Trigger,
+    edit: Trigger,
+    submit: Trigger,
+    delay_nanos: AtomicU64,
+    lost: AtomicBool,
+    counts: [AtomicU64; 5],
+}
+
+#[derive(Debug)]
+struct Trigger(AtomicI64);
+
+impl Trigger {
+    const fn off() -> Self {
+        Self(AtomicI64::new(-1))
+    }
+
+    fn arm(&self, n: u64) {
+        self.0.store(i64::try_from(n).unwrap_or(i64::MAX), SeqCst);
+    }
+
+    /// Whether this call is the one that fails.
+    fn fires(&self) -> bool {
+        self.0.load(Relaxed) >= 0 && self.0.fetch_update(SeqCst, SeqCst, |left| (left >= 0).then(|| left - 1)) == Ok(0)
+    }
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count {
+    Edits,
+    Mappings,
+    Copies,
+    CopyBytes,
+    Submits,
+}
+
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no device to inject into"))]
+impl Triggers {
+    pub(crate) fn new() -> Self {
+        Self {
+            alloc: Trigger::off(),
+            copy: Trigger::off(),
+            edit: Trigger::off(),
+            submit: Trigger::off(),
+            delay_nanos: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            counts: [const { AtomicU64::new(0) }; 5],
+        }
+    }
+
+    fn count(&self, what: Count) -> u64 {
+        self.counts[what as usize].load(Relaxed)
+    }
+
+    pub(crate) fn add(&self, what: Count, n: u64) {
+        self.counts[what as usize].fetch_add(n, Relaxed);
+    }
+
+    pub(crate) fn alloc_fails(&self) -> bool {
+        self.alloc.fires()
+    }
+
+    pub(crate) fn copy_fails(&self) -> bool {
+        self.copy.fires()
+    }
+
+    pub(crate) fn edit_fails(&self) -> bool {
+        self.edit.fires()
+    }
+
+    pub(crate) fn submit_fails(&self) -> bool {
+        self.submit.fires()
+    }
+
+    pub(crate) fn delay(&self) -> Duration {
+        Duration::from_nanos(self.delay_nanos.load(Relaxed))
+    }
+
+    pub(crate) fn set_lost(&self) {
+        self.lost.store(true, SeqCst);
+    }
+
+    /// The flag itself, for loops that look at it often.
+    pub(crate) fn lost_flag(&self) -> &AtomicBool {
+        &self.lost
+    }
+}
+
+impl Inject<'_> {
+    /// The `n`-th next allocation fails with `OutOfMemory`; 0 is the very next one. Once.
+    pub fn fail_alloc(self, n: u64) {
+        self.triggers.alloc.arm(n);
+    }
+
+    /// The `n`-th next copy fails with a driver error and copies nothing; 0 is the very next one. Once.
+    pub fn fail_copy(self, n: u64) {
+        self.triggers.copy.arm(n);
+    }
+
+    /// The `n`-th next entry handed to `edit` fails with a driver error, those before it in the same call having been made;
+    /// 0 is the very next one. Once.
+    pub fn fail_edit(self, n: u64) {
+        self.triggers.edit.arm(n);
+    }
+
+    /// The `n`-th next launch is refused with a driver error; 0 is the very next one. Once.
+    pub fn fail_submit(self, n: u64) {
+        self.triggers.submit.arm(n);
+    }
+
+    /// From now on every copy's point is reached this much later than its bytes have arrived. Zero turns it off.
+    pub fn delay_copies(self, by: Duration) {
+        self.triggers.delay_nanos.store(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// Entries changed by `edit`.
+    pub fn edits(self) -> u64 {
+        self.triggers.count(Count::Edits)
+    }
+
+    /// System calls that `edit` made for them.
+    pub fn mappings(self) -> u64 {
+        self.triggers.count(Count::Mappings)
+    }
+
+    /// Calls of `copy` that were accepted.
+    pub fn copies(self) -> u64 {
+        self.triggers.count(Count::Copies)
+    }
+
+    /// Bytes of the accepted copies.
+    pub fn copy_bytes(self) -> u64 {
+        self.triggers.count(Count::CopyBytes)
+    }
+
+    /// Launches that were accepted.
+    pub fn submits(self) -> u64 {
+        self.triggers.count(Count::Submits)
+    }
+
+    /// Whether the device is lost.
+    pub fn is_lost(self) -> bool {
+        self.triggers.lost.load(SeqCst)
+    }
+
+    /// Loses the device: [`CpuDevice::lose`].
+    pub fn lose(self) {
+        self.device.lose();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trigger_fires_once_at_its_number() {
+        let t = Trigger::off();
+        assert!(!t.fires());
+        t.arm(2);
+        assert_eq!([(); 5].map(|()| t.fires()), [false, false, true, false, false]);
+        t.arm(0);
+        assert!(t.fires() && !t.fires());
+    }
+}

@@ -1,0 +1,248 @@
+//! The compute queue: launches, in order, on the device's own workers.
+//!
+//! **Guarantee:** launches run one after another in the order of their submission; each group of a launch runs exactly once,
+//! on some worker, marked [`InKernel`]. A panic in a kernel ends that launch as failed and no other.
+//!
+//! **States of a launch:** queued, running, ended (its point is reached). Failures are kept until `outcome` takes them; a launch
+//! that went well leaves nothing behind. `active` says that a *drain* job is on its way through the queue: set by the submitter
+//! that finds it clear, cleared by the drain job that finds the queue empty, both under the queue's lock.
+//!
+//! **Locks:** `queue` for list operations, `failures` and `kernels` for single accesses; none is held while a kernel runs or a
+//! point is waited for, and no two at once.
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
+
+use parking_lot::{Mutex, RwLock};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use smallvec::SmallVec;
+use sterna_hal::kernel::{Code, Group, InKernel, Mapping, RawArg, RustForm};
+use sterna_hal::{DeviceError, Groups, KernelError, KernelId, Outcome, Point, Ticket};
+
+use crate::sys;
+use crate::timeline::{COMPUTE, Signals};
+
+/// An argument, copied.
+#[derive(Debug)]
+pub(crate) enum OwnArg {
+    Buffer { at: NonNull<u8>, bytes: u64, mapping: Mapping },
+    Plain(SmallVec<[u8; 32]>),
+}
+
+/// The arguments of a launch, copied.
+pub(crate) type OwnArgs = SmallVec<[OwnArg; 6]>;
+
+#[derive(Debug)]
+enum Part {
+    Range(u32, u32),
+    List(Box<[u32]>),
+}
+
+#[derive(Debug)]
+struct Task {
+    form: RustForm,
+    grid: [u32; 3],
+    part: Part,
+    args: OwnArgs,
+    /// Points of other queues only: those of this one are reached anyway.
+    after: SmallVec<[Point; 2]>,
+    value: u64,
+}
+
+// SAFETY: the addresses in it are of the window, where only kernels access them, on whichever worker runs them.
+unsafe impl Send for Task {}
+
+#[derive(Debug, Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    active: bool,
+    submitted: u64,
+}
+
+#[derive(Debug, Default)]
+struct Kernels {
+    forms: Vec<RustForm>,
+    ids: HashMap<Code, KernelId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Compute {
+    queue: Mutex<Queue>,
+    failures: Mutex<HashMap<u64, KernelError>>,
+    /// How many failures are kept: `outcome` need not lock while there are none.
+    failed: AtomicUsize,
+    kernels: RwLock<Kernels>,
+    signals: Arc<Signals>,
+    workers: usize,
+}
+
+impl Compute {
+    pub(crate) fn new(signals: Arc<Signals>, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            queue: Mutex::default(),
+            failures: Mutex::default(),
+            failed: AtomicUsize::new(0),
+            kernels: RwLock::default(),
+            signals,
+            workers,
+        })
+    }
+
+    pub(crate) fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+        let form = code.rust.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "Rust" })?;
+        if let Some(id) = self.kernels.read().ids.get(code) {
+            return Ok(*id);
+        }
+        let mut kernels = self.kernels.write();
+        let Kernels { forms, ids } = &mut *kernels;
+        Ok(*ids.entry(*code).or_insert_with(|| {
+            forms.push(form);
+            KernelId(forms.len() as u32 - 1)
+        }))
+    }
+
+    /// Queues a launch whose arguments were checked.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        pool: &ThreadPool,
+        kernel: KernelId,
+        grid: [u32; 3],
+        groups: Groups<'_>,
+        args: OwnArgs,
+        after: &[Point],
+    ) -> Result<Ticket, DeviceError> {
+        let form = self.kernels.read().forms.get(kernel.0 as usize).copied();
+        let form = form.ok_or_else(|| sys::invalid("submit", format!("{kernel:?} was not loaded on this device")))?;
+        let part = part_of(grid, groups)?;
+        let after = after.iter().copied().filter(|p| p.queue != COMPUTE).collect();
+        let mut task = Task { form, grid, part, args, after, value: 0 };
+        let mut queue = self.queue.lock();
+        queue.submitted += 1;
+        let value = queue.submitted;
+        task.value = value;
+        queue.tasks.push_back(task);
+        let idle = !std::mem::replace(&mut queue.active, true);
+        drop(queue);
+        if idle {
+            let this = Arc::clone(self);
+            pool.spawn(move || this.drain());
+        }
+        Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
+    }
+
+    pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
+        debug_assert!(self.signals.compute().is_reached(done.point.value), "asked before the launch has ended");
+        if self.failed.load(Acquire) == 0 {
+            return Outcome::Done;
+        }
+        match self.failures.lock().remove(&done.id) {
+            Some(error) => {
+                self.failed.fetch_sub(1, AcqRel);
+                Outcome::Failed(error)
+            }
+            None => Outcome::Done,
+        }
+    }
+
+    /// Whether launches are queued or running.
+    pub(crate) fn busy(&self) -> bool {
+        let submitted = self.queue.lock().submitted;
+        !self.signals.compute().is_reached(submitted)
+    }
+
+    /// Runs what is queued until nothing is left. On a worker.
+    fn drain(&self) {
+        loop {
+            let task = {
+                let mut queue = self.queue.lock();
+                match queue.tasks.pop_front() {
+                    Some(task) => task,
+                    None => {
+                        queue.active = false;
+                        return;
+                    }
+                }
+            };
+            // Copies have threads of their own: this holds up launches and nothing that they could depend on.
+            self.signals.wait_all(&task.after);
+            if let Err(error) = self.run(&task) {
+                self.failed.fetch_add(1, AcqRel);
+                self.failures.lock().insert(task.value, error);
+            }
+            self.signals.compute().reach(task.value);
+        }
+    }
+
+    fn run(&self, task: &Task) -> Result<(), KernelError> {
+        let args: SmallVec<[RawArg<'_>; 6]> = task
+            .args
+            .iter()
+            .map(|a| match a {
+                OwnArg::Buffer { at, bytes, mapping } => RawArg::Buffer { at: *at, bytes: *bytes, mapping: *mapping },
+                OwnArg::Plain(bytes) => RawArg::Plain(bytes),
+            })
+            .collect();
+        let (form, grid, args) = (task.form, task.grid, Args(&args));
+        let lost = self.signals.inject.lost_flag();
+        let group = |n: u32| {
+            // A lost device starts no group: the memory behind its window is gone.
+            if !lost.load(Relaxed) {
+                // SAFETY: the arguments fit the kernel, by the promise of `submit`; the list of groups names each once.
+                unsafe { form(Group::nth(n, grid), args.get()) };
+            }
+        };
+        let ended = catch_unwind(AssertUnwindSafe(|| match &task.part {
+            Part::Range(first, end) if self.workers == 1 || end - first < 2 => {
+                let _mark = InKernel::enter();
+                (*first..*end).for_each(group);
+            }
+            // Marked per task, not per device thread: a worker may do other work for rayon between two tasks.
+            Part::Range(first, end) => {
+                (*first..*end).into_par_iter().for_each_init(InKernel::enter, |_, n| group(n));
+            }
+            Part::List(list) => list.par_iter().for_each_init(InKernel::enter, |_, n| group(*n)),
+        }));
+        match ended {
+            Err(panic) => Err(KernelError::Panicked(message(panic.as_ref()))),
+            Ok(()) if self.signals.is_lost() => Err(KernelError::Lost(self.signals.loss())),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Arguments that workers share.
+#[derive(Clone, Copy)]
+struct Args<'a>(&'a [RawArg<'a>]);
+
+// SAFETY: only kernels look behind the addresses, and their parameters say what may be shared.
+unsafe impl Sync for Args<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Args<'_> {}
+
+impl<'a> Args<'a> {
+    /// A method, so that closures capture the whole and not the field.
+    fn get(self) -> &'a [RawArg<'a>] {
+        self.0
+    }
+}
+
+fn part_of(grid: [u32; 3], groups: Groups<'_>) -> Result<Part, DeviceError> {
+    let count = grid.iter().try_fold(1_u32, |n, g| n.checked_mul(*g)).filter(|n| *n > 0);
+    let count = count.ok_or_else(|| sys::invalid("submit", format!("a grid of {grid:?} groups")))?;
+    match groups {
+        Groups::All => Ok(Part::Range(0, count)),
+        Groups::Range(first, end) if first <= end && end <= count => Ok(Part::Range(first, end)),
+        Groups::List(list) if list.iter().all(|n| *n < count) => Ok(Part::List(list.into())),
+        Groups::Range(..) | Groups::List(_) => Err(sys::invalid("submit", format!("groups outside a grid of {count}"))),
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a value that is no text".into())
+}

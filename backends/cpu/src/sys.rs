@@ -1,0 +1,172 @@
+//! The few system calls that the device needs, with their results checked.
+//!
+//! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. No state, no locks.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use sterna_hal::DeviceError;
+
+/// The unit that the kernel maps in one piece where it can, and to which ranges are aligned.
+pub(crate) const BLOCK: u64 = 2 << 20;
+
+/// Fails because of what the caller passed.
+pub(crate) fn invalid(call: &'static str, text: impl Into<String>) -> DeviceError {
+    DeviceError::Driver { call, code: libc::EINVAL, text: text.into() }
+}
+
+/// Fails because a test asked for it.
+pub(crate) fn injected(call: &'static str) -> DeviceError {
+    DeviceError::Driver { call, code: libc::EIO, text: "failure injected by a test".into() }
+}
+
+pub(crate) fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a 64-bit host")
+}
+
+/// The last failed call, with a remedy if it ran out of memory.
+fn failed(call: &'static str, remedy: &str) -> DeviceError {
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => DeviceError::Driver { call, code: libc::ENOMEM, text: format!("{error}; {remedy}") },
+        _ => DeviceError::os(call, &error),
+    }
+}
+
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: no memory is involved.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// A memory file of `bytes` bytes that takes memory only where it is touched.
+pub(crate) fn memfd(bytes: u64) -> Result<OwnedFd, DeviceError> {
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"sterna-cpu".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(failed("memfd_create", "free some memory"));
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let length = libc::off_t::try_from(bytes).map_err(|_| invalid("ftruncate", format!("{bytes} bytes of memory")))?;
+    // SAFETY: no memory is involved.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), length) } != 0 {
+        return Err(failed("ftruncate", "choose a smaller memory budget"));
+    }
+    Ok(fd)
+}
+
+/// A second descriptor of the same file, closed on exec.
+pub(crate) fn dup(fd: i32) -> Result<OwnedFd, DeviceError> {
+    // SAFETY: no memory is involved; a number that is no descriptor gives an error.
+    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(failed("fcntl", "free some memory"));
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What a stretch of addresses shows.
+#[derive(Clone, Copy)]
+pub(crate) enum Backing<'a> {
+    /// A file from this offset, shared; optionally with all its pages entered in the page table at once.
+    File { fd: BorrowedFd<'a>, offset: u64, writable: bool, populate: bool },
+    /// Nothing: every access faults.
+    Nothing,
+}
+
+/// Maps `backing` at `at`, replacing what was there, or anywhere if `at` is `None`.
+///
+/// # Safety
+/// `at` is a stretch of page-aligned address space that the caller owns and in which nobody relies on the replaced mapping.
+pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'_>) -> Result<NonNull<u8>, DeviceError> {
+    let fixed = if at.is_some() { libc::MAP_FIXED } else { 0 };
+    let (prot, flags, fd, offset) = match backing {
+        Backing::File { fd, offset, writable, populate } => {
+            let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+            let populate = if populate { libc::MAP_POPULATE } else { 0 };
+            (prot, libc::MAP_SHARED | populate, fd.as_raw_fd(), offset)
+        }
+        Backing::Nothing => (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0),
+    };
+    let offset = libc::off_t::try_from(offset).map_err(|_| invalid("mmap", format!("file offset {offset}")))?;
+    let hint = at.map_or(ptr::null_mut(), NonNull::as_ptr);
+    // SAFETY: either the kernel chooses free addresses, or the caller owns those that are replaced.
+    let p = unsafe { libc::mmap(hint.cast(), to_usize(bytes), prot, flags | fixed, fd, offset) };
+    if p == libc::MAP_FAILED {
+        let remedy = if at.is_some() {
+            "too many separate mappings: raise vm.max_map_count (sysctl), or use a larger grain"
+        } else {
+            "the address space of the process is limited: raise `ulimit -v`"
+        };
+        return Err(failed("mmap", remedy));
+    }
+    NonNull::new(p.cast()).ok_or_else(|| invalid("mmap", "mapped at address 0"))
+}
+
+/// A mapping of this process's own, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    base: NonNull<u8>,
+    bytes: u64,
+}
+
+// SAFETY: it is addresses; what lies behind them is accessed by unsafe code only, each with its own reason.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Maps `backing` somewhere, aligned to [`BLOCK`].
+    pub(crate) fn new(bytes: u64, backing: Backing<'_>) -> Result<Self, DeviceError> {
+        // Reserve one block more than needed, give back both ends, and put the backing into what remains.
+        // SAFETY: the kernel chooses free addresses.
+        let raw = unsafe { map(None, bytes + BLOCK, Backing::Nothing)? };
+        let skip = raw.as_ptr().align_offset(to_usize(BLOCK));
+        // SAFETY: inside the reservation.
+        let base = unsafe { raw.add(skip) };
+        let this = Self { base, bytes };
+        // SAFETY: the first and the last part of a reservation that nobody knows of yet.
+        unsafe {
+            if skip > 0 {
+                libc::munmap(raw.as_ptr().cast(), skip);
+            }
+            libc::munmap(base.as_ptr().add(to_usize(bytes)).cast(), to_usize(BLOCK) - skip);
+        }
+        if let Backing::File { .. } = backing {
+            // SAFETY: replaces our own reservation.
+            unsafe { map(Some(base), bytes, backing)? };
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The pointer `offset` bytes behind the base.
+    pub(crate) fn at(&self, offset: u64) -> NonNull<u8> {
+        debug_assert!(offset <= self.bytes);
+        // SAFETY: inside the mapping or one past its end: every caller has checked the offset.
+        unsafe { self.base.add(to_usize(offset)) }
+    }
+
+    /// Gives advice about a part; tells whether the kernel took it.
+    pub(crate) fn advise(&self, offset: u64, bytes: u64, advice: i32) -> bool {
+        debug_assert!(offset + bytes <= self.bytes);
+        // SAFETY: a part of our own mapping, and none of the advice used here changes its contents.
+        unsafe { libc::madvise(self.at(offset).as_ptr().cast(), to_usize(bytes), advice) == 0 }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; its owner has made sure that nobody uses it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), to_usize(self.bytes)) };
+    }
+}
