@@ -50,7 +50,11 @@ mod linux {
             let (mut floor, mut whole, mut submit, mut spawn) = (vec![], vec![], vec![], vec![]);
             for _ in 0..3000 {
                 let t = Instant::now();
-                pool.install(|| (0..64_u32).into_par_iter().for_each(|n| drop(std::hint::black_box(n))));
+                pool.install(|| {
+                    (0..64_u32).into_par_iter().for_each(|n| {
+                        std::hint::black_box(n);
+                    })
+                });
                 floor.push(t.elapsed());
                 let t = Instant::now();
                 // SAFETY: the kernel touches nothing of its range.
@@ -112,26 +116,29 @@ mod linux {
         percentiles("alloc of 256 MiB, first", us, first);
         percentiles("alloc of 256 MiB, again", us, again);
         device.alloc(range.at, (256 * MIB / device.caps().grain) as u32, &mut frames)?;
-        for bytes in [64 << 10, 2 * MIB] {
+        for (bytes, apart) in [(64 << 10, 2), (64 << 10, 1), (2 * MIB, 2), (2 * MIB, 1)] {
             let (mut map, mut unmap, mut touch) = (vec![], vec![], vec![]);
+            let part = |i: u64| range.part(apart * i * bytes, bytes);
             for i in 0..(64 * MIB / bytes) {
-                let at = range.part(2 * i * bytes, bytes);
                 let first = frames[0].first + (i * bytes / device.caps().grain) as u32;
                 let t = Instant::now();
-                set(device, at, Target::Frames { first })?;
+                set(device, part(i), Target::Frames { first })?;
                 map.push(t.elapsed());
                 let t = Instant::now();
-                let p = at.at.0 as *mut u8;
+                let p = part(i).at.0 as *mut u8;
                 for page in 0..bytes / 4096 {
                     // SAFETY: mapped just now, writable, nobody else uses it.
                     unsafe { p.add((page * 4096) as usize).write_volatile(1) };
                 }
                 touch.push(t.elapsed());
+            }
+            for i in 0..(64 * MIB / bytes) {
                 let t = Instant::now();
-                set(device, at, Target::Absent)?;
+                set(device, part(i), Target::Absent)?;
                 unmap.push(t.elapsed());
             }
-            percentiles(&format!("map {} KiB", bytes >> 10), us, map);
+            let how = if apart == 1 { "beside the last" } else { "by itself" };
+            percentiles(&format!("map {} KiB {how}", bytes >> 10), us, map);
             percentiles("  touch each page of it", us, touch);
             percentiles("  make it absent", us, unmap);
         }

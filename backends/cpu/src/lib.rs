@@ -17,9 +17,8 @@
 //! **Memory is recycled as it is.** A frame holds what its last user left in it; whoever hands frames to another owner clears
 //! them first (a copy from [`Place::Zero`](sterna_hal::Place)).
 //!
-//! **Fork.** The mapping of device memory that copies go through is not inherited by a forked child. The window is: a child
-//! sees what is mapped in it at that moment, shared with its parent, and must not use it. (Excluding every mapping of the window would
-//! make each edit markedly slower: it takes a second system call, and neighbours no longer merge without it.)
+//! **Fork.** A forked child inherits neither the window nor the mapping of device memory that copies go through: an access
+//! there is a crash in the child, and nothing that the parent does later is seen by it.
 //!
 //! Linux only. Elsewhere [`CpuDevice::new`] says so in an error.
 

@@ -10,6 +10,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use sterna_hal::{DeviceError, Frames, Memory};
@@ -36,8 +37,7 @@ impl DeviceMemory {
         let file = bytes.next_multiple_of(BLOCK);
         let fd = sys::memfd(file)?;
         let base = Mapped::new(file, Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false })?;
-        // Best effort, both: a kernel without them works as well.
-        base.advise(0, file, libc::MADV_DONTFORK);
+        // Best effort: it keeps core dumps small, no more.
         base.advise(0, file, libc::MADV_DONTDUMP);
         let table = Mutex::new(FrameTable::new(grains, u32::try_from(BLOCK / grain).expect("at most 512")));
         Ok(Self { table, base, fd, grain, bytes })
@@ -81,10 +81,10 @@ impl DeviceMemory {
     /// Asks for chunks in one piece each. Somebody else may use another part of a chunk meanwhile: its bytes do not change.
     fn settle(&self, chunk: u32, count: u32) {
         for c in u64::from(chunk)..u64::from(chunk) + u64::from(count) {
-            // A chunk without any page is passed over, so give it one. Adding 0 changes nothing, whoever writes there.
+            // A chunk without any page is passed over, so give it one by a look at it.
             // SAFETY: inside the base mapping, aligned, accessed atomically.
-            let word = unsafe { self.base.at(c * BLOCK).cast::<std::sync::atomic::AtomicU32>().as_ref() };
-            word.fetch_add(0, std::sync::atomic::Ordering::Relaxed);
+            let word = unsafe { self.base.at(c * BLOCK).cast::<AtomicU32>().as_ref() };
+            std::hint::black_box(word.load(Ordering::Relaxed));
         }
         // If it fails, pages come one by one when they are touched.
         self.base.advise(u64::from(chunk) * BLOCK, u64::from(count) * BLOCK, libc::MADV_COLLAPSE);

@@ -76,7 +76,7 @@ pub(crate) enum Backing<'a> {
     Nothing,
 }
 
-/// Maps `backing` at `at`, replacing what was there, or anywhere if `at` is `None`.
+/// Maps `backing` at `at`, not inherited by forked children, replacing what was there, or anywhere if `at` is `None`.
 ///
 /// # Safety
 /// `at` is a stretch of page-aligned address space that the caller owns and in which nobody relies on the replaced mapping.
@@ -102,6 +102,10 @@ pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'
         };
         return Err(failed("mmap", remedy));
     }
+    // Not for a forked child, which has no engine to keep it right. Neighbours merge only if all have it, hence on every mapping.
+    // Best effort: a kernel that has run out of mappings may refuse.
+    // SAFETY: the mapping just made.
+    unsafe { libc::madvise(p, to_usize(bytes), libc::MADV_DONTFORK) };
     NonNull::new(p.cast()).ok_or_else(|| invalid("mmap", "mapped at address 0"))
 }
 
