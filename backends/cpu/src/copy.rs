@@ -8,7 +8,7 @@
 //! non-temporal stores. The threads start with the first batch and sleep while there is none.
 //!
 //! **States of a batch:** queued (some share not taken), running (all taken), finished (all done), reached (and so are all
-//! before it). Changed by the threads, under the lock.
+//! before it); or cut short by the device's loss, which holds up its point and all later ones for good. Changed by the threads, under the lock.
 //!
 //! **Locks:** `state`, for list operations only; never over a copy or a wait for other points. A thread that waits for `after`
 //! holds up the batches behind it and nothing else: shares are taken in order, so whatever an `after` of this queue names is
@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use parking_lot::{Condvar, Mutex};
@@ -71,6 +71,8 @@ struct Batch {
     total: usize,
     shares: u32,
     left: AtomicU32,
+    /// Some share was not copied, since the device was lost.
+    cut_short: AtomicBool,
     after: SmallVec<[Point; 4]>,
     value: u64,
 }
@@ -130,7 +132,15 @@ impl Copier {
         state.issued += 1;
         let value = state.issued;
         let (left, after) = (AtomicU32::new(shares), SmallVec::from_slice(after));
-        state.queued.push_back(Arc::new(Batch { pieces, total, shares, left, after, value }));
+        state.queued.push_back(Arc::new(Batch {
+            pieces,
+            total,
+            shares,
+            left,
+            cut_short: AtomicBool::new(false),
+            after,
+            value,
+        }));
         state.unreached.push_back((value, false));
         drop(state);
         self.work.notify_all();
@@ -154,12 +164,14 @@ impl Copier {
     fn work(&self) {
         while let Some((batch, share)) = self.take() {
             self.signals.wait_all(&batch.after);
-            // On a lost device there is nothing left to copy to or from; points are reached so that nobody waits for them.
-            if !self.signals.is_lost() {
+            if self.signals.is_lost() {
+                batch.cut_short.store(true, Ordering::Relaxed);
+            } else {
                 // SAFETY: this share was taken by this thread alone; places were checked, the rest is the promise of `copy`.
                 unsafe { batch.copy_share(share) };
             }
-            if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The bytes did not arrive, so neither this point nor a later one is ever reached: waits end by the loss.
+            if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 && !batch.cut_short.load(Ordering::Relaxed) {
                 self.finish(&batch);
             }
         }

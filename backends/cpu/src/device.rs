@@ -4,8 +4,9 @@
 //! error and touch nothing. No method blocks but `wait`; a copy of up to 1 MiB is done by the caller when nothing holds it up.
 //!
 //! **States:** present, then lost, for good. [`CpuDevice::lose`](CpuDevice::lose) changes it. A lost device refuses every call
-//! except those that give something back; launches that had not ended end as lost, every point is reached in the end, and
-//! kernels that stopped at an absent page may be resumed: all of the window is scratch memory then.
+//! except those that give something back. Launches that had not ended end as lost, and their points are reached; the point of a
+//! copy that did not happen is not, and waiting for it says that the device is lost. Kernels that stopped at an absent page may be
+//! resumed: all of the window is scratch memory then.
 //!
 //! **Locks:** those of the parts, none held across two parts; `regions` around the list of host regions.
 
