@@ -1,0 +1,68 @@
+//! Reading the environment; the table of variables is `environment.md`, part of the crate's documentation.
+
+use std::str::FromStr;
+
+use crate::Error;
+
+/// Reads and parses an environment variable, if it is set and not empty.
+pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+    match std::env::var(name) {
+        Ok(v) if v.is_empty() => Ok(None),
+        Ok(v) => parse(&v).map(Some).map_err(|problem| Error::Environment { name, value: v, problem }),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(v)) => {
+            Err(Error::Environment { name, value: v.to_string_lossy().into_owned(), problem: "not UTF-8".into() })
+        }
+    }
+}
+
+/// A number of bytes: digits and an optional unit `KiB`, `MiB`, `GiB`, `TiB` or `B`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err("expected a number of bytes such as 65536, 64KiB, 512MiB or 2GiB".into()),
+    };
+    let n =
+        u64::from_str(digits).map_err(|_| "expected a number of bytes such as 65536, 64KiB, 512MiB or 2GiB".to_string())?;
+    if n == 0 || n.leading_zeros() < shift {
+        return Err("must be at least 1 and less than 2^64".into());
+    }
+    Ok(n << shift)
+}
+
+/// A count of at least one.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    match usize::from_str(text) {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number of at least 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("64KiB"), Ok(65536));
+        assert_eq!(bytes("2 GiB"), Ok(2 << 30));
+        assert_eq!(bytes("7"), Ok(7));
+        for bad in ["", "0", "MiB", "64 kb", "-1", "99999999999TiB", "1.5GiB"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,24}") {
+            let _ = (bytes(&text), count(&text));
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What can go wrong, with numbers and the remedy.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_hal::{Device, DeviceError, KernelError};
+
+use crate::hmm::Mechanism;
+
+/// An error of the runtime. Cheap to clone: a failed launch hands the same error to everyone it concerns.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A length of zero, or one whose bytes do not fit the address space.
+    #[error(
+        "an allocation of {len} elements of {elem} bytes is not possible: both must be at least 1 and the product at most {most}"
+    )]
+    Length {
+        /// Elements asked for.
+        len: usize,
+        /// Bytes an element.
+        elem: usize,
+        /// Bytes that are possible.
+        most: u64,
+    },
+    /// Never fits, whatever is freed.
+    #[error("{requested} bytes exceed {what} ({limit} bytes); split the allocation")]
+    TooBig {
+        /// Bytes asked for.
+        requested: u64,
+        /// Bytes that are possible.
+        limit: u64,
+        /// Whose limit.
+        what: &'static str,
+    },
+    /// The host has not enough memory for the contents of an allocation.
+    #[error(
+        "filling {requested} bytes needs more host memory than is available ({available} bytes); free some, or fill less"
+    )]
+    OutOfHostMemory {
+        /// Bytes to be filled.
+        requested: u64,
+        /// Bytes that the system says are available.
+        available: u64,
+    },
+    /// A range that does not lie in the allocation or view.
+    #[error("range {start}..{end} does not lie in 0..{len}")]
+    Range {
+        /// First element.
+        start: usize,
+        /// Element behind the last.
+        end: usize,
+        /// Elements there are.
+        len: usize,
+    },
+    /// The arguments of a launch do not fit the kernel.
+    #[error("kernel `{kernel}`: {what}")]
+    Arguments {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// What does not fit, with numbers.
+        what: String,
+    },
+    /// An argument belongs to another runtime.
+    #[error("kernel `{kernel}`: argument {index} was allocated by another runtime; allocate it with the one that launches")]
+    OtherRuntime {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// Which argument, from 0.
+        index: usize,
+    },
+    /// Launching or waiting inside a kernel would wait for itself.
+    #[error("a kernel may not launch or wait: do that on the host")]
+    InsideKernel,
+    /// A name that nothing has.
+    #[error("unknown {what} `{given}`; valid: {valid}")]
+    UnknownName {
+        /// What was named.
+        what: &'static str,
+        /// The name.
+        given: String,
+        /// The names that exist.
+        valid: String,
+    },
+    /// An environment variable that cannot be read.
+    #[error("{name}={value}: {problem}")]
+    Environment {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What is expected.
+        problem: String,
+    },
+    /// The device's budget does not let one instruction of every worker finish.
+    #[error(
+        "a budget of {budget} bytes is too small for {device}: it needs at least {least}; raise STERNA_DEVICE_MEMORY or use fewer workers"
+    )]
+    BudgetTooSmall {
+        /// The device.
+        device: String,
+        /// The budget in bytes.
+        budget: u64,
+        /// The least possible in bytes.
+        least: u64,
+    },
+    /// A launch needs more at once than the device has, and the device cannot fault the rest in.
+    #[error("kernel `{kernel}` needs {needs} bytes at once and {device} has {budget}; launch it over parts of its data")]
+    WorkingSet {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// The device.
+        device: String,
+        /// Bytes that the launch touches.
+        needs: u64,
+        /// The device's budget in bytes.
+        budget: u64,
+    },
+    /// Device memory is used up by what cannot be moved now. Users see this only where the host has no room either.
+    #[error("{device}: {requested} bytes asked, {in_use} of {budget} in use and not movable")]
+    OutOfDeviceMemory {
+        /// The device.
+        device: String,
+        /// Bytes asked for.
+        requested: u64,
+        /// Bytes in use.
+        in_use: u64,
+        /// The budget in bytes.
+        budget: u64,
+    },
+    /// A kernel failed; what it would have written is tainted until it is written whole.
+    #[error("kernel `{kernel}` failed: {source}")]
+    Kernel {
+        /// The kernel's name.
+        kernel: &'static str,
+        /// How.
+        source: KernelError,
+    },
+    /// A launch reads what a failed launch would have written.
+    #[error("kernel `{kernel}` was not run: it reads what a failed launch would have written ({source})")]
+    Upstream {
+        /// The kernel that was not run, or whose result does not count.
+        kernel: &'static str,
+        /// The failure.
+        #[source]
+        source: Box<Error>,
+    },
+    /// The device is gone, and with it the only copy of some pages.
+    #[error("{device} was lost, and with it pages that only it had")]
+    Lost {
+        /// The device.
+        device: String,
+    },
+    /// A device call failed.
+    #[error("{device}: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What it said.
+        source: DeviceError,
+    },
+    /// A `host` or `host_mut` guard keeps pages at home that the launch needs on a device which cannot use them there.
+    #[error("a host guard keeps pages at home that the launch needs on the device; drop the guard first")]
+    Pinned,
+    /// In mode `none` a launch needs views that begin and end on page borders: no fault tells the two sides of a page apart.
+    #[error(
+        "with host-fault mechanism `none` a view for a launch begins and ends on a 4 KiB border (got bytes {start}..{end} of {len}); align it, or use another mechanism"
+    )]
+    Unaligned {
+        /// First byte.
+        start: u64,
+        /// Byte behind the last.
+        end: u64,
+        /// Bytes of the allocation.
+        len: u64,
+    },
+    /// The host-fault mechanism could not be set up.
+    #[error("host-fault mechanism `{mechanism}` is not available: {source}{}", remedy(*mechanism))]
+    Mechanism {
+        /// Which.
+        mechanism: Mechanism,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The process already serves host faults in another way.
+    #[error(
+        "host-fault mechanism `{asked}` was asked for, but the process already uses `{in_use}`: the first runtime decides"
+    )]
+    MechanismInUse {
+        /// Asked for.
+        asked: Mechanism,
+        /// In use.
+        in_use: Mechanism,
+    },
+    /// The shared arena could not be reserved.
+    #[error(
+        "cannot reserve {smallest} bytes of address space for shared memory: {source}; raise `ulimit -v` and `ulimit -f`"
+    )]
+    Arena {
+        /// The smallest arena that was tried, in bytes.
+        smallest: u64,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// Every device slot of the process is taken.
+    #[error("the process already drives {limit} devices; drop a runtime first")]
+    TooManyDevices {
+        /// How many there can be.
+        limit: usize,
+    },
+    /// The engine cannot drive such a device.
+    #[error("{device} cannot be used: {what}")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// Why.
+        what: &'static str,
+    },
+    /// A call of the operating system failed.
+    #[error("{0}")]
+    System(DeviceError),
+    /// This process was forked from one that uses shared memory; it has none itself.
+    #[error("this is a forked child: shared memory and devices stay with the parent; exec, or start a process instead")]
+    Forked,
+    /// A page that cannot be made present: no segment, or no copy left.
+    #[error("page {page:#x} cannot be made present")]
+    Fault {
+        /// The page's number in the arena.
+        page: u64,
+    },
+    /// A range or argument that makes no sense.
+    #[error("invalid: {what}")]
+    Invalid {
+        /// What.
+        what: &'static str,
+    },
+    /// Overtaken again and again, or asked not to wait.
+    #[error("the pages were being moved for longer than {budget:?}")]
+    Busy {
+        /// How long it was tried.
+        budget: Duration,
+    },
+    /// A defect of sterna.
+    #[error("internal error: {0}; please report it")]
+    Internal(&'static str),
+}
+
+fn remedy(mechanism: Mechanism) -> &'static str {
+    match mechanism {
+        Mechanism::Transparent => {
+            "; run as root or with CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or use STERNA_HOST_FAULTS=signal"
+        }
+        Mechanism::Signal => "; a sandbox may forbid userfaultfd: use STERNA_HOST_FAULTS=none",
+        Mechanism::None => "",
+    }
+}
+
+impl Error {
+    /// A device's error, with the device's name.
+    pub(crate) fn device(device: &Arc<dyn Device>, source: DeviceError) -> Self {
+        let id = device.info().id.clone();
+        match source {
+            DeviceError::OutOfMemory { requested, in_use, budget } => {
+                Self::OutOfDeviceMemory { device: id, requested, in_use, budget }
+            }
+            DeviceError::TooBig { requested, limit } => {
+                Self::TooBig { requested, limit, what: "what the device can reserve in one piece" }
+            }
+            source => Self::Device { device: id, source },
+        }
+    }
+
+    /// An operating-system call that failed.
+    pub(crate) fn driver(call: &'static str, e: &io::Error) -> Self {
+        Self::System(DeviceError::os(call, e))
+    }
+}

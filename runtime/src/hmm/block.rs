@@ -1,0 +1,314 @@
+//! A block: 2 MiB of the arena, what is known of each of its pages, and the lock over that.
+//!
+//! **Guarantee.** For every page there is at most one copy that may be written, or any number that may be read.
+//!
+//! **States of a page**, by its bits in the masks below (all zero: never touched, the host owns it):
+//!
+//! | host | devices | meaning |
+//! |---|---|---|
+//! | not `gone`, not `revoked` | no `valid` | the host's; it may be mapped in the window. `alias` entries name the same bytes |
+//! | not `gone`, `revoked` | `valid`, not `dirty`, on any number | replicas: equal bytes everywhere, the host faults first |
+//! | `gone`, `revoked` | `valid` and `dirty` on exactly one | the device's alone |
+//! | `lost` | none | the only copy died with its device |
+//!
+//! `busy` lies over any of them between *unmap* and *commit*: the page may be neither mapped, moved nor unmapped by anyone but
+//! the batch that set the bit (the kernel's migration entry). `wanted` says that a fault is parked; whoever ends `busy` serves it.
+//!
+//! Invariants, checked by [`Body::check`] in tests and debug builds: `gone ⇒ revoked` · `dirty ⇒ valid ∧ gone` · a page is
+//! dirty on one device at most, and then valid nowhere else · `valid ⇒ revoked ∧ no alias` (mechanism *none* excepted: there
+//! the gate stands in for the missing fault, and `revoked` is not used) · `writable ⇒ mapped` · `mapped` on a page that is
+//! neither `valid` nor `alias` is *stale*: removed or refreshed before the next launch that could use it.
+//!
+//! **Who may change them.** Whoever holds the block's lock; masks of a device (`dev[d]`) and its `ready` words need that
+//! device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
+
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::addr::{Mask, PAGES_PER_BLOCK};
+use super::lock::{Free, Futex};
+use super::os;
+
+/// Devices that can be attached to the process's space at once.
+pub const MAX_DEVICES: usize = 8;
+
+/// A block's record. Plain data in a lazily populated table that never moves, so that a signal handler can walk it.
+#[repr(C, align(64))]
+pub(crate) struct Block {
+    lock: Futex,
+    /// Bumped when `busy` shrinks; whoever waits for that sleeps here, without a lock.
+    epoch: AtomicU32,
+    /// Segment slot plus one; 0: no segment.
+    seg: AtomicU32,
+    /// Pages that belong to the segment, whole granules.
+    limit: AtomicU32,
+    /// Byte offset of the block's storage in the arena's file.
+    backing: AtomicU64,
+    body: UnsafeCell<Body>,
+}
+
+// SAFETY: `body` is only touched through a guard, which holds the lock; the rest is atomic.
+unsafe impl Sync for Block {}
+
+/// What the lock protects.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Body {
+    /// The window does not map these pages; a touch faults.
+    pub(crate) revoked: Mask,
+    /// The host's bytes are out of date.
+    pub(crate) gone: Mask,
+    /// Being moved.
+    pub(crate) busy: Mask,
+    /// A host fault is parked here.
+    pub(crate) wanted: Mask,
+    /// No copy is left.
+    pub(crate) lost: Mask,
+    /// No storage behind these pages (exact only while `missing`).
+    pub(crate) hole: Mask,
+    /// Pages that a `host` or `host_mut` guard keeps at home.
+    pub(crate) pinned: Mask,
+    /// When the pages last changed sides, in nanoseconds of the monotonic clock, and to which side (device + 1, host 0).
+    pub(crate) arrived: u64,
+    pub(crate) side: u8,
+    /// The time slice is 100 µs shifted left by this.
+    pub(crate) slice: u8,
+    /// The window reports missing pages of this block.
+    pub(crate) missing: bool,
+    /// Every page has storage.
+    pub(crate) full: bool,
+    /// The storage is one huge folio, as far as is known.
+    pub(crate) huge: bool,
+    /// How often pages left for a device, up to 255.
+    pub(crate) moves: u8,
+    /// Decided beforehand by the policy: how far a host fault, and a device fault, grows (see [`Grow`]).
+    pub(crate) host_grow: Grow,
+    pub(crate) device_grow: Grow,
+    pub(crate) dev: [DevPages; MAX_DEVICES],
+}
+
+/// How far a fault reaches around its page: percent for [`grow`](super::addr::grow), offset so that zeroed memory is the default.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(transparent)]
+pub struct Grow(u8);
+
+impl Grow {
+    /// The density rule at 51 %: the default.
+    pub const DENSITY: Self = Self(0);
+    /// The granule alone.
+    pub const GRANULE: Self = Self(1);
+    /// The whole block.
+    pub const BLOCK: Self = Self(2);
+
+    pub(crate) fn percent(self) -> u32 {
+        match self {
+            Self::GRANULE => 101,
+            Self::BLOCK => 0,
+            _ => 51,
+        }
+    }
+}
+
+/// One device's side of a block.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct DevPages {
+    /// The device's own frame holds the page's bytes.
+    pub(crate) valid: Mask,
+    /// … and nobody else does.
+    pub(crate) dirty: Mask,
+    /// The device's page table has an entry.
+    pub(crate) mapped: Mask,
+    /// … that allows stores.
+    pub(crate) writable: Mask,
+    /// … and names host storage.
+    pub(crate) alias: Mask,
+    /// Eviction order: the block with the lowest rank goes first. 0: not in the order.
+    pub(crate) rank: u64,
+    /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
+    pub(crate) ready: AtomicU32,
+    /// Grain number plus one by grain of the block; 0: none.
+    pub(crate) frames: [u32; PAGES_PER_BLOCK],
+}
+
+impl DevPages {
+    /// Pages a kernel may read without a fault or a table change.
+    pub(crate) fn readable(&self) -> Mask {
+        self.mapped & (self.valid | self.alias)
+    }
+
+    /// Pages a kernel may write without a fault, a table change, or a change of state.
+    pub(crate) fn owned(&self) -> Mask {
+        self.mapped & self.writable & (self.dirty | self.alias)
+    }
+
+    /// Entries that name bytes out of date.
+    pub(crate) fn stale(&self) -> Mask {
+        self.mapped & !self.valid & !self.alias
+    }
+}
+
+impl Body {
+    /// Notes that pages changed sides at `now`; a page that goes to and fro gets a longer slice each time.
+    pub(crate) fn arrive(&mut self, side: usize, now: u64) {
+        const QUIET_NS: u64 = 50_000_000;
+        if now.saturating_sub(self.arrived) > QUIET_NS {
+            self.slice = 0;
+        } else if usize::from(self.side) != side {
+            self.slice = (self.slice + 1).min(7);
+        }
+        self.side = side as u8;
+        self.arrived = now;
+    }
+
+    /// Until when the pages stay where they came to: 100 µs, doubled on each refault, at most 10 ms.
+    pub(crate) fn stays_until(&self) -> u64 {
+        self.arrived + (100_000_u64 << self.slice).min(10_000_000)
+    }
+
+    /// The first invariant that does not hold.
+    pub(crate) fn check(&self, faults: bool) -> Result<(), &'static str> {
+        let claim = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
+        let mut valid = Mask::EMPTY;
+        let mut dirty = Mask::EMPTY;
+        let mut alias = Mask::EMPTY;
+        for d in &self.dev {
+            claim(d.valid.covers(d.dirty), "dirty without valid")?;
+            claim(d.mapped.covers(d.writable), "writable without mapped")?;
+            claim(d.mapped.covers(d.alias), "alias without mapped")?;
+            claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
+            valid |= d.valid;
+            dirty |= d.dirty;
+            alias |= d.alias;
+        }
+        claim(self.gone.covers(dirty), "dirty while the host's copy counts")?;
+        claim((self.gone & !dirty & !self.lost & !self.busy).is_empty(), "gone but nowhere")?;
+        claim(!alias.meets(valid), "alias beside a replica")?;
+        if faults {
+            claim(self.revoked.covers(self.gone), "gone but mapped")?;
+            claim(self.revoked.covers(valid), "replica beside a host mapping")?;
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    /// Takes the block's lock.
+    pub(crate) fn lock<'f>(&'f self, _free: &'f mut Free) -> BlockGuard<'f> {
+        self.lock.lock();
+        BlockGuard { block: self }
+    }
+
+    /// Takes the block's lock in a fault handler, which holds nothing and gives it back before it waits.
+    pub(crate) fn lock_in_handler(&self) -> BlockGuard<'_> {
+        self.lock.lock();
+        BlockGuard { block: self }
+    }
+
+    /// Takes the block's lock if it is free.
+    pub(crate) fn try_lock<'f>(&'f self, _free: &'f mut Free) -> Option<BlockGuard<'f>> {
+        self.lock.try_lock().then(|| BlockGuard { block: self })
+    }
+
+    /// The segment's slot.
+    pub(crate) fn segment(&self) -> Option<u32> {
+        self.seg.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// The block's bits in its view's `ready` words, for whoever holds the device's driver lock.
+    pub(crate) fn ready(&self, slot: usize) -> u32 {
+        // SAFETY: an atomic field of a record that is never unmapped; no reference to the rest is made.
+        unsafe { (*(&raw const (*self.body.get()).dev[slot].ready)).load(Ordering::Relaxed) }
+    }
+
+    /// The pages that belong to the segment.
+    pub(crate) fn limit(&self) -> Mask {
+        Mask::range(0..self.limit.load(Ordering::Relaxed) as usize)
+    }
+
+    /// Byte offset of its storage.
+    pub(crate) fn backing(&self) -> u64 {
+        self.backing.load(Ordering::Relaxed)
+    }
+
+    /// Gives the block to a segment, or takes it away (`None`). Nobody uses it meanwhile.
+    pub(crate) fn assign(&self, to: Option<(u32, usize, u64)>) {
+        let (seg, limit, backing) = to.map_or((0, 0, 0), |(s, l, b)| (s + 1, l as u32, b));
+        self.limit.store(limit, Ordering::Relaxed);
+        self.backing.store(backing, Ordering::Relaxed);
+        self.seg.store(seg, Ordering::Release);
+    }
+
+    /// The value to hand to [`wait_epoch`](Self::wait_epoch); read under the lock.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until some `busy` bit was cleared after `seen` was read, or `timeout` has passed. Signal-safe.
+    pub(crate) fn wait_epoch(&self, seen: u32, timeout: Option<Duration>) {
+        os::futex_wait(&self.epoch, seen, timeout);
+    }
+
+    /// Tells whoever waits that `busy` shrank, or that a parked fault was served. Signal-safe.
+    pub(crate) fn bump(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+        os::futex_wake(&self.epoch, i32::MAX);
+    }
+}
+
+/// Holds a block's lock.
+pub(crate) struct BlockGuard<'a> {
+    block: &'a Block,
+}
+
+impl Deref for BlockGuard<'_> {
+    type Target = Body;
+    fn deref(&self) -> &Body {
+        // SAFETY: the lock is held.
+        unsafe { &*self.block.body.get() }
+    }
+}
+
+impl DerefMut for BlockGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Body {
+        // SAFETY: the lock is held.
+        unsafe { &mut *self.block.body.get() }
+    }
+}
+
+impl Drop for BlockGuard<'_> {
+    fn drop(&mut self) {
+        self.block.lock.unlock();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_small_where_it_is_touched() {
+        // Ten KiB of metadata a touched block at two devices: header and two devices of 4 KiB frame tables of which a
+        // device with 64 KiB grains touches 128 bytes.
+        let two = std::mem::offset_of!(Block, body) + std::mem::offset_of!(Body, dev) + 2 * size_of::<DevPages>();
+        assert!(two <= 10 << 10, "{two}");
+    }
+
+    #[test]
+    fn slices_double_only_when_pages_go_to_and_fro() {
+        // SAFETY: all zero is the initial state of the table.
+        let mut b: Box<Body> = unsafe { Box::<Body>::new_zeroed().assume_init() };
+        b.arrive(1, 1_000_000_000);
+        assert_eq!(b.stays_until(), 1_000_000_000 + 100_000);
+        b.arrive(1, 1_000_100_000);
+        assert_eq!(b.slice, 0);
+        for i in 0..20 {
+            b.arrive(i % 2, 1_001_000_000 + i as u64);
+        }
+        assert_eq!(b.stays_until() - b.arrived, 10_000_000);
+        b.arrive(0, 9_000_000_000);
+        assert_eq!(b.stays_until() - b.arrived, 100_000);
+    }
+}

@@ -1,0 +1,278 @@
+//! The front end of device faults: a device whose accesses fault in this process touched a page that it does not have.
+//!
+//! **Guarantee.** The faulting thread stops in its SIGSEGV handler and goes on when its page is there. Faults that must wait (a
+//! page on its way elsewhere, a time slice, no room) are set aside and tried again when something has changed; the thread that
+//! serves waits for copies only, which depend on no fault.
+//!
+//! **Progress.** A page that has just come to a device stays there for a time slice before another device's fault, or the host's,
+//! takes it; the slice doubles with each refault. Eviction takes the block with the lowest rank and a page just faulted in has the
+//! highest, so a budget of the device's `min_frames` lets every worker's instruction finish.
+//!
+//! **Lock**: the queue's futex, held for word operations; the signal handler takes it.
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sterna_hal::{Access, DevAddr};
+
+use super::addr::{Mask, PAGES_PER_BLOCK, Pages, grow};
+use super::block::MAX_DEVICES;
+use super::host::{chain_sigsegv, install_sigsegv};
+use super::lock::{Free, Futex};
+use super::migrate::{self, Home};
+use super::mirror::DeviceMirror;
+use super::os;
+use super::range::map_remote;
+use super::space::Space;
+use crate::Error;
+use crate::stats::Cause;
+
+const CAPACITY: usize = 256;
+const AGAIN_NS: u64 = 200_000;
+
+/// A thread that sleeps in its handler. `answer` lives on that thread's stack.
+#[derive(Clone, Copy)]
+struct Request {
+    slot: usize,
+    at: usize,
+    access: Access,
+    answer: *const AtomicU32,
+}
+
+const WAITING: u32 = 0;
+const SERVED: u32 = 1;
+const NOT_OURS: u32 = 2;
+
+/// The queue of device faults and the windows they come from.
+pub(crate) struct DeviceFaults {
+    lock: Futex,
+    queue: UnsafeCell<(usize, [Request; CAPACITY])>,
+    rung: AtomicU32,
+    /// Faults set aside.
+    waiting: AtomicU32,
+    windows: [(AtomicUsize, AtomicUsize); MAX_DEVICES],
+}
+
+// SAFETY: the queue is only touched under its lock; an `answer` outlives its request, since its thread sleeps until answered.
+unsafe impl Sync for DeviceFaults {}
+// SAFETY: as above.
+unsafe impl Send for DeviceFaults {}
+
+impl std::fmt::Debug for DeviceFaults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DeviceFaults")
+    }
+}
+
+impl DeviceFaults {
+    pub(crate) fn new() -> Self {
+        let none = Request { slot: 0, at: 0, access: Access::Read, answer: std::ptr::null() };
+        Self {
+            lock: Futex::new(),
+            queue: UnsafeCell::new((0, [none; CAPACITY])),
+            rung: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            windows: Default::default(),
+        }
+    }
+
+    pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
+        let failed = |e: std::io::Error| Error::driver("starting the device-fault thread", &e);
+        install_sigsegv(on_sigsegv).map_err(failed)?;
+        std::thread::Builder::new().name("sterna-device-fault".into()).spawn(move || run(space)).map(drop).map_err(failed)
+    }
+
+    /// Faults at these addresses are `slot`'s from now on.
+    pub(crate) fn watch(&self, slot: usize, window: &Range<usize>) {
+        self.windows[slot].1.store(window.end, Ordering::Relaxed);
+        self.windows[slot].0.store(window.start, Ordering::Release);
+    }
+
+    pub(crate) fn unwatch(&self, slot: usize) {
+        self.windows[slot].0.store(usize::MAX, Ordering::Release);
+        self.windows[slot].1.store(0, Ordering::Release);
+    }
+
+    fn whose(&self, at: usize) -> Option<usize> {
+        self.windows.iter().position(|(start, end)| {
+            let s = start.load(Ordering::Acquire);
+            s != 0 && at >= s && at < end.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Something has changed that a fault set aside may wait for. Signal-safe; one load when there is none.
+    pub(crate) fn retry(&self) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            self.rung.fetch_add(1, Ordering::Release);
+            os::futex_wake(&self.rung, 1);
+        }
+    }
+
+    /// Queues a fault; false when the queue is full. Signal-safe.
+    fn ask(&self, request: Request) -> bool {
+        let room = {
+            let _held = self.lock.hold();
+            // SAFETY: under the lock.
+            let (n, queue) = unsafe { &mut *self.queue.get() };
+            let room = *n < CAPACITY;
+            if room {
+                queue[*n] = request;
+                *n += 1;
+            }
+            room
+        };
+        self.rung.fetch_add(1, Ordering::Release);
+        os::futex_wake(&self.rung, 1);
+        room
+    }
+
+    fn drain(&self, into: &mut Vec<Request>) {
+        let _held = self.lock.hold();
+        // SAFETY: under the lock.
+        let (n, queue) = unsafe { &mut *self.queue.get() };
+        into.extend_from_slice(&queue[..*n]);
+        *n = 0;
+    }
+}
+
+extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let errno = os::errno();
+    // SAFETY: the kernel hands over a valid siginfo.
+    let at = unsafe { (*info).si_addr() }.addr();
+    let ours = Space::existing().filter(|_| !crate::fork::forked()).and_then(|s| s.device_faults.whose(at).map(|d| (s, d)));
+    let Some((space, slot)) = ours else {
+        chain_sigsegv(signal, info, context);
+        os::set_errno(errno);
+        return;
+    };
+    let answer = AtomicU32::new(WAITING);
+    let request = Request { slot, at, access: wanted(context), answer: &answer };
+    if space.device_faults.ask(request) {
+        while answer.load(Ordering::Acquire) == WAITING {
+            os::futex_wait(&answer, WAITING, None);
+        }
+        if answer.load(Ordering::Acquire) == NOT_OURS {
+            chain_sigsegv(signal, info, context);
+        }
+    }
+    // A full queue: the instruction runs again and asks again.
+    os::set_errno(errno);
+}
+
+/// Whether the access that faulted was a store, from the processor's error code; `Read` where that is not known: the access
+/// then faults a second time, on an entry that forbids stores.
+fn wanted(context: *mut libc::c_void) -> Access {
+    #[cfg(target_arch = "x86_64")]
+    {
+        const WRITE: i64 = 2; // Intel SDM vol. 3, 4.7: page-fault error code, bit 1 (W/R)
+        // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext.
+        let error = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] };
+        if error & WRITE != 0 { Access::ReadWrite } else { Access::Read }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = context;
+        Access::Read
+    }
+}
+
+fn run(space: &'static Space) {
+    let faults = &space.device_faults;
+    let mut free = Free::at_entry();
+    let mut waiting: Vec<Request> = Vec::with_capacity(CAPACITY);
+    loop {
+        let rung = faults.rung.load(Ordering::Acquire);
+        faults.drain(&mut waiting);
+        let mut due = u64::MAX;
+        waiting.retain(|r| match serve(space, &mut free, r) {
+            Ok(answer) => {
+                // SAFETY: its thread sleeps on it until this store, after which it is not touched again: the wake uses the
+                // address as a key only.
+                unsafe { &*r.answer }.store(answer, Ordering::Release);
+                os::futex_wake_at(r.answer, 1);
+                false
+            }
+            Err(at) => {
+                due = due.min(at);
+                true
+            }
+        });
+        faults.waiting.store(waiting.len() as u32, Ordering::Release);
+        let timeout = (due != u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(os::now_ns()).max(1_000)));
+        if faults.rung.load(Ordering::Acquire) == rung {
+            os::futex_wait(&faults.rung, rung, timeout);
+        }
+    }
+}
+
+/// Brings the page, or says when to try again.
+fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
+    let Some(mirror) = space.device(r.slot) else { return Ok(NOT_OURS) };
+    if mirror.is_lost() {
+        return Ok(SERVED); // a lost device lets its workers run out on scratch memory
+    }
+    let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return Ok(NOT_OURS) };
+    let (id, p) = (page.block(), page.in_block());
+    let block = seg.claim(id);
+    let now = os::now_ns();
+    // A store to a page that is mapped for reading: the processor did not say that it was a store.
+    let (region, access, fresh) = {
+        let body = block.lock(free);
+        let dev = &body.dev[r.slot];
+        let mut access = r.access;
+        if dev.readable().has(p) {
+            if dev.owned().has(p) || (access == Access::Read && cfg!(target_arch = "x86_64")) {
+                return Ok(SERVED); // a neighbour's fault brought it
+            }
+            access = Access::ReadWrite;
+        }
+        if body.busy.has(p) {
+            return Err(now + AGAIN_NS);
+        }
+        // Only pages that go to and fro have a slice worth waiting for.
+        if body.slice > 0 && usize::from(body.side) != r.slot + 1 && now < body.stays_until() {
+            return Err(body.stays_until());
+        }
+        let region =
+            grow(p, dev.readable(), body.device_grow.percent()) & block.limit().widened(mirror.pods().pages_per_grain());
+        (region & !body.busy, access, body.lost.has(p))
+    };
+    let access = if fresh { Access::Write } else { access };
+    match bring(free, &mirror, &seg, id.first_page().0, region, access) {
+        Ok(true) => Ok(SERVED),
+        Ok(false) => Err(os::now_ns() + AGAIN_NS),
+        Err(_) if mirror.is_lost() => Ok(SERVED),
+        Err(_) => Err(os::now_ns() + AGAIN_NS),
+    }
+}
+
+/// One attempt at making the region usable; true if the page may be there now.
+fn bring(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<super::segment::Segment>,
+    first: u64,
+    region: Mask,
+    access: Access,
+) -> Result<bool, Error> {
+    let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+    let pages = Pages(first + a as u64..first + b as u64);
+    let rank = seg.space().tick();
+    let counters = &mirror.pods().counters;
+    counters.device_faults.fetch_add(1, Ordering::Relaxed);
+    let moved = migrate::to_device(free, mirror, seg, &pages, access, rank, Cause::DeviceFault)?;
+    if moved.pinned && mirror.caps().map_host {
+        map_remote(free, mirror, seg, &pages, access)?;
+        return Ok(true);
+    }
+    if moved.foreign {
+        let home = Home { map: false, wait: false, ..Home::SHARED };
+        migrate::bring_home(free, seg, &pages, home, Cause::DeviceFault)?;
+        let again = migrate::to_device(free, mirror, seg, &pages, access, rank, Cause::DeviceFault)?;
+        return Ok(again.refused == 0 && again.blocked.is_none());
+    }
+    Ok(!moved.full && moved.blocked.is_none() && !moved.pinned)
+}

@@ -1,0 +1,162 @@
+//! A host fault: one page of the window was touched and is not mapped.
+//!
+//! **Guarantee.** When a fault is served the page is mapped with the right bytes; when it is parked, whoever ends `busy` or the
+//! service thread wakes it. Nothing here allocates, formats, logs, waits, calls a driver or runs code of the program: it runs
+//! in a SIGBUS handler, perhaps inside the program's allocator or with standard output locked.
+//!
+//! **Inline or parked.** A page can be brought home here if its device's frames can be read by plain loads, no launch that may
+//! touch its segment there is unfinished, and the driver lock is free at once. The device's entries stay behind as *stale*: the
+//! next launch that could use them removes them first. Everything else is parked for the service thread.
+
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use super::super::addr::{Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
+use super::super::block::{Block, BlockGuard, MAX_DEVICES};
+use super::super::mirror::DeviceMirror;
+use super::super::os;
+use super::super::space::Space;
+use crate::stats::Cause;
+
+/// What became of a fault.
+pub(super) enum Served {
+    /// The page is mapped.
+    Mapped,
+    /// Somebody else will wake the thread; the block's epoch as it was then.
+    Parked(&'static Block, u32),
+    /// Not a page of the window.
+    Foreign,
+}
+
+/// Serves a touch of window address `at`. Signal-safe.
+pub(super) fn serve(space: &'static Space, at: usize) -> Served {
+    let Some(page) = space.page_at(at) else { return Served::Foreign };
+    let (id, p) = (page.block(), page.in_block());
+    let block = space.block(id);
+    let mut body = block.lock_in_handler();
+    if body.lost.has(p) {
+        os::die("sterna: a load met a page whose only copy was lost with its device; see `try_read`\n");
+    }
+    if body.busy.has(p) {
+        return park(space, block, body, page, false);
+    }
+    let granule = Mask::range(p / PAGES_PER_GRANULE * PAGES_PER_GRANULE..(p / PAGES_PER_GRANULE + 1) * PAGES_PER_GRANULE);
+    if !body.revoked.has(p) {
+        // It is the host's; only its mapping was missing (written through the view, or a neighbour's collateral).
+        let mask = granule & !body.revoked & !body.busy;
+        space.host.restore(space, block, &mut body, Span { block: id, mask });
+        return Served::Mapped;
+    }
+    let region = grow(p, !body.revoked, body.host_grow.percent()) & block.limit() & body.revoked & !body.busy & !body.lost;
+    let Some(slot) = block.segment() else {
+        // Only the engine revokes, and it fills records in first.
+        os::die("sterna: a page without a segment is revoked\n");
+    };
+    let rec = space.rec(slot);
+    let mut copied = Mask::EMPTY;
+    let mut owner = 0;
+    for d in 0..MAX_DEVICES {
+        let held = body.dev[d].valid & region;
+        if held.is_empty() {
+            continue;
+        }
+        let dirty = body.dev[d].dirty & region;
+        let pods = &space.slots[d];
+        let reachable = dirty.is_empty() || !pods.frames.load(Ordering::Acquire).is_null();
+        if !reachable || !pods.lock.try_lock() {
+            return park(space, block, body, page, true);
+        }
+        let idle = rec.view[d].active.load(Ordering::Acquire) == 0;
+        if idle {
+            let dev = &mut body.dev[d];
+            dev.valid &= !held;
+            dev.dirty &= !dirty;
+            rec.view[d].stale.store(1, Ordering::Release);
+            if !dirty.is_empty() {
+                (copied, owner) = (copied | dirty, d);
+                // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
+                body.busy |= dirty;
+            }
+            DeviceMirror::refresh_ready(space, slot, &body, d, block.limit());
+        }
+        pods.lock.unlock();
+        if !idle {
+            if !copied.is_empty() {
+                break; // another device's dirty pages are ours already: serve those, the rest faults again
+            }
+            return park(space, block, body, page, true);
+        }
+    }
+    let counters = &space.slots[owner].counters;
+    if !copied.is_empty() {
+        body = copy_home(space, block, body, copied, owner);
+        body.gone &= !copied;
+        body.hole &= !copied;
+        body.busy &= !copied;
+        body.arrive(0, os::now_ns());
+        if body.missing && body.hole.is_empty() {
+            body.full = true;
+        }
+        counters.moved_out(Cause::HostFault, u64::from(copied.count()) * PAGE);
+    }
+    counters.host_faults.fetch_add(1, Ordering::Relaxed);
+    let held = (0..MAX_DEVICES).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+    let mask = region & !held & !body.gone & !body.busy;
+    space.host.restore(space, block, &mut body, Span { block: id, mask });
+    let wanted = body.wanted & copied;
+    body.wanted &= !copied;
+    debug_assert!(body.check(true).is_ok());
+    drop(body);
+    if !copied.is_empty() {
+        block.bump();
+        space.host.wake(space, id, wanted);
+        space.device_faults.retry();
+    }
+    Served::Mapped
+}
+
+/// Copies pages of device `owner` into the storage, with the block's lock given up meanwhile. Signal-safe.
+fn copy_home<'b>(
+    space: &'static Space,
+    block: &'static Block,
+    body: BlockGuard<'b>,
+    mask: Mask,
+    owner: usize,
+) -> BlockGuard<'b> {
+    let pods = &space.slots[owner];
+    let base = pods.frames.load(Ordering::Acquire).cast_const();
+    let per = pods.pages_per_grain();
+    // Runs that are neighbours on both sides are one copy. At most one a page: kept on the stack.
+    let mut runs = [(0_usize, 0_usize, 0_usize); 512];
+    let mut n = 0_usize;
+    for p in mask.runs().flatten() {
+        let grain = body.dev[owner].frames[p / per] as usize - 1;
+        let from = (grain * per + p % per) * PAGE as usize;
+        let to = block.backing() as usize + p * PAGE as usize;
+        match n.checked_sub(1).map(|i| &mut runs[i]) {
+            Some((f, t, len)) if *f + *len == from && *t + *len == to => *len += PAGE as usize,
+            _ => {
+                runs[n] = (from, to, PAGE as usize);
+                n += 1;
+            }
+        }
+    }
+    drop(body);
+    for &(from, to, bytes) in &runs[..n] {
+        // SAFETY: the frames are the block's and, being busy, are neither freed nor reused; no launch that could write them is
+        // unfinished. The storage is the block's, and no mapping of the window leads to it.
+        unsafe { ptr::copy_nonoverlapping(base.add(from), space.view_at(to as u64).as_ptr(), bytes) };
+    }
+    block.lock_in_handler()
+}
+
+/// Notes that a thread waits for the page, and has the service thread fetch it unless a batch already has it.
+fn park(space: &'static Space, block: &'static Block, mut body: BlockGuard<'_>, page: Page, fetch: bool) -> Served {
+    body.wanted |= Mask::page(page.in_block());
+    let epoch = block.epoch();
+    drop(body);
+    if fetch {
+        space.host.service.ask(space, page);
+    }
+    Served::Parked(block, epoch)
+}

@@ -1,0 +1,322 @@
+//! The host page table: the window, how pages leave it and how they come back.
+//!
+//! **Guarantee.** A load or store of the program through the window sees the bytes that the last owner left, on every
+//! mechanism that serves faults; on `none` the gate brings the bytes home before a reference is handed out.
+//!
+//! | mechanism | how a touch is noticed | who serves it |
+//! |---|---|---|
+//! | [`Transparent`](Mechanism::Transparent) | userfaultfd messages; the kernel's own accesses too | handler threads |
+//! | [`Signal`](Mechanism::Signal) | userfaultfd raises SIGBUS | the faulting thread |
+//! | [`None`](Mechanism::None) | not at all | `deref` |
+//!
+//! **Revoke** ([`Host::revoke`]) and **restore** ([`Host::restore`]) work under a block's lock, one system call each. Facts and
+//! costs: `docs/host-faults.md`.
+//!
+//! The window is registered for *minor* faults: a page that has storage and is not mapped. A page without storage that
+//! leaves for a device would come back as silent zeros, so a block with such pages is also registered for *missing* faults,
+//! before it is unmapped.
+
+mod fault;
+mod service;
+mod signal;
+mod transparent;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use sterna_hal::DeviceError;
+
+use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
+use super::block::{Block, Body};
+use super::lock::Free;
+use super::os::{self, uffd::Uffd};
+use super::segment::Segment;
+use super::space::Space;
+use crate::Error;
+
+pub(crate) use signal::{chain_sigsegv, install_sigsegv};
+
+/// How the host's own accesses to shared memory are served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Mechanism {
+    /// Every access, system calls included. Needs the privilege to open a full userfaultfd.
+    Transparent,
+    /// Accesses of the program's own code; a system call on an absent page fails with `EFAULT`.
+    Signal,
+    /// No faults: `deref` brings the range home.
+    None,
+}
+
+impl Mechanism {
+    /// Every mechanism, best first.
+    pub const ALL: [Self; 3] = [Self::Transparent, Self::Signal, Self::None];
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transparent => "transparent",
+            Self::Signal => "signal",
+            Self::None => "none",
+        })
+    }
+}
+
+impl FromStr for Mechanism {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|m| m.to_string() == s).ok_or_else(|| Error::UnknownName {
+            what: "host-fault mechanism",
+            given: s.to_string(),
+            valid: Self::ALL.map(|m| m.to_string()).join(", "),
+        })
+    }
+}
+
+/// The host side of the space.
+#[derive(Debug)]
+pub(crate) struct Host {
+    mechanism: Mechanism,
+    uffd: Option<Uffd>,
+    pub(crate) service: service::Service,
+    started: OnceLock<()>,
+}
+
+impl Host {
+    /// Opens the mechanism `wanted`, or the best there is, over the window.
+    pub(crate) fn new(wanted: Option<Mechanism>, window: usize, bytes: usize) -> Result<Self, Error> {
+        let mut refused = None;
+        for mechanism in Mechanism::ALL {
+            if wanted.is_some_and(|w| w != mechanism) {
+                continue;
+            }
+            let opened = match mechanism {
+                Mechanism::Transparent => Uffd::full().map(Some),
+                Mechanism::Signal => Uffd::sigbus().map(Some),
+                Mechanism::None => Ok(None),
+            };
+            let registered = opened.and_then(|uffd| {
+                if let Some(u) = &uffd {
+                    u.register(window, bytes, os::uffd::MINOR).map_err(std::io::Error::from_raw_os_error)?;
+                }
+                Ok(uffd)
+            });
+            match registered {
+                Ok(uffd) => return Ok(Self { mechanism, uffd, service: service::Service::new(), started: OnceLock::new() }),
+                Err(e) => refused = Some((mechanism, e)),
+            }
+        }
+        let (mechanism, source) = refused.unwrap_or((Mechanism::None, std::io::Error::other("no mechanism")));
+        Err(Error::Mechanism { mechanism, source: std::sync::Arc::new(source) })
+    }
+
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// Whether a touch of an absent page is noticed.
+    pub(crate) fn faults(&self) -> bool {
+        self.mechanism != Mechanism::None
+    }
+
+    fn uffd(&self) -> Option<&Uffd> {
+        self.uffd.as_ref()
+    }
+
+    /// Starts the threads or installs the handler that serves faults.
+    pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
+        let failed = |source| Error::Mechanism { mechanism: self.mechanism, source: std::sync::Arc::new(source) };
+        if self.started.set(()).is_err() {
+            return Ok(());
+        }
+        match self.mechanism {
+            Mechanism::Transparent => transparent::start(space).map_err(failed)?,
+            Mechanism::Signal => signal::install_sigbus().map_err(failed)?,
+            Mechanism::None => return Ok(()),
+        }
+        self.service.start(space).map_err(failed)
+    }
+
+    /// Takes pages out of the window. They are busy already; device entries are gone. When this returns no store of the host
+    /// can land any more, and `hole` says which pages have no storage.
+    pub(crate) fn revoke(
+        &self,
+        space: &Space,
+        free: &mut Free,
+        seg: &Segment,
+        spans: &[Span],
+        runs: &[Pages],
+    ) -> Result<(), Error> {
+        self.watch_missing(space, free, spans)?;
+        for s in spans {
+            let block = space.block(s.block);
+            let (full, promote) = {
+                let body = block.lock(free);
+                // The second journey shows that the block travels: from then on one folio pays.
+                let whole = seg.limit(s.block.0 - seg.first().0) == Mask::FULL;
+                (body.full, body.full && !body.huge && body.moves == 1 && whole)
+            };
+            let holes = if full { Mask::EMPTY } else { self.holes(space, block, s.mask) };
+            let huge = promote && {
+                let at = space.view_at(block.backing()).as_ptr().addr();
+                // SAFETY: the block's own storage in the view.
+                unsafe { os::collapse(at, BLOCK as usize) }
+            };
+            let mut body = block.lock(free);
+            body.hole = (body.hole & !s.mask) | (holes & s.mask);
+            body.huge |= huge;
+            if self.faults() {
+                body.revoked |= s.mask;
+            }
+        }
+        if self.faults() {
+            for run in runs {
+                let at = space.window_at(run.0.start * PAGE).as_ptr().addr();
+                // SAFETY: the window is a shared mapping of the engine's.
+                unsafe { os::discard_mapping(at, run.bytes() as usize) }
+                    .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has touches of pages without storage reported, for blocks that may have such pages.
+    fn watch_missing(&self, space: &Space, free: &mut Free, spans: &[Span]) -> Result<(), Error> {
+        let Some(uffd) = self.uffd() else { return Ok(()) };
+        let mut blocks: Vec<BlockId> = Vec::new();
+        for s in spans {
+            let body = space.block(s.block).lock(free);
+            if !body.full && !body.missing {
+                blocks.push(s.block);
+            }
+        }
+        let mut i = 0;
+        while i < blocks.len() {
+            let mut end = i + 1;
+            while end < blocks.len() && blocks[end].0 == blocks[end - 1].0 + 1 {
+                end += 1;
+            }
+            let at = space.window_at(blocks[i].offset()).as_ptr().addr();
+            let bytes = (end - i) * BLOCK as usize;
+            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING).map_err(|code| {
+                let e = DeviceError::Driver {
+                    call: "ioctl(UFFDIO_REGISTER)",
+                    code,
+                    text: "the window could not be split further; raise vm.max_map_count".into(),
+                };
+                Error::System(e)
+            })?;
+            for id in &blocks[i..end] {
+                space.block(*id).lock(free).missing = true;
+            }
+            i = end;
+        }
+        Ok(())
+    }
+
+    /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile.
+    pub(crate) fn holes(&self, space: &Space, block: &Block, mask: Mask) -> Mask {
+        let base = block.backing();
+        let mut data = Mask::EMPTY;
+        for e in os::data_extents(&space.fd, base..base + BLOCK) {
+            data |= Mask::range(((e.start - base) / PAGE) as usize..(e.end - base).div_ceil(PAGE) as usize);
+        }
+        mask & !data
+    }
+
+    /// Gives pages without storage some, so that they can be mapped.
+    pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
+        for (id, mask) in pages.blocks() {
+            let block = seg.claim(id);
+            for r in self.holes(space, block, mask).runs() {
+                let at = space.view_at(block.backing() + r.start as u64 * PAGE).as_ptr().addr();
+                // SAFETY: the segment's own storage in the view.
+                unsafe { os::populate_write(at, r.len() * PAGE as usize) }
+                    .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
+            }
+            let mut body = block.lock(free);
+            body.hole &= !mask;
+        }
+        Ok(())
+    }
+
+    /// Gives whole blocks storage in huge folios before they are filled, where that costs no more than filling small ones.
+    pub(crate) fn prepare(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) {
+        for (id, mask) in pages.blocks() {
+            if mask != Mask::FULL {
+                continue;
+            }
+            let block = seg.claim(id);
+            if !self.holes(space, block, Mask::FULL).covers(Mask::FULL) || block.lock(free).missing {
+                continue;
+            }
+            let at = space.view_at(block.backing());
+            // SAFETY: the segment's own storage; one store makes it a range that can be collapsed.
+            let huge = unsafe {
+                at.as_ptr().write_volatile(0);
+                os::collapse(at.as_ptr().addr(), BLOCK as usize)
+            };
+            let mut body = block.lock(free);
+            body.huge = huge;
+            body.full = huge;
+        }
+    }
+
+    /// Puts pages back into the window, with the block's lock held and the pages' bytes in place. Signal-safe.
+    pub(crate) fn restore(&self, space: &Space, block: &Block, body: &mut Body, s: Span) {
+        let Some(uffd) = self.uffd() else { return };
+        body.revoked &= !s.mask;
+        for p in (s.mask & body.hole).runs().flatten() {
+            let at = space.view_at(block.backing() + p as u64 * PAGE);
+            // SAFETY: the segment's own storage; the store allocates the page, whose contents are zeros.
+            unsafe { at.as_ptr().write_volatile(0) };
+        }
+        body.hole &= !s.mask;
+        let window = space.window_at(s.block.offset()).as_ptr().addr();
+        if s.mask == Mask::FULL && body.huge {
+            // SAFETY: the window is a shared mapping of the engine's.
+            if unsafe { os::collapse(window, BLOCK as usize) } {
+                uffd.wake(window, BLOCK as usize);
+                return;
+            }
+        }
+        for r in s.mask.runs() {
+            let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
+            if uffd.map(at, bytes).is_err() {
+                // Some page has no storage although nobody said so: it was never written, and a store gives it some.
+                for p in r.clone() {
+                    let view = space.view_at(block.backing() + p as u64 * PAGE);
+                    // SAFETY: a load of the segment's own storage allocates a page where there is none.
+                    let _ = unsafe { view.as_ptr().read_volatile() };
+                }
+                let _ = uffd.map(at, bytes);
+            }
+            uffd.wake(at, bytes);
+        }
+    }
+
+    /// Lets threads parked on pages of a block try again. Signal-safe.
+    pub(crate) fn wake(&self, space: &Space, id: BlockId, mask: Mask) {
+        if self.mechanism == Mechanism::Transparent
+            && let Some(uffd) = self.uffd()
+        {
+            let window = space.window_at(id.offset()).as_ptr().addr();
+            for r in mask.runs() {
+                uffd.wake(window + r.start * PAGE as usize, r.len() * PAGE as usize);
+            }
+        }
+        // Threads in the signal handler sleep on the block's epoch, which was bumped.
+    }
+
+    /// A freed stretch: touches of pages without storage are the kernel's business again.
+    pub(crate) fn expect_minor_only(&self, at: usize, bytes: usize) {
+        if let Some(uffd) = self.uffd() {
+            // If it fails the stretch keeps reporting missing pages, which are served, only slower.
+            let _ = uffd.register(at, bytes, os::uffd::MINOR);
+        }
+    }
+}
+
+const _: () = assert!(PAGES_PER_BLOCK == 512);

@@ -1,0 +1,166 @@
+//! The service thread: brings pages home that a fault handler could not fetch itself.
+//!
+//! **Guarantee.** A parked fault is served as soon as its page may move: after the time slice of the device that has it, and on
+//! devices that cannot fault after the launches that use it. A fault that cannot go on is set aside and looked at again; the
+//! thread never waits for a kernel.
+//!
+//! **Lock**: the queue's futex, held for word operations; fault handlers take it.
+
+use std::cell::UnsafeCell;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sterna_hal::Absent;
+
+use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages, grow};
+use super::super::block::MAX_DEVICES;
+use super::super::lock::{Free, Futex};
+use super::super::migrate::{self, Home};
+use super::super::os;
+use super::super::space::Space;
+use crate::stats::Cause;
+
+/// Each entry belongs to a thread that sleeps; more than this and the rest try again by themselves.
+const CAPACITY: usize = 1024;
+/// How soon a fault that cannot go on is looked at again.
+const AGAIN_NS: u64 = 100_000;
+
+/// The queue of parked faults.
+pub(crate) struct Service {
+    lock: Futex,
+    queue: UnsafeCell<(usize, [Page; CAPACITY])>,
+    /// Bumped at every entry; the thread sleeps here.
+    rung: AtomicU32,
+}
+
+// SAFETY: the queue is only touched under its lock.
+unsafe impl Sync for Service {}
+// SAFETY: as above.
+unsafe impl Send for Service {}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Service")
+    }
+}
+
+impl Service {
+    pub(super) fn new() -> Self {
+        Self { lock: Futex::new(), queue: UnsafeCell::new((0, [Page(0); CAPACITY])), rung: AtomicU32::new(0) }
+    }
+
+    pub(super) fn start(&self, space: &'static Space) -> io::Result<()> {
+        std::thread::Builder::new().name("sterna-host".into()).spawn(move || run(space)).map(drop)
+    }
+
+    /// Asks for a page. Signal-safe.
+    pub(super) fn ask(&self, space: &Space, page: Page) {
+        let room = {
+            let _held = self.lock.hold();
+            // SAFETY: under the lock.
+            let (n, pages) = unsafe { &mut *self.queue.get() };
+            if *n < CAPACITY {
+                pages[*n] = page;
+                *n += 1;
+            }
+            *n < CAPACITY
+        };
+        self.rung.fetch_add(1, Ordering::Release);
+        os::futex_wake(&self.rung, 1);
+        if !room {
+            let block = space.block(page.block());
+            block.bump();
+            space.host.wake(space, page.block(), Mask::page(page.in_block()));
+        }
+    }
+
+    fn drain(&self, into: &mut Vec<Page>) {
+        let _held = self.lock.hold();
+        // SAFETY: under the lock.
+        let (n, pages) = unsafe { &mut *self.queue.get() };
+        into.extend_from_slice(&pages[..*n]);
+        *n = 0;
+    }
+}
+
+fn run(space: &'static Space) {
+    let service = &space.host.service;
+    let mut free = Free::at_entry();
+    let mut waiting: Vec<Page> = Vec::with_capacity(CAPACITY);
+    loop {
+        let rung = service.rung.load(Ordering::Acquire);
+        service.drain(&mut waiting);
+        waiting.sort_unstable();
+        waiting.dedup();
+        let mut due = u64::MAX;
+        let pages = std::mem::take(&mut waiting);
+        for page in pages {
+            if let Err(at) = fetch(space, &mut free, page) {
+                due = due.min(at);
+                waiting.push(page);
+            }
+        }
+        let timeout = (due != u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(os::now_ns()).max(1_000)));
+        if service.rung.load(Ordering::Acquire) == rung {
+            os::futex_wait(&service.rung, rung, timeout);
+        }
+    }
+}
+
+/// Brings a page home and wakes its thread, or says when to look again.
+fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> {
+    let (id, p) = (page.block(), page.in_block());
+    let block = space.block(id);
+    let now = os::now_ns();
+    let region = {
+        let body = block.lock(free);
+        if !body.revoked.has(p) || body.busy.has(p) {
+            None // it is home, or whoever has it wakes the thread
+        } else {
+            let rec = block.segment().map(|s| space.rec(s));
+            let running = (0..MAX_DEVICES)
+                .any(|d| body.dev[d].valid.has(p) && rec.is_some_and(|r| r.view[d].active.load(Ordering::Acquire) > 0));
+            if running && body.side != 0 && now < body.stays_until() && !idle(space, body.side as usize - 1) {
+                return Err(body.stays_until());
+            }
+            Some(grow(p, !body.revoked, body.host_grow.percent()) & block.limit())
+        }
+    };
+    if let (Some(region), Some(seg)) = (region, space.segment_of(id)) {
+        let pinned = space.devices().iter().any(|m| {
+            m.caps().absent == Absent::Undefined
+                && seg
+                    .uses
+                    .lock()
+                    .iter()
+                    .any(|u| u.launch.mirror().slot() == m.slot() && !u.launch.has_ended() && !u.launch.poll_only())
+        });
+        if pinned {
+            return Err(now + AGAIN_NS);
+        }
+        let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+        let first = id.first_page().0;
+        let pages = Pages(first + a as u64..first + b as u64);
+        let home = Home { wait: false, ..Home::EXCLUSIVE };
+        // An error means that the device is gone; its pages are then lost and the fault handler says so.
+        let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
+        let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
+        space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
+    }
+    let mut body = block.lock(free);
+    let parked_elsewhere = body.busy.has(p);
+    if !parked_elsewhere {
+        body.wanted &= !Mask::page(p);
+    }
+    drop(body);
+    if !parked_elsewhere {
+        block.bump();
+        space.host.wake(space, id, Mask::page(p));
+    }
+    Ok(())
+}
+
+fn idle(space: &Space, slot: usize) -> bool {
+    space.device(slot).is_none_or(|m| m.is_idle())
+}

@@ -1,0 +1,105 @@
+//! Signal handlers: SIGBUS for host faults of mechanism `signal`, SIGSEGV for faults of devices in their windows.
+//!
+//! **Guarantee.** A signal that is not ours goes to the handler that was there before, with the same arguments; where there was
+//! none, the default action is put back and the instruction runs again. Handlers run with every other signal blocked and
+//! restore `errno`.
+//!
+//! The SIGBUS handler runs on the thread's own stack: the alternate stacks that threads have are small, and a thread that
+//! takes a fault has a stack to stand on. The SIGSEGV handler uses the alternate stack, as the standard library's own does, so
+//! that stack overflows still reach it.
+
+use std::io;
+use std::ptr;
+use std::sync::Once;
+use std::time::Duration;
+
+use super::super::os;
+use super::super::space::Space;
+use super::fault::{Served, serve};
+
+type Action = libc::sigaction;
+
+// What was installed before us. Each is written once, before its handler is installed; all zero is the default action.
+// SAFETY: plain old data for which all bits zero is a value.
+static mut BUS: Action = unsafe { std::mem::zeroed() };
+// SAFETY: as above.
+static mut SEGV: Action = unsafe { std::mem::zeroed() };
+
+fn install(signal: libc::c_int, handler: usize, flags: libc::c_int, previous: *mut Action) -> io::Result<()> {
+    // SAFETY: `sigaction` reads and writes the structures given; `previous` is written before the handler can run, and only here.
+    unsafe {
+        os::check(libc::sigaction(signal, ptr::null(), previous))?;
+        let mut action: Action = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = libc::SA_SIGINFO | flags;
+        libc::sigfillset(&mut action.sa_mask);
+        os::check(libc::sigaction(signal, &action, ptr::null_mut()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn install_sigbus() -> io::Result<()> {
+    install(libc::SIGBUS, on_sigbus as *const () as usize, 0, &raw mut BUS)
+}
+
+/// Installs the SIGSEGV handler, once.
+pub(crate) fn install_sigsegv(
+    handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void),
+) -> io::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| {
+        result = install(libc::SIGSEGV, handler as *const () as usize, libc::SA_ONSTACK, &raw mut SEGV);
+    });
+    result
+}
+
+/// Hands a SIGSEGV that is not ours to whoever had it before.
+pub(crate) fn chain_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: written before the handler was installed, never after.
+    unsafe { chain(&raw const SEGV, signal, info, context) }
+}
+
+extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let errno = os::errno();
+    // SAFETY: the kernel hands over a valid siginfo.
+    let at = unsafe { (*info).si_addr() }.addr();
+    let served = match Space::existing() {
+        Some(space) if !crate::fork::forked() => serve(space, at),
+        _ => Served::Foreign,
+    };
+    match served {
+        Served::Mapped => {}
+        // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only.
+        Served::Parked(block, epoch) => block.wait_epoch(epoch, Some(Duration::from_millis(100))),
+        // SAFETY: written before the handler was installed, never after.
+        Served::Foreign => unsafe { chain(&raw const BUS, signal, info, context) },
+    }
+    os::set_errno(errno);
+}
+
+/// Calls the previous handler, or puts the default action back so that the instruction's next run takes it.
+///
+/// # Safety
+/// `previous` was filled by `install`; the other arguments are a handler's own.
+unsafe fn chain(previous: *const Action, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the caller's.
+    let action: Action = unsafe { ptr::read(previous) };
+    match action.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: puts a handler back that was valid.
+            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+        }
+        handler if action.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: a three-argument handler, by its flag.
+            let f: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                unsafe { std::mem::transmute(handler) };
+            f(signal, info, context);
+        }
+        handler => {
+            // SAFETY: a one-argument handler, by its flag.
+            let f: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
+            f(signal);
+        }
+    }
+}

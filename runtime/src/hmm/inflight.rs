@@ -1,0 +1,274 @@
+//! A launch that has been asked for and has not retired: what the gate, the order of launches and taint are made of.
+//!
+//! **States.** `QUEUED` (recorded, with the scheduler) → `SUBMITTED` (the device has it) → `RETIRING` (one thread asks for
+//! the outcome) → `ENDED`. A launch that cannot be submitted goes from `QUEUED` to `RETIRING` with an error.
+//!
+//! **Guarantee.** From [`record`](InFlight::record) until `ENDED` the gates of its segments are up, its uses stand in their
+//! lists, and the segments live. It retires exactly once, on the thread of whoever looks: no thread of ours wakes for a
+//! launch that nobody watches.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use sterna_hal::{Access, DeviceError, Outcome, Point, Ticket};
+
+use super::host::Mechanism;
+use super::lock::Free;
+use super::mirror::DeviceMirror;
+use super::os;
+use super::segment::{Segment, Use, overlap};
+use crate::Error;
+
+const QUEUED: u32 = 0;
+const SUBMITTED: u32 = 1;
+const RETIRING: u32 = 2;
+const ENDED: u32 = 3;
+
+/// What a launch does with one segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Touch {
+    pub(crate) seg: Arc<Segment>,
+    /// Bytes of the segment.
+    pub(crate) bytes: Range<u64>,
+    pub(crate) access: Access,
+}
+
+/// A launch on its way.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub(crate) id: u64,
+    kernel: &'static str,
+    mirror: Arc<DeviceMirror>,
+    state: AtomicU32,
+    ticket: OnceLock<Ticket>,
+    error: OnceLock<Error>,
+    touches: Mutex<SmallVec<[Touch; 4]>>,
+    /// Launches before it that write what it reads: if one of them fails, so does it.
+    upstream: Mutex<SmallVec<[Arc<InFlight>; 2]>>,
+    /// Somebody has been told of the error.
+    seen: AtomicBool,
+    sink: Arc<ErrorSink>,
+}
+
+/// Failed launches that nobody may have seen yet, for `sync`. Keeps the oldest.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorSink(Mutex<Vec<Arc<InFlight>>>);
+
+impl ErrorSink {
+    const KEPT: usize = 64;
+
+    fn add(&self, launch: &Arc<InFlight>) {
+        let mut list = self.0.lock();
+        if list.len() < Self::KEPT {
+            list.push(Arc::clone(launch));
+        }
+    }
+
+    /// The oldest error that nobody was told of.
+    pub(crate) fn first_unseen(&self) -> Option<Error> {
+        let mut list = self.0.lock();
+        let found = list.iter().find_map(|l| l.unseen_error());
+        list.retain(|l| !l.seen.load(Ordering::Acquire));
+        found
+    }
+}
+
+impl InFlight {
+    pub(crate) fn new(
+        id: u64,
+        kernel: &'static str,
+        mirror: Arc<DeviceMirror>,
+        touches: SmallVec<[Touch; 4]>,
+        sink: Arc<ErrorSink>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            kernel,
+            mirror,
+            state: AtomicU32::new(QUEUED),
+            ticket: OnceLock::new(),
+            error: OnceLock::new(),
+            touches: Mutex::new(touches),
+            upstream: Mutex::default(),
+            sink,
+            seen: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn mirror(&self) -> &Arc<DeviceMirror> {
+        &self.mirror
+    }
+
+    /// Raises the gates and lists the uses. Once, before the call that launches returns.
+    pub(crate) fn record(self: &Arc<Self>) {
+        for t in self.touches.lock().iter() {
+            let rec = t.seg.rec();
+            if t.access.writes() {
+                rec.gate.writers.fetch_add(1, Ordering::AcqRel);
+            }
+            rec.gate.users.fetch_add(1, Ordering::AcqRel);
+            rec.view[self.mirror.slot()].active.fetch_add(1, Ordering::AcqRel);
+            if t.seg.space().mechanism() == Mechanism::None {
+                rec.gate.away(t.access.writes());
+            }
+            let writes = t.access.writes();
+            let mut uses = t.seg.uses.lock();
+            if t.access.reads() {
+                let before =
+                    uses.iter().filter(|u| u.writes && overlap(&u.bytes, &t.bytes) && !Arc::ptr_eq(&u.launch, self));
+                self.upstream.lock().extend(before.map(|u| Arc::clone(&u.launch)));
+            }
+            uses.push(Use { bytes: t.bytes.clone(), writes, launch: Arc::clone(self) });
+        }
+    }
+
+    /// The device has it.
+    pub(crate) fn submitted(&self, ticket: Ticket) {
+        let _ = self.ticket.set(ticket);
+        self.advance(SUBMITTED);
+    }
+
+    fn advance(&self, to: u32) {
+        self.state.store(to, Ordering::Release);
+        os::futex_wake_if_waiting(&self.state);
+    }
+
+    /// It cannot be submitted: retires it with `error`, which taints what it would have written.
+    pub(crate) fn refuse(self: &Arc<Self>, error: Error) {
+        if self.state.compare_exchange(QUEUED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.finish(Err(error));
+        }
+    }
+
+    /// The point that is reached when it has ended, once it is submitted.
+    pub(crate) fn point(&self) -> Option<Point> {
+        self.ticket.get().map(|t| t.point)
+    }
+
+    pub(crate) fn is_submitted(&self) -> bool {
+        self.state.load(Ordering::Acquire) >= SUBMITTED
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.load(Ordering::Acquire) == ENDED
+    }
+
+    pub(crate) fn error(&self) -> Option<&Error> {
+        if self.has_ended() { self.error.get() } else { None }
+    }
+
+    /// The error, if nobody was told of it before.
+    pub(crate) fn unseen_error(&self) -> Option<Error> {
+        let e = self.error()?;
+        (!self.seen.swap(true, Ordering::AcqRel)).then(|| e.clone())
+    }
+
+    pub(crate) fn mark_seen(&self) {
+        self.seen.store(true, Ordering::Release);
+    }
+
+    /// Whether the device has finished with it, retired or not.
+    pub(crate) fn poll_only(&self) -> bool {
+        self.has_ended() || self.point().is_some_and(|p| self.mirror.device().reached(p))
+    }
+
+    /// Retires it if its point is reached; says whether it has ended.
+    pub(crate) fn poll(self: &Arc<Self>) -> bool {
+        match self.state.load(Ordering::Acquire) {
+            ENDED => true,
+            SUBMITTED => {
+                let Some(ticket) = self.ticket.get() else { return false };
+                if !self.mirror.device().reached(ticket.point) {
+                    return false;
+                }
+                self.retire(*ticket);
+                self.has_ended()
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits until it has ended, at most `timeout`; says whether it has.
+    pub(crate) fn wait(self: &Arc<Self>, _free: &mut Free, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        loop {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            match self.state.load(Ordering::Acquire) {
+                ENDED => return true,
+                SUBMITTED => {
+                    let Some(ticket) = self.ticket.get() else { continue };
+                    match self.mirror.device().wait(ticket.point, left.unwrap_or(Duration::from_secs(3600))) {
+                        Ok(true) => self.retire(*ticket),
+                        Ok(false) => {}
+                        Err(e) => self.fail(e),
+                    }
+                }
+                now => os::futex_wait_counted(&self.state, now, left),
+            }
+            if left.is_some_and(|l| l.is_zero()) {
+                return self.poll();
+            }
+        }
+    }
+
+    fn fail(self: &Arc<Self>, error: DeviceError) {
+        if self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            let error = self.mirror.noticed(error);
+            self.finish(Err(error));
+        }
+    }
+
+    fn retire(self: &Arc<Self>, ticket: Ticket) {
+        if self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return; // another thread is at it
+        }
+        let mut missed = Vec::new();
+        let result = match self.mirror.device().outcome(ticket, &mut missed) {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(source) => Err(Error::Kernel { kernel: self.kernel, source }),
+            // `DeviceMirror::new` refuses devices whose launches can miss.
+            Outcome::Missed(_) => Err(Error::Internal("a launch missed on a device that cannot")),
+        };
+        self.finish(result);
+    }
+
+    /// Lowers the gates; with an error, taints; without, heals what was replaced whole.
+    fn finish(self: &Arc<Self>, mut result: Result<(), Error>) {
+        for before in std::mem::take(&mut *self.upstream.lock()) {
+            // It ended before this one did: on this device by order, elsewhere because the scheduler waited.
+            before.wait(&mut Free::at_entry(), None);
+            if let (Ok(()), Some(e)) = (&result, before.error()) {
+                result = Err(Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) });
+            }
+        }
+        let touches = std::mem::take(&mut *self.touches.lock());
+        if let Err(e) = &result {
+            let _ = self.error.set(e.clone());
+        }
+        for t in &touches {
+            match &result {
+                Err(e) if t.access.writes() => t.seg.add_taint(t.bytes.clone(), e.clone()),
+                Ok(()) if t.access == Access::Write => t.seg.heal(&t.bytes),
+                _ => {}
+            }
+            t.seg.uses.lock().retain(|u| !Arc::ptr_eq(&u.launch, self));
+            let rec = t.seg.rec();
+            rec.view[self.mirror.slot()].active.fetch_sub(1, Ordering::AcqRel);
+            rec.gate.users.fetch_sub(1, Ordering::AcqRel);
+            if t.access.writes() {
+                rec.gate.writers.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        // The last Arc of a dropped segment may be among them: no lock is held here.
+        drop(touches);
+        self.advance(ENDED);
+        if result.is_err() {
+            self.sink.add(self);
+        }
+    }
+}

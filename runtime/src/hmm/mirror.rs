@@ -1,0 +1,582 @@
+//! Mirrors: a device's view of the space, and the driver lock.
+//!
+//! **Guarantee.** When a window is open over a range, no mirror has an entry for it that it had before, and none installs one
+//! until the window ends. A launch is submitted only under the driver lock, after the same lock has shown that everything it
+//! needs is as it must be.
+//!
+//! **Two kinds.** A [`DeviceMirror`] is the engine's own for a [`Device`]: its page table is the `dev` masks of the blocks.
+//! A [`Mirror`] is anybody's: a driver writer registers [`MirrorOps`], looks pages up with a [`Range`](super::range::Range)
+//! and keeps a table of its own.
+//!
+//! **Locks.** The driver lock of a device is its slot's `lock` (rank 3): masks of that device in every block (with the
+//! block's lock), its `ready` words, submissions. `views`, `order`, `live`: leaves, held for look-ups.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+use sterna_hal::kernel::{Code, KernelId};
+use sterna_hal::{Absent, Access, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
+
+use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages, Span, runs_of};
+use super::block::Body;
+use super::inflight::InFlight;
+use super::lock::Free;
+use super::notifier::Notifier;
+use super::segment::Segment;
+use super::space::{Slot, Space};
+use crate::Error;
+
+/// Why entries go away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// The range is unmapped or its contents are dropped.
+    Invalidate,
+    /// Access is reduced.
+    Protect,
+    /// Pages move; `to` is the device they move to (`None`: the host).
+    Migrate {
+        /// Destination.
+        to: Option<usize>,
+    },
+    /// The mirror is being unregistered.
+    Release,
+}
+
+/// What a driver does when the host side changes (`hmm_mirror_ops`).
+#[doc(alias = "hmm_mirror_ops")]
+pub trait MirrorOps: Send + Sync {
+    /// Removes every entry for `pages`, under the driver's own lock, and has the device stop using them. Called with a window
+    /// open over the range and no engine lock held. It may return before the device has stopped if
+    /// [`finish`](Self::finish) waits for that: first every mirror starts, then every mirror finishes.
+    #[doc(alias = "sync_cpu_device_pagetables")]
+    fn update(&self, action: Action, pages: &Pages);
+    /// Returns when the device can no longer use what `update` removed.
+    fn finish(&self, action: Action, pages: &Pages) {
+        let _ = (action, pages);
+    }
+}
+
+/// A driver's view of the space (`hmm_mirror`). Unregistered when dropped: then no callback is running or will run.
+pub struct Mirror {
+    space: &'static Space,
+    notifier: Notifier,
+    ops: Box<dyn MirrorOps>,
+}
+
+impl Mirror {
+    /// Registers a mirror of the whole space.
+    #[doc(alias = "hmm_mirror_register")]
+    #[must_use]
+    pub fn register(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
+        let this = Arc::new(Self { space, notifier: Notifier::default(), ops: Box::new(ops) });
+        space.add_mirror(&this);
+        this
+    }
+
+    /// Its windows.
+    #[must_use]
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// The space it mirrors.
+    #[must_use]
+    pub fn space(&self) -> &'static Space {
+        self.space
+    }
+
+    pub(crate) fn ops(&self) -> &dyn MirrorOps {
+        &*self.ops
+    }
+}
+
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror").finish_non_exhaustive()
+    }
+}
+
+/// The order of eviction: lowest rank first, ties by block.
+#[derive(Debug, Default)]
+pub(crate) struct Order(pub(crate) BTreeSet<(u64, BlockId)>);
+
+/// The engine's mirror of the space on a [`Device`].
+pub(crate) struct DeviceMirror {
+    space: &'static Space,
+    slot: usize,
+    device: Arc<dyn Device>,
+    region: RegionId,
+    notifier: Notifier,
+    views: RwLock<BTreeMap<u64, (u64, Weak<Segment>)>>,
+    kernels: RwLock<HashMap<Code, KernelId>>,
+    pub(crate) order: Mutex<Order>,
+    live: Mutex<VecDeque<Arc<InFlight>>>,
+    lost: AtomicBool,
+}
+
+impl fmt::Debug for DeviceMirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceMirror").field("slot", &self.slot).field("device", self.device.info()).finish_non_exhaustive()
+    }
+}
+
+/// Entries that a window removes, between its two passes.
+#[derive(Debug, Default)]
+pub(crate) struct Zap {
+    edits: Vec<Edit>,
+    after: SmallVec<[Arc<InFlight>; 4]>,
+}
+
+/// Why a launch was not submitted.
+#[derive(Debug)]
+pub(crate) enum NotYet {
+    /// Something it needs is not resident, or some entry is stale.
+    Populate,
+    /// The device refused it.
+    Failed(DeviceError),
+}
+
+impl DeviceMirror {
+    /// Attaches a device to the space.
+    ///
+    /// # Errors
+    /// All slots are taken; the device cannot be driven by this engine (it says which property); it refuses the arena.
+    pub(crate) fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Arc<Self>, Error> {
+        let caps = device.caps();
+        let unsupported = |what| Err(Error::Unsupported { device: device.info().id.clone(), what });
+        if caps.absent == Absent::Reports {
+            return unsupported("its launches report missing pages, which needs kernels rewritten for it");
+        }
+        if !caps.grain.is_power_of_two() || caps.grain < PAGE || caps.grain > BLOCK {
+            return unsupported("its grain is not a power of two from 4 KiB to 2 MiB");
+        }
+        let memory = device.memory();
+        if memory.budget < u64::from(caps.min_frames.max(1)) * caps.grain {
+            return Err(Error::BudgetTooSmall {
+                device: device.info().id.clone(),
+                budget: memory.budget,
+                least: u64::from(caps.min_frames.max(1)) * caps.grain,
+            });
+        }
+        let base = space.view_at(0);
+        // SAFETY: the view is a shared mapping of the whole file, leaked with the space and touched by the engine only.
+        let region =
+            unsafe { device.attach_host(base, space.bytes(), space.raw_fd()) }.map_err(|e| Error::device(&device, e))?;
+        let slot = space.take_slot().ok_or(Error::TooManyDevices { limit: super::block::MAX_DEVICES })?;
+        let s = &space.slots[slot];
+        s.grain.store(caps.grain, Ordering::Relaxed);
+        s.frames.store(device.frames_base().map_or(ptr::null_mut(), ptr::NonNull::as_ptr), Ordering::Release);
+        let this = Arc::new(Self {
+            space,
+            slot,
+            device,
+            region,
+            notifier: Notifier::default(),
+            views: RwLock::default(),
+            kernels: RwLock::default(),
+            order: Mutex::default(),
+            live: Mutex::default(),
+            lost: AtomicBool::new(false),
+        });
+        space.add_device(&this);
+        if let Some(window) = this.device.window() {
+            space.device_faults.watch(slot, &window);
+        }
+        Ok(this)
+    }
+
+    /// The device.
+    #[must_use]
+    pub(crate) fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Its number in the space: the index of its masks in every block.
+    #[must_use]
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    pub(crate) fn caps(&self) -> &Caps {
+        self.device.caps()
+    }
+
+    pub(crate) fn space(&self) -> &'static Space {
+        self.space
+    }
+
+    pub(crate) fn region(&self) -> RegionId {
+        self.region
+    }
+
+    pub(crate) fn pods(&self) -> &'static Slot {
+        &self.space.slots[self.slot]
+    }
+
+    pub(crate) fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// Turns a device error into the runtime's, and takes note if the device is gone.
+    pub(crate) fn noticed(&self, error: DeviceError) -> Error {
+        if matches!(error, DeviceError::Lost(_)) && !self.lost.swap(true, Ordering::AcqRel) {
+            self.write_off(&mut Free::at_entry());
+        }
+        Error::device(&self.device, error)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    // ── views ──
+
+    /// The device's addresses for `seg`, reserved at first use.
+    pub(crate) fn view(&self, seg: &Arc<Segment>) -> Result<DevRange, Error> {
+        if let Some(v) = seg.view(self.slot) {
+            return Ok(v);
+        }
+        // Entries are made by whole grains and a fault may bring in a granule: reserve what those cover.
+        let bytes = seg.bytes().max(1).next_multiple_of(self.caps().grain.max(GRANULE));
+        let range = self.device.reserve(bytes).map_err(|e| self.noticed(e))?;
+        let got = seg.set_view(self.slot, range);
+        if got == range {
+            self.views.write().insert(range.at.0, (range.bytes, Arc::downgrade(seg)));
+        } else {
+            // SAFETY: reserved just now; another thread's reservation is the one in use.
+            unsafe { self.device.unreserve(range) };
+        }
+        Ok(got)
+    }
+
+    /// The segment and page at a device address.
+    pub(crate) fn resolve(&self, at: DevAddr) -> Option<(Arc<Segment>, Page)> {
+        let views = self.views.read();
+        let (start, (bytes, seg)) = views.range(..=at.0).next_back()?;
+        let offset = at.0 - start;
+        if offset >= *bytes {
+            return None;
+        }
+        let seg = seg.upgrade()?;
+        Some((Arc::clone(&seg), Page((seg.offset() + offset) / PAGE)))
+    }
+
+    /// The device's addresses of pages `run` of a block.
+    pub(crate) fn addresses(&self, seg: &Segment, view: DevRange, block: BlockId, run: &Range<usize>) -> DevRange {
+        view.part(seg.view_offset(block, run.start), (run.len() as u64) * PAGE)
+    }
+
+    // ── state of a block; all with the block's lock and the driver lock held ──
+
+    /// Recounts a block in its view's `ready` words.
+    pub(crate) fn refresh_ready(space: &Space, rec: u32, body: &Body, slot: usize, limit: Mask) {
+        let dev = &body.dev[slot];
+        let now = u32::from(dev.readable().covers(limit)) | u32::from(dev.owned().covers(limit)) << 1;
+        let was = dev.ready.swap(now, Ordering::Relaxed);
+        let view = &space.rec(rec).view[slot];
+        for (bit, word) in [(1, &view.ready_read), (2, &view.ready_write)] {
+            match (was & bit, now & bit) {
+                (0, 0) => {}
+                (0, _) => {
+                    word.fetch_add(1, Ordering::Relaxed);
+                }
+                (_, 0) => {
+                    word.fetch_sub(1, Ordering::Relaxed);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Changes this device's masks of a block under the driver lock and recounts it.
+    pub(crate) fn change<R>(&self, seg: &Segment, id: BlockId, body: &mut Body, f: impl FnOnce(&mut Body) -> R) -> R {
+        let _driver = self.pods().lock.hold();
+        let r = f(body);
+        Self::refresh_ready(self.space, seg.slot(), body, self.slot, seg.limit(id.0 - seg.first().0));
+        r
+    }
+
+    /// Puts a block into the eviction order at `rank`, or takes it out (0).
+    pub(crate) fn set_rank(&self, id: BlockId, body: &mut Body, rank: u64) {
+        let old = std::mem::replace(&mut body.dev[self.slot].rank, rank);
+        if old == rank {
+            return;
+        }
+        let mut order = self.order.lock();
+        if old != 0 {
+            order.0.remove(&(old, id));
+        }
+        if rank != 0 {
+            order.0.insert((rank, id));
+        }
+    }
+
+    // ── windows ──
+
+    /// First pass of a window: takes the entries of `runs` out of the books. The launches that may be using them are noted
+    /// for devices that cannot fault.
+    pub(crate) fn zap_start(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Zap {
+        let mut zap = Zap::default();
+        let per = self.pods().pages_per_grain();
+        for run in runs {
+            let Some(seg) = self.space.segment_of(Page(run.0.start).block()) else { continue };
+            self.zap_segment(free, action, &seg, run, per, &mut zap);
+        }
+        zap
+    }
+
+    fn zap_segment(&self, free: &mut Free, action: Action, seg: &Arc<Segment>, run: &Pages, per: usize, zap: &mut Zap) {
+        let Some(view) = seg.view(self.slot) else { return };
+        for (id, mask) in run.blocks() {
+            let block = self.space.block(id);
+            let mut body = block.lock(free);
+            let dev = &body.dev[self.slot];
+            // Pages that come to this device: its own entries may stay, except those that name host storage.
+            let mut gone = dev.mapped & mask;
+            if action == (Action::Migrate { to: Some(self.slot) }) {
+                gone &= dev.alias;
+            }
+            let gone = gone.widened(per) & dev.mapped;
+            if gone.is_empty() {
+                continue;
+            }
+            self.change(seg, id, &mut body, |body| {
+                let dev = &mut body.dev[self.slot];
+                dev.mapped &= !gone;
+                dev.writable &= !gone;
+                dev.alias &= !gone;
+            });
+            for r in gone.runs() {
+                zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
+            }
+        }
+        if self.caps().absent == Absent::Undefined && !zap.edits.is_empty() {
+            let mine = |u: &&super::segment::Use| u.launch.mirror().slot == self.slot;
+            zap.after
+                .extend(seg.uses.lock().iter().filter(mine).map(|u| Arc::clone(&u.launch)).filter(|l| l.is_submitted()));
+        }
+    }
+
+    /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
+    pub(crate) fn zap_finish(&self, free: &mut Free, zap: Zap) -> Result<(), Error> {
+        for l in &zap.after {
+            l.wait(free, None);
+        }
+        self.edit(free, &zap.edits)
+    }
+
+    /// Page-table edits, until they are done.
+    pub(crate) fn edit(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
+        if edits.is_empty() || self.is_lost() {
+            return Ok(());
+        }
+        // SAFETY: ranges are views that live as long as their segments; frames are the blocks'; launches that cannot fault
+        // have been waited for.
+        let point = unsafe { self.device.edit(edits, &[]) }.map_err(|e| self.noticed(e))?;
+        self.reach(free, point)
+    }
+
+    /// Waits for a point of a copy or an edit, never of a kernel.
+    pub(crate) fn reach(&self, _free: &mut Free, point: Point) -> Result<(), Error> {
+        while !self.device.reached(point) {
+            self.device.wait(point, Duration::from_secs(3600)).map_err(|e| self.noticed(e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of `seg` that name bytes out of date, so that a launch that faults may run.
+    pub(crate) fn flush_stale(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
+        let rec = &seg.rec().view[self.slot];
+        if rec.stale.swap(0, Ordering::AcqRel) == 0 {
+            return Ok(());
+        }
+        let Some(view) = seg.view(self.slot) else { return Ok(()) };
+        let per = self.pods().pages_per_grain();
+        let mut edits = Vec::new();
+        for id in seg.claimed() {
+            let mut body = self.space.block(id).lock(free);
+            // Busy pages belong to a batch, which leaves them right.
+            let stale = (body.dev[self.slot].stale() & !body.busy).widened(per);
+            if stale.is_empty() {
+                continue;
+            }
+            self.change(seg, id, &mut body, |body| {
+                let dev = &mut body.dev[self.slot];
+                dev.mapped &= !stale;
+                dev.writable &= !stale;
+            });
+            for r in stale.runs() {
+                edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
+            }
+        }
+        self.edit(free, &edits)
+    }
+
+    // ── launches ──
+
+    /// Whether a kernel may touch `bytes` of `seg` without a fault or a change of state. Under the driver lock.
+    fn ready(&self, seg: &Segment, bytes: &Range<u64>, access: Access) -> bool {
+        let rec = seg.rec();
+        let (view, bit) = (&rec.view[self.slot], if access.writes() { 2 } else { 1 });
+        let word = if access.writes() { &view.ready_write } else { &view.ready_read };
+        if word.load(Ordering::Relaxed) == seg.blocks() {
+            return true;
+        }
+        if bytes.start == 0 && bytes.end == seg.bytes() {
+            return false;
+        }
+        seg.pages_of(bytes).blocks().all(|(id, _)| {
+            let block = self.space.block(id);
+            block.segment().is_some() && block.ready(self.slot) & bit != 0
+        })
+    }
+
+    /// Submits a launch if the driver lock shows that everything it touches is ready, or, with `faults`, that the device may
+    /// fault the rest in. The check and the submission are one step under that lock, as every revocation is.
+    pub(crate) fn try_submit(
+        &self,
+        launch: &Launch<'_>,
+        record: &Arc<InFlight>,
+        touches: &[super::inflight::Touch],
+        faults: bool,
+        first: bool,
+    ) -> Result<(), NotYet> {
+        let _driver = self.pods().lock.hold();
+        for t in touches {
+            let ok = if faults {
+                t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
+            } else {
+                self.ready(&t.seg, &t.bytes, t.access)
+            };
+            if !ok {
+                return Err(NotYet::Populate);
+            }
+        }
+        if first {
+            record.record();
+        }
+        // SAFETY: the arguments were checked against the kernel; their segments live until the launch retires; the gate keeps
+        // the host's references away, order between launches keeps other devices away.
+        match unsafe { self.device.submit(launch, &[]) } {
+            Ok(ticket) => {
+                record.submitted(ticket);
+                self.live.lock().push_back(Arc::clone(record));
+                Ok(())
+            }
+            Err(e) => Err(NotYet::Failed(e)),
+        }
+    }
+
+    /// The kernel's number on this device.
+    pub(crate) fn load(&self, code: &Code) -> Result<KernelId, Error> {
+        if let Some(id) = self.kernels.read().get(code) {
+            return Ok(*id);
+        }
+        let id = self.device.load(code).map_err(|e| self.noticed(e))?;
+        self.kernels.write().insert(*code, id);
+        Ok(id)
+    }
+
+    /// Retires launches that have ended, oldest first. Costs one look when none has.
+    pub(crate) fn reap(&self) {
+        loop {
+            let Some(front) = self.live.lock().front().cloned() else { return };
+            if !front.poll() {
+                return;
+            }
+            let mut live = self.live.lock();
+            if live.front().is_some_and(|l| Arc::ptr_eq(l, &front)) {
+                live.pop_front();
+            }
+        }
+    }
+
+    /// Launches submitted and not retired, oldest first.
+    pub(crate) fn live(&self) -> Vec<Arc<InFlight>> {
+        self.live.lock().iter().cloned().collect()
+    }
+
+    /// The oldest launch that has not retired.
+    pub(crate) fn oldest(&self) -> Option<Arc<InFlight>> {
+        self.live.lock().front().cloned()
+    }
+
+    /// Whether a launch may be running. May be called from the threads that serve faults.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.live.lock().iter().all(|l| l.point().is_some_and(|p| self.device.reached(p)))
+    }
+
+    // ── endings ──
+
+    /// A dropped segment: removes its entries, frees its frames, gives its addresses back.
+    pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
+        let Some(view) = seg.view(self.slot) else { return };
+        self.views.write().remove(&view.at.0);
+        if !self.is_lost() {
+            let whole = Edit { at: view, to: Target::Absent, access: Access::Read };
+            // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is
+            // given back, which removes its entries too.
+            let _ = self.edit(free, &[whole]);
+        }
+        let mut frames = Vec::new();
+        for id in seg.claimed() {
+            let mut body = self.space.block(id).lock(free);
+            self.set_rank(id, &mut body, 0);
+            for f in &mut body.dev[self.slot].frames {
+                if *f != 0 {
+                    super::devmem::push_frame(&mut frames, *f - 1);
+                    *f = 0;
+                }
+            }
+        }
+        // SAFETY: each grain stood in exactly one block's table, from which it was taken just now; no entry names it.
+        unsafe { self.device.free(&frames) };
+        // SAFETY: the segment is gone, its launches have retired.
+        unsafe { self.device.unreserve(view) };
+    }
+
+    /// The device is gone: pages that only it had are lost; every other page is the host's again.
+    fn write_off(&self, free: &mut Free) {
+        let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
+        for seg in segs {
+            let mut lost = Vec::new();
+            for id in seg.claimed() {
+                let block = self.space.block(id);
+                let mut body = block.lock(free);
+                self.change(&seg, id, &mut body, |body| {
+                    let dev = &mut body.dev[self.slot];
+                    let gone = dev.dirty;
+                    dev.valid = Mask::EMPTY;
+                    dev.dirty = Mask::EMPTY;
+                    dev.mapped = Mask::EMPTY;
+                    dev.writable = Mask::EMPTY;
+                    dev.alias = Mask::EMPTY;
+                    body.lost |= gone;
+                    lost.push(Span { block: id, mask: gone });
+                });
+                self.set_rank(id, &mut body, 0);
+                drop(body);
+                block.bump();
+            }
+            for run in runs_of(&lost) {
+                let start = run.0.start * PAGE - seg.offset();
+                let bytes = start..(start + run.bytes()).min(seg.bytes());
+                seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() });
+            }
+        }
+    }
+}
+
+impl Drop for DeviceMirror {
+    fn drop(&mut self) {
+        self.space.device_faults.unwatch(self.slot);
+        self.space.give_slot(self.slot);
+    }
+}

@@ -1,0 +1,50 @@
+//! The page-migration engine: mechanism only, with the semantics of Linux HMM.
+//!
+//! This is the low-level API, for people who write drivers or policies; programs use [`Shared`](crate::Shared) and
+//! [`Runtime`](crate::Runtime). What every rule is for stands at the head of its module, and the whole in
+//! `docs/architecture.md` and `docs/locking.md`.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `addr` | pages, granules, blocks, masks, and every conversion |
+//! | `space` | the address space: the arena, its segments, devices and mirrors |
+//! | `segment` | one mapping, and the gate |
+//! | `block` | page masks by holder, `busy`, `wanted`, `lost` |
+//! | `pfn` | the packed entry |
+//! | `mirror` | a device's view of the space; the driver lock |
+//! | `notifier` | windows and sequence counters |
+//! | `range` | snapshot and fault of a range; how a driver populates its table |
+//! | `migrate` | collect, unmap, copy, commit, map |
+//! | `devmem` | device frames and eviction |
+//! | `host` | the window: faults, revocation, restoration |
+//! | `device_fault` | faults of devices in this process |
+//! | `inflight` | launches that have not retired |
+//! | [`names`] | the C names of the kernel's interface |
+
+pub(crate) mod addr;
+pub(crate) mod block;
+pub(crate) mod device_fault;
+pub(crate) mod devmem;
+pub(crate) mod host;
+pub(crate) mod inflight;
+pub(crate) mod lock;
+pub(crate) mod migrate;
+pub(crate) mod mirror;
+pub mod names;
+pub(crate) mod notifier;
+pub(crate) mod os;
+pub(crate) mod pfn;
+pub(crate) mod range;
+pub(crate) mod segment;
+pub(crate) mod space;
+
+pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
+pub use block::{Grow, MAX_DEVICES};
+pub use host::Mechanism;
+pub use lock::Free;
+pub use mirror::{Action, Mirror, MirrorOps};
+pub use notifier::{Notifier, Seq};
+pub use pfn::{Pfn, PfnFlags};
+pub use range::Range;
+pub use segment::Segment;
+pub use space::Space;

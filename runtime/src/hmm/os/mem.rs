@@ -1,0 +1,198 @@
+//! Mappings and their storage.
+
+use std::ffi::CStr;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+
+use super::{check, errno, set_errno};
+
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// A mapping that is removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is plain memory; who may touch it is its user's business.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn map(bytes: usize, prot: libc::c_int, flags: libc::c_int, fd: RawFd, hint: usize) -> io::Result<Self> {
+        // SAFETY: without MAP_FIXED no existing mapping is touched.
+        let at = unsafe { libc::mmap(ptr::without_provenance_mut(hint), bytes, prot, flags, fd, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
+        let m = Self { base, bytes };
+        // A forked child must not see half of a shared memory whose other half is on a device; a core dump of it is useless.
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: our own mapping.
+            check(unsafe { libc::madvise(at, bytes, advice) })?;
+        }
+        Ok(m)
+    }
+
+    /// Zero-filled private memory that costs nothing until touched: for tables.
+    pub(crate) fn table(bytes: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    }
+
+    /// A shared mapping of all of `fd`'s first `bytes` bytes, aligned to `align`, near `hint`.
+    pub(crate) fn shared(fd: &OwnedFd, bytes: usize, align: usize, hint: usize) -> io::Result<Self> {
+        // Reserve more than is needed, then map over the aligned part: mmap aligns to pages only.
+        let whole = Self::map(
+            bytes + align,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            hint,
+        )?;
+        let at = whole.base.as_ptr().addr().next_multiple_of(align);
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let (base, end) = (whole.base.as_ptr().addr(), whole.base.as_ptr().addr() + whole.bytes);
+        // SAFETY: inside the reservation made just now, which nobody else knows.
+        let got = unsafe {
+            libc::mmap(ptr::without_provenance_mut(at), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd.as_raw_fd(), 0)
+        };
+        if got == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::mem::forget(whole);
+        // SAFETY: the rims of the reservation, unused.
+        unsafe {
+            if at > base {
+                libc::munmap(ptr::without_provenance_mut(base), at - base);
+            }
+            if end > at + bytes {
+                libc::munmap(ptr::without_provenance_mut(at + bytes), end - at - bytes);
+            }
+        }
+        let m = Self { base: NonNull::new(got.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?, bytes };
+        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+            // SAFETY: our own mapping.
+            check(unsafe { libc::madvise(got, bytes, advice) })?;
+        }
+        Ok(m)
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; its user is done with it.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A sparse file in memory of `bytes` bytes.
+pub(crate) fn memfd(name: &CStr, bytes: u64) -> io::Result<OwnedFd> {
+    // SAFETY: a valid C string.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: a descriptor of our own.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len = libc::off_t::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: our own descriptor.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), len) })?;
+    Ok(fd)
+}
+
+/// A soft limit of this process (`ulimit`), or `None` for unlimited.
+pub(crate) fn process_limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes `l` only.
+    let ok = unsafe { libc::getrlimit(resource, &mut l) } == 0;
+    (ok && l.rlim_cur != libc::RLIM_INFINITY).then_some(l.rlim_cur)
+}
+
+/// Takes `bytes` bytes at `at` out of this process's page table; the storage keeps its contents. When it returns, no store
+/// through the mapping can land any more without a new fault. Signal-safe.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's.
+pub(crate) unsafe fn discard_mapping(at: usize, bytes: usize) -> Result<(), i32> {
+    // SAFETY: the caller's; a shared mapping keeps its contents.
+    let r = unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_DONTNEED) };
+    if r == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// Turns a 2 MiB range of a shared mapping into one huge folio under one page-table entry; false where the kernel declines.
+/// Signal-safe.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's.
+pub(crate) unsafe fn collapse(at: usize, bytes: usize) -> bool {
+    let saved = errno();
+    // SAFETY: the caller's; contents stay.
+    let ok = unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_COLLAPSE) } == 0;
+    set_errno(saved);
+    ok
+}
+
+/// Makes every page of a shared mapping's range present and writable, so that a copy into it takes no faults.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's.
+pub(crate) unsafe fn populate_write(at: usize, bytes: usize) -> io::Result<()> {
+    const MADV_POPULATE_WRITE: libc::c_int = 23;
+    // SAFETY: the caller's.
+    check(unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_WRITE) }).map(drop)
+}
+
+/// Frees the storage of `range` (bytes of the file); it reads as zeros afterwards, through every mapping.
+pub(crate) fn punch_hole(fd: &OwnedFd, range: Range<u64>) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // Offsets lie within a file whose size fitted `off_t`.
+    // SAFETY: our own descriptor.
+    check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, range.start as i64, (range.end - range.start) as i64) }).map(drop)
+}
+
+/// The parts of `range` that have storage, in order.
+pub(crate) fn data_extents(fd: &OwnedFd, range: Range<u64>) -> Vec<Range<u64>> {
+    let mut out = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        // SAFETY: our own descriptor, whose position nobody uses.
+        let start = unsafe { libc::lseek(fd.as_raw_fd(), at as i64, libc::SEEK_DATA) };
+        if start < 0 || start as u64 >= range.end {
+            break; // ENXIO: no more data
+        }
+        // SAFETY: as above.
+        let end = unsafe { libc::lseek(fd.as_raw_fd(), start, libc::SEEK_HOLE) };
+        let end = if end < 0 { range.end } else { (end as u64).min(range.end) };
+        out.push(start as u64..end);
+        at = end;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_follow_writes_and_punches() {
+        let fd = memfd(c"test", 16 << 20).unwrap();
+        let m = Mapping::shared(&fd, 16 << 20, 2 << 20, 0).unwrap();
+        assert_eq!(m.base().as_ptr().addr() % (2 << 20), 0);
+        assert!(data_extents(&fd, 0..16 << 20).is_empty());
+        // SAFETY: inside our mapping.
+        unsafe { m.base().as_ptr().add(8192).write(7) };
+        assert_eq!(data_extents(&fd, 0..16 << 20), [8192..12288]);
+        assert_eq!(data_extents(&fd, 0..8192), []);
+        punch_hole(&fd, 0..1 << 20).unwrap();
+        assert!(data_extents(&fd, 0..16 << 20).is_empty());
+        // SAFETY: inside our mapping.
+        assert_eq!(unsafe { m.base().as_ptr().add(8192).read() }, 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! The seam to the operating system: thin, typed, and the only place in the engine that calls `libc`.
+//!
+//! Functions marked *signal-safe* allocate nothing, take no lock and touch no thread-local except `errno`, which handlers save.
+
+mod mem;
+pub(crate) mod uffd;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use std::{io, ptr};
+
+pub(crate) use mem::{Mapping, collapse, data_extents, discard_mapping, memfd, populate_write, process_limit, punch_hole};
+
+/// The error that the last call left. Signal-safe.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: errno's address is always valid for this thread.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Puts an earlier [`errno`] back. Signal-safe.
+pub(crate) fn set_errno(value: i32) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = value };
+}
+
+/// A system call's result as a `Result`.
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Sleeps while `*word == expected`, until woken, interrupted or `timeout` has passed. Signal-safe.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let ts = timeout.map(|t| libc::timespec {
+        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(t.subsec_nanos()),
+    });
+    let ts = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: the word outlives the call; the kernel reads `ts` only.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, expected, ts) };
+}
+
+/// Wakes up to `n` sleepers on `word`. Signal-safe.
+pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
+    futex_wake_at(word, n);
+}
+
+/// As [`futex_wake`], for a word that may be gone: nothing is read there.
+pub(crate) fn futex_wake_at(word: *const AtomicU32, n: i32) {
+    // SAFETY: the kernel uses the address as a key only.
+    unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, n) };
+}
+
+/// Nanoseconds on the monotonic clock. Signal-safe.
+pub(crate) fn now_ns() -> u64 {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes `ts` only; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };
+    ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
+}
+
+/// Writes a line to standard error and ends the process. Signal-safe: for what cannot be reported in any other way.
+pub(crate) fn die(line: &str) -> ! {
+    // SAFETY: writes a valid buffer; abort does not return.
+    unsafe {
+        libc::write(2, line.as_ptr().cast(), line.len());
+        libc::abort()
+    }
+}
+
+/// Threads that sleep in [`futex_wait_counted`].
+static SLEEPERS: AtomicU32 = AtomicU32::new(0);
+
+/// As [`futex_wait`], for words whose changes are announced by [`futex_wake_if_waiting`].
+pub(crate) fn futex_wait_counted(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    SLEEPERS.fetch_add(1, Ordering::SeqCst);
+    futex_wait(word, expected, timeout);
+    SLEEPERS.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Wakes whoever sleeps on `word`; costs one load when nobody sleeps on any such word.
+pub(crate) fn futex_wake_if_waiting(word: &AtomicU32) {
+    std::sync::atomic::fence(Ordering::SeqCst);
+    if SLEEPERS.load(Ordering::SeqCst) > 0 {
+        futex_wake(word, i32::MAX);
+    }
+}

@@ -1,0 +1,121 @@
+//! userfaultfd: the system call and its ioctls, as functions.
+//!
+//! Types and numbers come from `linux-raw-sys`; what each call does here, and what it costs, stands in `docs/host-faults.md`.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use linux_raw_sys::general as sys;
+use linux_raw_sys::ioctl as nr;
+
+use super::{check, errno};
+
+const USER_MODE_ONLY: libc::c_int = 1;
+
+/// An open userfaultfd.
+#[derive(Debug)]
+pub(crate) struct Uffd(OwnedFd);
+
+/// Pages that are in the storage but not mapped.
+pub(crate) const MINOR: u64 = 4;
+/// Pages that have no storage.
+pub(crate) const MISSING: u64 = 1;
+
+/// A fault as the kernel reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message {
+    /// Page-aligned address in the window.
+    pub(crate) at: usize,
+}
+
+impl Uffd {
+    /// Opens one whose faults are messages and which also serves the kernel's own accesses (needs the privilege).
+    pub(crate) fn full() -> io::Result<Self> {
+        Self::open(0, u64::from(sys::UFFD_FEATURE_MINOR_SHMEM))
+    }
+
+    /// Opens one whose faults raise SIGBUS in the faulting thread; for everybody.
+    pub(crate) fn sigbus() -> io::Result<Self> {
+        Self::open(USER_MODE_ONLY, u64::from(sys::UFFD_FEATURE_MINOR_SHMEM | sys::UFFD_FEATURE_SIGBUS))
+    }
+
+    fn open(flags: libc::c_int, features: u64) -> io::Result<Self> {
+        // SAFETY: no memory is passed.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
+        let fd = check(fd as libc::c_int)?;
+        // SAFETY: a descriptor of our own.
+        let this = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        let mut api = sys::uffdio_api { api: u64::from(sys::UFFD_API), features, ioctls: 0 };
+        this.ioctl(nr::UFFDIO_API, &mut api).map_err(io::Error::from_raw_os_error)?;
+        Ok(this)
+    }
+
+    fn ioctl<T>(&self, request: u32, arg: &mut T) -> Result<(), i32> {
+        // SAFETY: `arg` is the structure that this request takes: each caller pairs them.
+        let r = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::c_ulong::from(request) as _, std::ptr::from_mut(arg)) };
+        if r == 0 { Ok(()) } else { Err(errno()) }
+    }
+
+    fn range(at: usize, bytes: usize) -> sys::uffdio_range {
+        sys::uffdio_range { start: at as u64, len: bytes as u64 }
+    }
+
+    /// Reports faults of the given modes in the range, instead of the modes reported before. Splits and joins mappings.
+    pub(crate) fn register(&self, at: usize, bytes: usize, modes: u64) -> Result<(), i32> {
+        let mut arg = sys::uffdio_register { range: Self::range(at, bytes), mode: modes, ioctls: 0 };
+        self.ioctl(nr::UFFDIO_REGISTER, &mut arg)
+    }
+
+    /// Maps pages that have storage. Pages mapped already are skipped; whoever waits in the range is woken. Signal-safe.
+    ///
+    /// Fails with `EFAULT` where there is no storage.
+    pub(crate) fn map(&self, at: usize, bytes: usize) -> Result<(), i32> {
+        let (mut at, end) = (at, at + bytes);
+        while at < end {
+            let mut arg = sys::uffdio_continue { range: Self::range(at, end - at), mode: 0, mapped: 0 };
+            match self.ioctl(nr::UFFDIO_CONTINUE, &mut arg) {
+                Ok(()) => return Ok(()),
+                Err(e) => {
+                    if arg.mapped > 0 {
+                        at += arg.mapped as usize;
+                    } else if e == libc::EEXIST {
+                        at += 4096;
+                    } else if e != libc::EAGAIN {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every thread that waits in the range try again. Signal-safe.
+    pub(crate) fn wake(&self, at: usize, bytes: usize) {
+        // Fails only for a range outside every registration, where nobody can wait.
+        let _ = self.ioctl(nr::UFFDIO_WAKE, &mut Self::range(at, bytes));
+    }
+
+    /// Waits for faults; at most `out.len()` of them. Interrupted or spurious: none.
+    pub(crate) fn read(&self, out: &mut [Message; 16]) -> io::Result<usize> {
+        // SAFETY: plain old data for which all bits zero is a value.
+        let mut raw: [sys::uffd_msg; 16] = unsafe { std::mem::zeroed() };
+        // SAFETY: the buffer is as long as said.
+        let n = unsafe { libc::read(self.0.as_raw_fd(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
+        if n < 0 {
+            return match errno() {
+                libc::EAGAIN | libc::EINTR => Ok(0),
+                e => Err(io::Error::from_raw_os_error(e)),
+            };
+        }
+        let mut k = 0;
+        for m in &raw[..n as usize / size_of::<sys::uffd_msg>()] {
+            if u32::from(m.event) == sys::UFFD_EVENT_PAGEFAULT {
+                // SAFETY: the event says which member of the union is set.
+                let at = unsafe { m.arg.pagefault.address };
+                out[k] = Message { at: at as usize & !4095 };
+                k += 1;
+            }
+        }
+        Ok(k)
+    }
+}

@@ -1,0 +1,300 @@
+//! Looking pages up for a device: snapshot, fault, and the retry check (`hmm_vma_get_pfns`, `hmm_vma_fault`,
+//! `hmm_vma_range_done`).
+//!
+//! **Guarantee.** What [`Range::done`] confirms, under the driver's lock, is the state of the pages at that instant: no window
+//! over them was opened since the look-up began. What it does not confirm is worth nothing and is thrown away.
+//!
+//! A driver with a page table of its own populates it like this:
+//!
+//! ```
+//! use std::collections::HashMap;
+//! use std::sync::{Arc, Mutex};
+//! use sterna::hmm::{Action, Mirror, MirrorOps, Pages, Pfn, Range};
+//!
+//! /// The driver: its lock and, under it, its page table.
+//! #[derive(Clone, Default)]
+//! struct Driver(Arc<Mutex<HashMap<u64, Pfn>>>);
+//!
+//! impl MirrorOps for Driver {
+//!     fn update(&self, _why: Action, pages: &Pages) {
+//!         let mut table = self.0.lock().unwrap();
+//!         table.retain(|page, _| !pages.0.contains(page));
+//!     }
+//! }
+//!
+//! fn driver_populate_range(driver: &Driver, mirror: &Arc<Mirror>, pages: &Pages, write: bool) -> Result<(), sterna::Error> {
+//!     loop {
+//!         let mut range = Range::new(mirror, pages.clone())?;
+//!         range.fault(write, true)?;
+//!         let mut table = driver.0.lock().unwrap();
+//!         if range.done() {
+//!             table.extend(range.pfns());
+//!             return Ok(());
+//!         }
+//!         // A window opened meanwhile: start over.
+//!     }
+//! }
+//!
+//! let rt = sterna::Runtime::new()?;
+//! let x = rt.shared_from(&[1_u32, 2, 3])?;
+//! let driver = Driver::default();
+//! let mirror = Mirror::register(rt.space(), driver.clone());
+//! driver_populate_range(&driver, &mirror, &x.pages(), true)?;
+//! let table = driver.0.lock().unwrap();
+//! assert!(x.pages().0.clone().all(|page| table[&page].is_writable()));
+//! # Ok::<(), sterna::Error>(())
+//! ```
+//!
+//! The engine does the same for the devices that it drives: [`populate`] is what a launch does. For pages that it migrates, the
+//! entry is made while the page is `busy`, which is stronger than a retry check; for pages that a device maps where they are, it
+//! is made under the driver lock after the check.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sterna_hal::{Access, Edit, HostAt, Target};
+
+use super::addr::{Mask, PAGE, Pages};
+use super::block::{Body, MAX_DEVICES};
+use super::lock::Free;
+use super::migrate::{self, Home, Moved};
+use super::mirror::{DeviceMirror, Mirror};
+use super::notifier::Seq;
+use super::pfn::{Pfn, PfnFlags};
+use super::segment::Segment;
+use crate::Error;
+use crate::policy::Place;
+use crate::stats::Cause;
+
+/// How long a look-up may be overtaken before it says [`Busy`](Error::Busy): the kernel's default.
+const BUDGET: Duration = Duration::from_millis(1000);
+
+/// One look-up of a range of pages (`hmm_range`).
+#[derive(Debug)]
+pub struct Range {
+    mirror: Arc<Mirror>,
+    pages: Pages,
+    seq: Seq,
+    pfns: Vec<Pfn>,
+}
+
+impl Range {
+    /// Begins a look-up: waits until no window over the pages is open.
+    ///
+    /// # Errors
+    /// [`Invalid`](Error::Invalid) for an empty range; [`Busy`](Error::Busy) if windows stay open for a second.
+    pub fn new(mirror: &Arc<Mirror>, pages: Pages) -> Result<Self, Error> {
+        if pages.is_empty() || pages.0.end > mirror.space().bytes() / PAGE {
+            return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
+        }
+        let mut free = Free::at_entry();
+        let seq = mirror.notifier().read_begin(&mut free, &pages, BUDGET).ok_or(Error::Busy { budget: BUDGET })?;
+        Ok(Self { mirror: Arc::clone(mirror), pages, seq, pfns: Vec::new() })
+    }
+
+    /// Looks every page up without changing anything: what is not mapped on the host now is *none*.
+    #[doc(alias = "hmm_vma_get_pfns")]
+    pub fn get_pfns(&mut self) {
+        let mut free = Free::at_entry();
+        self.pfns = look_up(&mut free, &self.mirror, &self.pages);
+    }
+
+    /// Makes every page present for reading, or for writing, and looks it up. Pages that a device has come home.
+    ///
+    /// With `block` it waits for pages that are being moved; without, it says [`Busy`](Error::Busy) at once.
+    ///
+    /// # Errors
+    /// [`Fault`](Error::Fault) for a page without a segment or without a copy; [`Busy`](Error::Busy) after a second.
+    #[doc(alias = "hmm_vma_fault")]
+    pub fn fault(&mut self, write: bool, block: bool) -> Result<(), Error> {
+        let mut free = Free::at_entry();
+        let space = self.mirror.space();
+        let deadline = Instant::now() + BUDGET;
+        loop {
+            let mut at = self.pages.0.start;
+            while at < self.pages.0.end {
+                let Some(seg) = space.find(super::addr::Page(at)) else { return Err(Error::Fault { page: at }) };
+                let end = seg.pages().0.end.min(self.pages.0.end);
+                if end <= at {
+                    return Err(Error::Fault { page: at });
+                }
+                let home = Home { wait: block, ..if write { Home::EXCLUSIVE } else { Home::SHARED } };
+                let moved = migrate::bring_home(&mut free, &seg, &Pages(at..end), home, Cause::Mirror)?;
+                if moved.blocked.is_some() && !block {
+                    return Err(Error::Busy { budget: Duration::ZERO });
+                }
+                space.host.populate(space, &mut free, &seg, &Pages(at..end))?;
+                at = end;
+            }
+            self.pfns = look_up(&mut free, &self.mirror, &self.pages);
+            let enough = |p: &Pfn| p.is_valid() && (!write || p.is_writable());
+            if let Some(i) = self.pfns.iter().position(|p| p.is_error()) {
+                return Err(Error::Fault { page: self.pages.0.start + i as u64 });
+            }
+            if self.pfns.iter().all(enough) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Busy { budget: BUDGET });
+            }
+        }
+    }
+
+    /// Whether what was looked up still holds (`hmm_vma_range_done`). Called once, with the driver's lock held, right before
+    /// the entries are installed; false means: drop the lock and begin again.
+    #[doc(alias = "hmm_vma_range_done")]
+    #[must_use]
+    pub fn done(&self) -> bool {
+        !self.mirror.notifier().read_retry(&self.pages, self.seq)
+    }
+
+    /// The entries by page number.
+    pub fn pfns(&self) -> impl Iterator<Item = (u64, Pfn)> + '_ {
+        (self.pages.0.start..).zip(self.pfns.iter().copied())
+    }
+}
+
+/// The entries of pages as a mirror of host storage sees them.
+fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
+    let space = mirror.space();
+    let mut out = Vec::with_capacity(pages.len() as usize);
+    for (id, mask) in pages.blocks() {
+        let Some(seg) = space.segment_of(id) else {
+            out.extend(std::iter::repeat_n(Pfn::ERROR, mask.count() as usize));
+            continue;
+        };
+        let limit = seg.limit(id.0 - seg.first().0);
+        let block = seg.claim(id);
+        let holes = space.host.holes(space, block, limit);
+        let body = block.lock(free);
+        for p in mask.runs().flatten() {
+            let entry = if !limit.has(p) || body.lost.has(p) {
+                Pfn::ERROR
+            } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) {
+                Pfn::NONE
+            } else {
+                let shared = (0..MAX_DEVICES).any(|d| body.dev[d].valid.has(p));
+                let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
+                Pfn::new(block.backing() / PAGE + p as u64, flags)
+            };
+            out.push(entry);
+        }
+    }
+    out
+}
+
+/// Makes `pages` usable by a device as `place` says (`driver_populate_range`): what a launch does for each of its arguments.
+/// Waits for other batches' pages and brings other devices' pages home first.
+///
+/// What there is no room for is left out and reported in [`Moved::full`].
+pub(crate) fn populate(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    access: Access,
+    place: Place,
+    rank: u64,
+    cause: Cause,
+) -> Result<Moved, Error> {
+    loop {
+        mirror.view(seg)?;
+        let moved = match place {
+            Place::Demand => {
+                mirror.flush_stale(free, seg)?;
+                return Ok(Moved::default());
+            }
+            Place::Remote if mirror.caps().map_host => map_remote(free, mirror, seg, pages, access)?,
+            Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, access, rank, cause)?,
+        };
+        if moved.lost {
+            return Err(Error::Lost { device: "a device".into() });
+        }
+        if moved.pinned {
+            if !mirror.caps().map_host {
+                return Err(Error::Pinned);
+            }
+            // A guard keeps pages at home: the device uses them there.
+            map_remote(free, mirror, seg, pages, access)?;
+        }
+        if moved.foreign {
+            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::SHARED }, cause)?;
+        } else if let Some(blocked) = moved.blocked {
+            migrate::wait_blocked(free, seg.space(), blocked);
+        } else {
+            return Ok(moved);
+        }
+    }
+}
+
+/// Lets a device use pages where they are: entries that name host storage, for every page that it does not hold itself.
+pub(crate) fn map_remote(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    access: Access,
+) -> Result<Moved, Error> {
+    let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
+    let pages = &pages.widened(per as u64);
+    let view = mirror.view(seg)?;
+    let mut result = Moved::default();
+    let needy = |body: &Body, want: Mask| {
+        let dev = &body.dev[slot];
+        let ready = dev.mapped & dev.alias & if access.writes() { dev.writable } else { Mask::FULL };
+        want & !ready
+    };
+    let deadline = Instant::now() + BUDGET;
+    loop {
+        // An alias and a replica of one page exclude each other.
+        if pages.blocks().any(|(id, mask)| !needy(&seg.claim(id).lock(free), mask).is_empty()) {
+            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::EXCLUSIVE }, Cause::Launch)?;
+        }
+        let Some(seq) = mirror.notifier().read_begin(free, pages, BUDGET) else {
+            return Err(Error::Busy { budget: BUDGET });
+        };
+        let mut again = false;
+        for (id, mask) in pages.blocks() {
+            let block = seg.claim(id);
+            let mut body = block.lock(free);
+            let fix = needy(&body, mask).widened(per);
+            let held = (0..MAX_DEVICES).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+            if fix.meets(body.busy | body.gone | held) {
+                again = true;
+                continue;
+            }
+            if fix.is_empty() {
+                continue;
+            }
+            let _driver = mirror.pods().lock.hold();
+            if mirror.notifier().read_retry(pages, seq) {
+                again = true;
+                break;
+            }
+            let edits: smallvec::SmallVec<[Edit; 4]> = fix
+                .runs()
+                .map(|r| Edit {
+                    at: mirror.addresses(seg, view, id, &r),
+                    to: Target::Host(HostAt { region: mirror.region(), offset: block.backing() + r.start as u64 * PAGE }),
+                    access: if access.writes() { Access::ReadWrite } else { Access::Read },
+                })
+                .collect();
+            // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
+            unsafe { mirror.device().edit(&edits, &[]) }.map_err(|e| Error::device(mirror.device(), e))?;
+            let dev = &mut body.dev[slot];
+            dev.mapped |= fix;
+            dev.alias |= fix;
+            dev.writable = if access.writes() { dev.writable | fix } else { dev.writable & !fix };
+            DeviceMirror::refresh_ready(space, seg.slot(), &body, slot, seg.limit(id.0 - seg.first().0));
+            result.resident += u64::from(fix.count());
+        }
+        mirror.pods().counters.mapped_remote.fetch_add(std::mem::take(&mut result.resident) * PAGE, Ordering::Relaxed);
+        if !again {
+            return Ok(result);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Busy { budget: BUDGET });
+        }
+    }
+}

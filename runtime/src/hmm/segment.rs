@@ -1,0 +1,328 @@
+//! One mapping of the space: a segment (`vm_area_struct`), its records, and the gate.
+//!
+//! **Guarantee.** A segment covers whole blocks of its own, so that two allocations never share a page, a granule or a lock.
+//! It has a place in the window and a place in the arena's storage, each with its own offset: nobody computes one from the
+//! other. Its storage and its device memory are given back exactly once, when the last user (the handle, a view, an
+//! unfinished launch) lets go.
+//!
+//! **Two records.** [`Segment`] is for code that may allocate and lock. [`SegRec`] is plain words in a table that never
+//! moves: the gate, which `deref` reads, and the `ready` words, which the fast path of a launch reads.
+//!
+//! **Who may change what.** `ready` words: whoever holds the block's lock and the device's driver lock. The gate's counters:
+//! [`InFlight`](super::inflight::InFlight) when it is recorded and when it retires. `uses`, `taints`, `pins`: under their mutex,
+//! held for word operations.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use sterna_hal::DevRange;
+
+use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
+use super::block::{Block, MAX_DEVICES};
+use super::inflight::InFlight;
+use super::lock::Free;
+use super::space::Space;
+use crate::policy::FaultRule;
+
+/// What `deref` asks before it hands out a reference.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct Gate {
+    /// Unfinished launches that write the segment, and tainted ranges of it.
+    pub(crate) writers: AtomicU32,
+    /// Unfinished launches and moves that touch it, and tainted ranges of it.
+    pub(crate) users: AtomicU32,
+    /// Mode `none`: the device may have newer bytes (bit 0) or copies (bit 1). Each bit counts once in the words above, so that
+    /// `deref` and `deref_mut` bring the bytes home.
+    away: AtomicU32,
+}
+
+impl Gate {
+    const NEWER: u32 = 1;
+    const COPIES: u32 = 2;
+
+    /// Mode `none`: a launch or a move takes copies to a device and, with `writes`, makes them newer than the host's.
+    pub(crate) fn away(&self, writes: bool) {
+        let bits = Self::COPIES | if writes { Self::NEWER } else { 0 };
+        let new = bits & !self.away.fetch_or(bits, Ordering::AcqRel);
+        if new & Self::NEWER != 0 {
+            self.writers.fetch_add(1, Ordering::AcqRel);
+        }
+        if new & Self::COPIES != 0 {
+            self.users.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Mode `none`: every byte of the segment is home, and with `exclusive` nowhere else.
+    pub(crate) fn all_home(&self, exclusive: bool) {
+        let bits = Self::NEWER | if exclusive { Self::COPIES } else { 0 };
+        let old = bits & self.away.fetch_and(!bits, Ordering::AcqRel);
+        if old & Self::NEWER != 0 {
+            self.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        if old & Self::COPIES != 0 {
+            self.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The part of a segment that lives in a table and never moves. All zero: no segment.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct SegRec {
+    pub(crate) gate: Gate,
+    /// Blocks of the segment.
+    pub(crate) blocks: AtomicU32,
+    pub(crate) view: [ViewRec; MAX_DEVICES],
+}
+
+impl SegRec {
+    /// Back to 'no segment'. Nobody uses it meanwhile.
+    pub(crate) fn reset(&self) {
+        let views = self.view.iter().flat_map(|v| [&v.ready_read, &v.ready_write, &v.active, &v.stale]);
+        for word in [&self.gate.writers, &self.gate.users, &self.gate.away, &self.blocks].into_iter().chain(views) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One device's view of a segment, for the fast path.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct ViewRec {
+    /// Blocks that a kernel may read throughout without a fault or a change of state.
+    pub(crate) ready_read: AtomicU32,
+    /// … or write.
+    pub(crate) ready_write: AtomicU32,
+    /// Launches that use the segment there and have not retired.
+    pub(crate) active: AtomicU32,
+    /// Whether some entry may name bytes out of date.
+    pub(crate) stale: AtomicU32,
+}
+
+/// A use of a segment's bytes by a launch, from its recording until it retires.
+#[derive(Clone, Debug)]
+pub(crate) struct Use {
+    pub(crate) bytes: Range<u64>,
+    pub(crate) writes: bool,
+    pub(crate) launch: Arc<InFlight>,
+}
+
+/// Bytes that a failed launch would have written.
+#[derive(Clone, Debug)]
+pub(crate) struct Taint {
+    pub(crate) bytes: Range<u64>,
+    pub(crate) error: crate::Error,
+}
+
+/// One mapping of the space.
+#[derive(Debug)]
+pub struct Segment {
+    space: &'static Space,
+    slot: u32,
+    first: BlockId,
+    blocks: u32,
+    bytes: u64,
+    views: [OnceLock<DevRange>; MAX_DEVICES],
+    pub(crate) uses: Mutex<Vec<Use>>,
+    pub(crate) taints: Mutex<Vec<Taint>>,
+    pub(crate) pins: Mutex<Vec<Pages>>,
+    /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
+    claimed: Mutex<Vec<BlockId>>,
+    rule: OnceLock<FaultRule>,
+}
+
+impl Segment {
+    /// A new segment of `bytes` bytes, all zero, that costs nothing until it is touched.
+    ///
+    /// # Errors
+    /// [`TooBig`](crate::Error::TooBig) if the arena has no such stretch left.
+    pub fn new(space: &'static Space, bytes: u64) -> Result<Arc<Self>, crate::Error> {
+        let blocks = u32::try_from(bytes.div_ceil(BLOCK)).map_err(|_| space.too_big(bytes))?;
+        let (slot, first) = space.take_blocks(blocks.max(1)).ok_or_else(|| space.too_big(bytes))?;
+        let blocks = blocks.max(1);
+        let rec = space.rec(slot);
+        rec.blocks.store(blocks, Ordering::Relaxed);
+        let this = Arc::new(Self {
+            space,
+            slot,
+            first,
+            blocks,
+            bytes,
+            views: Default::default(),
+            uses: Mutex::default(),
+            taints: Mutex::default(),
+            pins: Mutex::default(),
+            claimed: Mutex::default(),
+            rule: OnceLock::new(),
+        });
+        space.publish(&this);
+        Ok(this)
+    }
+
+    /// The pages it covers: its bytes, rounded up to whole granules.
+    #[must_use]
+    pub fn pages(&self) -> Pages {
+        let first = self.first.first_page().0;
+        Pages(first..first + self.bytes.max(1).next_multiple_of(GRANULE) / PAGE)
+    }
+
+    /// The pages that hold bytes `range` of the segment.
+    #[must_use]
+    pub fn pages_of(&self, range: &Range<u64>) -> Pages {
+        let base = self.first.offset();
+        Pages::covering(base + range.start..base + range.end)
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Byte offset of its first byte in the window.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.first.offset()
+    }
+
+    pub(crate) fn space(&self) -> &'static Space {
+        self.space
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    pub(crate) fn first(&self) -> BlockId {
+        self.first
+    }
+
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    pub(crate) fn rec(&self) -> &'static SegRec {
+        self.space.rec(self.slot)
+    }
+
+    /// Pages of block number `n` of the segment that belong to it.
+    pub(crate) fn limit(&self, n: u32) -> Mask {
+        let pages = self.pages().len() - u64::from(n) * (BLOCK / PAGE);
+        Mask::range(0..pages.min(BLOCK / PAGE) as usize)
+    }
+
+    /// The device's addresses for it, once [`DeviceMirror::view`](super::mirror::DeviceMirror::view) has reserved them.
+    pub(crate) fn view(&self, slot: usize) -> Option<DevRange> {
+        self.views[slot].get().copied()
+    }
+
+    pub(crate) fn set_view(&self, slot: usize, range: DevRange) -> DevRange {
+        *self.views[slot].get_or_init(|| range)
+    }
+
+    /// Where bytes of a block lie on a device: the view's start plus the block's place in the segment.
+    pub(crate) fn view_offset(&self, block: BlockId, page: usize) -> u64 {
+        u64::from(block.0 - self.first.0) * BLOCK + page as u64 * PAGE
+    }
+
+    /// The error of a failed launch that would have written some of `bytes`.
+    pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<crate::Error> {
+        self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
+    }
+
+    /// Marks what a failed launch would have written. The gate stays up until it is healed.
+    pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error) {
+        let gate = &self.rec().gate;
+        gate.writers.fetch_add(1, Ordering::AcqRel);
+        gate.users.fetch_add(1, Ordering::AcqRel);
+        self.taints.lock().push(Taint { bytes, error });
+    }
+
+    /// `bytes` have been written whole: what was tainted there no longer is.
+    pub(crate) fn heal(&self, bytes: &Range<u64>) {
+        let mut taints = self.taints.lock();
+        let before = taints.len();
+        let mut left = Vec::new();
+        for t in taints.drain(..) {
+            for part in [t.bytes.start..t.bytes.end.min(bytes.start), t.bytes.start.max(bytes.end)..t.bytes.end] {
+                if part.start < part.end {
+                    left.push(Taint { bytes: part, error: t.error.clone() });
+                }
+            }
+        }
+        *taints = left;
+        let gate = &self.rec().gate;
+        for _ in taints.len()..before {
+            gate.writers.fetch_sub(1, Ordering::AcqRel);
+            gate.users.fetch_sub(1, Ordering::AcqRel);
+        }
+        for _ in before..taints.len() {
+            gate.writers.fetch_add(1, Ordering::AcqRel);
+            gate.users.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Sets or clears the `pinned` bits of `pages` from the list of pins, which the caller has changed.
+    pub(crate) fn apply_pins(&self, free: &mut Free, pages: &Pages) {
+        for (id, mask) in pages.blocks() {
+            let block = self.space.block(id);
+            let mut body = block.lock(free);
+            let mut pinned = Mask::EMPTY;
+            for p in self.pins.lock().iter() {
+                for (b, m) in p.blocks() {
+                    if b == id {
+                        pinned |= m;
+                    }
+                }
+            }
+            body.pinned = (body.pinned & !mask) | (pinned & mask);
+        }
+    }
+
+    /// A block's record, filled in if this is its first use by the engine. An allocation fills in none, so that it costs the
+    /// same at every size; a fault handler changes none that is not filled in, since only the engine makes pages that fault.
+    pub(crate) fn claim(&self, id: BlockId) -> &'static Block {
+        let block = self.space.block(id);
+        if block.segment().is_none() {
+            let mut claimed = self.claimed.lock();
+            if block.segment().is_none() {
+                let pages = self.limit(id.0 - self.first.0).count() as usize;
+                block.assign(Some((self.slot, pages, id.offset())));
+                if let Some(rule) = self.rule.get() {
+                    let mut body = block.lock_in_handler();
+                    body.host_grow = rule.host;
+                    body.device_grow = rule.device;
+                }
+                claimed.push(id);
+            }
+        }
+        block
+    }
+
+    /// How far faults reach; decided once, before the first use.
+    pub(crate) fn set_rule(&self, rule: FaultRule) {
+        let _ = self.rule.set(rule);
+    }
+
+    /// The blocks that the engine has looked at, in ascending order.
+    pub(crate) fn claimed(&self) -> Vec<BlockId> {
+        let mut ids = self.claimed.lock().clone();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+/// Whether two ranges have a byte in common.
+pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        self.space.retire(self);
+    }
+}

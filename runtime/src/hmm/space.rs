@@ -1,0 +1,404 @@
+//! The address space (mm): one arena a process, its blocks, segments, devices and mirrors.
+//!
+//! **Guarantee.** There is one space a process, made by the first runtime and kept until the process ends. The arena is one
+//! sparse file in memory, mapped twice: as the *window*, where the program's pointers live and faults happen, and as the
+//! *view*, always readable and writable, which is the only side the runtime touches.
+//!
+//! **Locks.** `segments` (rank 1): read to find a segment, written to add or remove one; never held over anything that waits.
+//! `ranges`: the allocator of blocks, a leaf. Each device slot's `lock` is that device's *driver lock* (rank 3).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
+use super::block::{Block, Body, MAX_DEVICES};
+use super::device_fault::DeviceFaults;
+use super::host::{Host, Mechanism};
+use super::lock::{Free, Futex};
+use super::mirror::{Action, DeviceMirror, Mirror};
+use super::os;
+use super::segment::{SegRec, Segment};
+use crate::Error;
+use crate::stats::Counters;
+
+/// Where the arena would like to be: an odd high address, so that a stray pointer is recognised.
+const HINT: usize = 0x2000_0000_0000;
+const LARGEST: u64 = 8 << 40;
+const SMALLEST: u64 = 64 << 30;
+
+/// What a signal handler may read of a device.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// The driver lock: the device's page table and its masks in every block, `ready` words, submissions.
+    pub(crate) lock: Futex,
+    /// Where the device's frames can be read by plain loads; null if they cannot.
+    pub(crate) frames: AtomicPtr<u8>,
+    /// Bytes a grain.
+    pub(crate) grain: AtomicU64,
+    /// The device's counters; shared with whoever reads them.
+    pub(crate) counters: Counters,
+    taken: AtomicBool,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            lock: Futex::new(),
+            frames: AtomicPtr::new(ptr::null_mut()),
+            grain: AtomicU64::new(PAGE),
+            counters: Counters::default(),
+            taken: AtomicBool::new(false),
+        }
+    }
+
+    /// Pages a grain.
+    pub(crate) fn pages_per_grain(&self) -> usize {
+        (self.grain.load(Ordering::Relaxed) / PAGE) as usize
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ranges {
+    /// Free stretches of blocks: first block to count.
+    free: BTreeMap<u32, u32>,
+    slots: Vec<u32>,
+    next_slot: u32,
+}
+
+/// The process's shared address space.
+#[derive(Debug)]
+pub struct Space {
+    pub(crate) fd: OwnedFd,
+    window: os::Mapping,
+    view: os::Mapping,
+    blocks: os::Mapping,
+    recs: os::Mapping,
+    bytes: u64,
+    pub(crate) slots: [Slot; MAX_DEVICES],
+    ranges: Mutex<Ranges>,
+    segments: RwLock<BTreeMap<u32, (u32, Weak<Segment>)>>,
+    devices: RwLock<[Option<Weak<DeviceMirror>>; MAX_DEVICES]>,
+    mirrors: RwLock<Vec<Weak<Mirror>>>,
+    pub(crate) host: Host,
+    pub(crate) device_faults: DeviceFaults,
+    clock: AtomicU64,
+    live: AtomicU32,
+}
+
+static SPACE: AtomicPtr<Space> = AtomicPtr::new(ptr::null_mut());
+static MAKING: Mutex<()> = Mutex::new(());
+
+impl Space {
+    /// The process's space, if a runtime has made it. Signal-safe.
+    #[must_use]
+    pub fn existing() -> Option<&'static Self> {
+        // SAFETY: either null or a leaked box.
+        unsafe { SPACE.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The process's space, made if need be with the host-fault mechanism `wanted` (or the best there is).
+    ///
+    /// # Errors
+    /// The system refuses what the arena needs, or a mechanism that was asked for; the message says what to do.
+    /// [`MechanismInUse`](Error::MechanismInUse) if the space exists with another mechanism.
+    pub fn process(wanted: Option<Mechanism>) -> Result<&'static Self, Error> {
+        let _making = MAKING.lock();
+        if let Some(space) = Self::existing() {
+            return match wanted {
+                Some(asked) if asked != space.host.mechanism() => {
+                    Err(Error::MechanismInUse { asked, in_use: space.host.mechanism() })
+                }
+                _ => Ok(space),
+            };
+        }
+        let space: &'static Self = Box::leak(Box::new(Self::new(wanted)?));
+        SPACE.store(ptr::from_ref(space).cast_mut(), Ordering::Release);
+        space.host.start(space)?;
+        space.device_faults.start(space)?;
+        Ok(space)
+    }
+
+    fn new(wanted: Option<Mechanism>) -> Result<Self, Error> {
+        // A file longer than this limit would end the process with SIGXFSZ.
+        let file_limit = os::process_limit(libc::RLIMIT_FSIZE).unwrap_or(u64::MAX);
+        let mut bytes = LARGEST;
+        while bytes > file_limit {
+            bytes /= 2;
+        }
+        loop {
+            if bytes < SMALLEST {
+                return Err(Error::Arena {
+                    smallest: SMALLEST,
+                    source: Arc::new(io::Error::from_raw_os_error(libc::ENOMEM)),
+                });
+            }
+            match Self::with_arena(bytes, wanted) {
+                Err(Error::Arena { source, .. }) if source.raw_os_error() == Some(libc::ENOMEM) => bytes /= 2,
+                other => return other,
+            }
+        }
+    }
+
+    fn with_arena(bytes: u64, wanted: Option<Mechanism>) -> Result<Self, Error> {
+        let arena = |source| Error::Arena { smallest: SMALLEST, source: Arc::new(source) };
+        let n = (bytes / BLOCK) as usize;
+        let fd = os::memfd(c"sterna-arena", bytes).map_err(arena)?;
+        let window = os::Mapping::shared(&fd, bytes as usize, BLOCK as usize, HINT).map_err(arena)?;
+        let view = os::Mapping::shared(&fd, bytes as usize, BLOCK as usize, 0).map_err(arena)?;
+        let blocks = os::Mapping::table(n * size_of::<Block>()).map_err(arena)?;
+        let recs = os::Mapping::table(n * size_of::<SegRec>()).map_err(arena)?;
+        let host = Host::new(wanted, window.base().as_ptr().addr(), bytes as usize)?;
+        Ok(Self {
+            fd,
+            window,
+            view,
+            blocks,
+            recs,
+            bytes,
+            slots: std::array::from_fn(|_| Slot::new()),
+            ranges: Mutex::new(Ranges { free: BTreeMap::from([(0, n as u32)]), ..Ranges::default() }),
+            segments: RwLock::default(),
+            devices: RwLock::default(),
+            mirrors: RwLock::default(),
+            host,
+            device_faults: DeviceFaults::new(),
+            clock: AtomicU64::new(1),
+            live: AtomicU32::new(0),
+        })
+    }
+
+    /// Bytes of address space that allocations can have in all.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How the host's own accesses are served.
+    #[must_use]
+    pub fn mechanism(&self) -> Mechanism {
+        self.host.mechanism()
+    }
+
+    /// Segments that exist now.
+    #[must_use]
+    pub fn segments(&self) -> u32 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// The next tick of the space's clock: orders launches and faults.
+    pub(crate) fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Window address of byte `offset`.
+    pub(crate) fn window_at(&self, offset: u64) -> NonNull<u8> {
+        debug_assert!(offset <= self.bytes);
+        // SAFETY: inside the mapping.
+        unsafe { self.window.base().add(offset as usize) }
+    }
+
+    /// The runtime's own address of byte `offset` of the storage.
+    pub(crate) fn view_at(&self, offset: u64) -> NonNull<u8> {
+        debug_assert!(offset <= self.bytes);
+        // SAFETY: inside the mapping.
+        unsafe { self.view.base().add(offset as usize) }
+    }
+
+    /// The page at a window address, if it lies in the window. Signal-safe.
+    pub(crate) fn page_at(&self, at: usize) -> Option<Page> {
+        let base = self.window.base().as_ptr().addr();
+        (at >= base && at < base + self.bytes as usize).then(|| Page((at - base) as u64 / PAGE))
+    }
+
+    /// A block's record. Signal-safe.
+    pub(crate) fn block(&self, id: BlockId) -> &'static Block {
+        debug_assert!(u64::from(id.0) < self.bytes / BLOCK);
+        // SAFETY: the table has a record for every block of the arena, is never unmapped (the space is leaked), and all-zero
+        // bytes are a block's initial state.
+        unsafe { &*self.blocks.base().cast::<Block>().as_ptr().add(id.0 as usize) }
+    }
+
+    /// A segment's record. Signal-safe.
+    pub(crate) fn rec(&self, slot: u32) -> &'static SegRec {
+        debug_assert!(u64::from(slot) < self.bytes / BLOCK);
+        // SAFETY: as `block`: there are never more segments than blocks.
+        unsafe { &*self.recs.base().cast::<SegRec>().as_ptr().add(slot as usize) }
+    }
+
+    pub(crate) fn too_big(&self, requested: u64) -> Error {
+        let largest = self.ranges.lock().free.values().copied().max().unwrap_or(0);
+        Error::TooBig { requested, limit: u64::from(largest) * BLOCK, what: "the arena's longest free stretch" }
+    }
+
+    // ── segments ──
+
+    pub(crate) fn take_blocks(&self, n: u32) -> Option<(u32, BlockId)> {
+        let mut r = self.ranges.lock();
+        let (&first, &len) = r.free.iter().find(|(_, len)| **len >= n)?;
+        r.free.remove(&first);
+        if len > n {
+            r.free.insert(first + n, len - n);
+        }
+        let slot = r.slots.pop().unwrap_or_else(|| {
+            r.next_slot += 1;
+            r.next_slot - 1
+        });
+        Some((slot, BlockId(first)))
+    }
+
+    /// Makes a new segment findable.
+    pub(crate) fn publish(&self, seg: &Arc<Segment>) {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        self.segments.write().insert(seg.first().0, (seg.blocks(), Arc::downgrade(seg)));
+    }
+
+    /// The segment that a page belongs to.
+    #[must_use]
+    pub fn find(&self, page: Page) -> Option<Arc<Segment>> {
+        self.segment_of(page.block())
+    }
+
+    pub(crate) fn segment_of(&self, id: BlockId) -> Option<Arc<Segment>> {
+        let map = self.segments.read();
+        let (first, (blocks, seg)) = map.range(..=id.0).next_back()?;
+        if id.0 - first < *blocks { seg.upgrade() } else { None }
+    }
+
+    /// A dropped segment's end: device entries, frames and addresses, then storage, then records. Nobody uses it any more.
+    pub(crate) fn retire(&self, seg: &Segment) {
+        if crate::fork::forked() {
+            return;
+        }
+        let mut free = Free::at_entry();
+        self.segments.write().remove(&seg.first().0);
+        for m in self.devices() {
+            m.forget(&mut free, seg);
+        }
+        let mut was_missing = false;
+        for id in seg.claimed() {
+            let block = self.block(id);
+            let mut body = block.lock(&mut free);
+            was_missing |= body.missing;
+            // SAFETY: all zero is the state of a block that nobody has touched.
+            *body = unsafe { std::mem::zeroed::<Body>() };
+            drop(body);
+            block.assign(None);
+        }
+        let (at, bytes) = (seg.offset(), u64::from(seg.blocks()) * BLOCK);
+        // Storage first: a failure here (which only a broken kernel gives) must not leave old bytes for the next owner.
+        if let Err(e) = os::punch_hole(&self.fd, at..at + bytes) {
+            os::die(&format!("sterna: cannot free shared memory: {e}\n"));
+        }
+        if was_missing {
+            self.host.expect_minor_only(self.window_at(at).as_ptr().addr(), bytes as usize);
+        }
+        let rec = self.rec(seg.slot());
+        debug_assert!(rec.view.iter().all(|v| v.active.load(Ordering::Relaxed) == 0));
+        rec.reset();
+        let mut r = self.ranges.lock();
+        let (mut first, mut len) = (seg.first().0, seg.blocks());
+        if let Some((&f, &l)) = r.free.range(..first).next_back() {
+            if f + l == first {
+                r.free.remove(&f);
+                (first, len) = (f, len + l);
+            }
+        }
+        if let Some(l) = r.free.remove(&(first + len)) {
+            len += l;
+        }
+        r.free.insert(first, len);
+        r.slots.push(seg.slot());
+        drop(r);
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    // ── devices and mirrors ──
+
+    pub(crate) fn take_slot(&self) -> Option<usize> {
+        (0..MAX_DEVICES).find(|&i| !self.slots[i].taken.swap(true, Ordering::AcqRel))
+    }
+
+    pub(crate) fn give_slot(&self, slot: usize) {
+        let s = &self.slots[slot];
+        s.frames.store(ptr::null_mut(), Ordering::Release);
+        self.devices.write()[slot] = None;
+        s.counters.reset();
+        s.taken.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn add_device(&self, m: &Arc<DeviceMirror>) {
+        self.devices.write()[m.slot()] = Some(Arc::downgrade(m));
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Arc<DeviceMirror>> {
+        self.devices.read().iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn device(&self, slot: usize) -> Option<Arc<DeviceMirror>> {
+        self.devices.read()[slot].as_ref().and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn add_mirror(&self, m: &Arc<Mirror>) {
+        let mut list = self.mirrors.write();
+        list.retain(|m| m.strong_count() > 0);
+        list.push(Arc::downgrade(m));
+    }
+
+    fn mirrors(&self) -> Vec<Arc<Mirror>> {
+        let list = self.mirrors.read();
+        if list.is_empty() { Vec::new() } else { list.iter().filter_map(Weak::upgrade).collect() }
+    }
+
+    /// Brackets a change of the host side over `runs`: opens windows, has every mirror remove its entries, and reaches the
+    /// points that takes. The change may be made until the returned value is dropped, which ends the windows.
+    pub(crate) fn window(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Result<Window, Error> {
+        let mut w = Window { mirrors: self.mirrors(), devices: self.devices(), seqs: Vec::new() };
+        let notifiers: Vec<_> =
+            w.mirrors.iter().map(|m| m.notifier()).chain(w.devices.iter().map(|d| d.notifier())).collect();
+        let seqs = runs.iter().flat_map(|r| notifiers.iter().map(|n| n.open(r))).collect();
+        drop(notifiers);
+        w.seqs = seqs;
+        // First pass: everyone starts; second pass: each has finished (the kernel's two-pass form).
+        for r in runs {
+            for m in &w.mirrors {
+                m.ops().update(action, r);
+            }
+        }
+        let zaps: Vec<_> = w.devices.iter().map(|d| d.zap_start(free, action, runs)).collect();
+        for r in runs {
+            for m in &w.mirrors {
+                m.ops().finish(action, r);
+            }
+        }
+        for (d, zap) in w.devices.iter().zip(zaps) {
+            d.zap_finish(free, zap)?;
+        }
+        Ok(w)
+    }
+}
+
+/// An open window over some ranges; dropping it ends the window.
+pub(crate) struct Window {
+    mirrors: Vec<Arc<Mirror>>,
+    devices: Vec<Arc<DeviceMirror>>,
+    seqs: Vec<u64>,
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let notifiers = || self.mirrors.iter().map(|m| m.notifier()).chain(self.devices.iter().map(|d| d.notifier()));
+        for (n, seq) in notifiers().cycle().zip(&self.seqs) {
+            n.end(*seq);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! A launch: arguments checked, uses recorded, and submitted at once where everything is resident.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use smallvec::SmallVec;
+use sterna_hal::kernel::{
+    Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
+};
+use sterna_hal::{Absent, Access, Arg, Groups, Launch};
+
+use crate::hmm::inflight::{InFlight, Touch};
+use crate::hmm::mirror::{DeviceMirror, NotYet};
+use crate::hmm::{Mechanism, PAGE};
+use crate::pending::Pending;
+use crate::runtime::Runtime;
+use crate::shared::{Core, Shared, View, ViewMut};
+use crate::{Error, fork};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a launch argument stands for.
+#[derive(Debug)]
+pub struct Bound<'a> {
+    core: &'a Core,
+}
+
+/// An argument that fits parameter `P`: a reference to a [`Shared`] or a view, `&` for what is read, `&mut` for what is written.
+pub trait LaunchArg<P: Param>: sealed::Sealed {
+    #[doc(hidden)]
+    fn bind<'a>(self) -> Bound<'a>
+    where
+        Self: 'a;
+}
+
+macro_rules! reads {
+    ($($handle:ty),*) => {$(
+        impl<T: Pod> sealed::Sealed for &$handle {}
+        reads!(@ $handle, Each<T>, T: Pod + Send + Sync);
+        reads!(@ $handle, Halo<T>, T: Pod + Send + Sync);
+        reads!(@ $handle, Whole<T>, T: Pod + Send + Sync);
+    )*};
+    (@ $handle:ty, $param:ty, $($bound:tt)*) => {
+        impl<$($bound)*> LaunchArg<$param> for &$handle {
+            fn bind<'a>(self) -> Bound<'a> where Self: 'a {
+                self.0.note_read();
+                Bound { core: &self.0.core }
+            }
+        }
+    };
+}
+macro_rules! writes {
+    ($($handle:ty),*) => {$(
+        impl<T: Pod> sealed::Sealed for &mut $handle {}
+        writes!(@ $handle, EachMut<T>, T: Pod + Send + Sync);
+        writes!(@ $handle, EachOut<T>, T: Pod + Send + Sync);
+        writes!(@ $handle, Scatter<T>, T: ScatterElem);
+    )*};
+    (@ $handle:ty, $param:ty, $($bound:tt)*) => {
+        impl<$($bound)*> LaunchArg<$param> for &mut $handle {
+            fn bind<'a>(self) -> Bound<'a> where Self: 'a {
+                self.0.note_write();
+                Bound { core: &self.0.core }
+            }
+        }
+    };
+}
+reads!(Shared<T>, View<'_, T>, ViewMut<'_, T>);
+writes!(Shared<T>, ViewMut<'_, T>);
+
+/// The arguments of a launch: a tuple that fits the kernel's parameters.
+pub trait Args<P: Params> {
+    #[doc(hidden)]
+    fn bind<'a>(self) -> SmallVec<[Bound<'a>; 8]>
+    where
+        Self: 'a;
+}
+
+macro_rules! args_for_tuples {
+    ($($p:ident $a:ident $i:tt),*) => {
+        impl<$($p: Param, $a: LaunchArg<$p>),*> Args<($($p,)*)> for ($($a,)*) {
+            fn bind<'a>(self) -> SmallVec<[Bound<'a>; 8]> where Self: 'a {
+                smallvec::smallvec![$(self.$i.bind()),*]
+            }
+        }
+    };
+}
+args_for_tuples!(P0 A0 0);
+args_for_tuples!(P0 A0 0, P1 A1 1);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3, P4 A4 4);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3, P4 A4 4, P5 A5 5);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3, P4 A4 4, P5 A5 5, P6 A6 6);
+args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3, P4 A4 4, P5 A5 5, P6 A6 6, P7 A7 7);
+
+/// A launch with everything that the device will be told.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) kernel: KernelId,
+    pub(crate) name: &'static str,
+    pub(crate) value: SmallVec<[u8; 32]>,
+    pub(crate) groups: u32,
+    pub(crate) mappings: SmallVec<[Mapping; 4]>,
+    pub(crate) touches: SmallVec<[Touch; 4]>,
+}
+
+impl Prepared {
+    /// Submits it if everything is ready, or with `faults`, if the device may fault the rest in; `first` also records it.
+    pub(crate) fn submit(
+        &self,
+        mirror: &DeviceMirror,
+        record: &Arc<InFlight>,
+        faults: bool,
+        first: bool,
+    ) -> Result<(), NotYet> {
+        let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
+        args.push(Arg::Plain(&self.value));
+        for (t, mapping) in self.touches.iter().zip(&self.mappings) {
+            // Without addresses nothing of it can be resident.
+            let Some(view) = t.seg.view(mirror.slot()) else { return Err(NotYet::Populate) };
+            let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
+            args.push(Arg::Range { at, access: t.access, mapping: *mapping });
+        }
+        let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups: Groups::All, args: &args };
+        mirror.try_submit(&launch, record, &self.touches, faults, first)
+    }
+}
+
+impl Runtime {
+    pub(crate) fn launch_on<P: Params, A: Args<P>>(
+        &self,
+        mirror: &Arc<DeviceMirror>,
+        kernel: &Kernel<P>,
+        args: A,
+    ) -> Result<Pending, Error> {
+        let bound = args.bind();
+        self.launch_erased(mirror, kernel.code(), kernel.value(), &kernel.params(), kernel.explicit_groups(), &bound)
+    }
+
+    // Not generic and not inlined: locks are taken here, and nothing of the program may run under them.
+    #[inline(never)]
+    fn launch_erased(
+        &self,
+        mirror: &Arc<DeviceMirror>,
+        code: &Code,
+        value: &[u8],
+        params: &[ParamDesc],
+        groups: Option<u32>,
+        bound: &[Bound<'_>],
+    ) -> Result<Pending, Error> {
+        fork::check()?;
+        if sterna_hal::in_kernel() {
+            return Err(Error::InsideKernel);
+        }
+        let prepared = self.prepare(mirror, code, value, params, groups, bound)?;
+        let inner = &self.0;
+        mirror.reap();
+        let counters = &mirror.pods().counters;
+        counters.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let sink = Arc::clone(&inner.errors);
+        let record = InFlight::new(self.next_launch(), code.name, Arc::clone(mirror), prepared.touches.clone(), sink);
+        let alone = inner.sched.is_idle() && !prepared.touches.iter().any(|t| used_elsewhere(t, mirror.slot()));
+        if alone {
+            match prepared.submit(mirror, &record, false, true) {
+                Ok(()) => {
+                    counters.resident_launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    return Ok(Pending(record));
+                }
+                Err(NotYet::Populate) => record.record(),
+                Err(NotYet::Failed(e)) => {
+                    record.refuse(mirror.noticed(e));
+                    return Ok(Pending(record));
+                }
+            }
+        } else {
+            record.record();
+        }
+        inner.sched.launch(prepared, Arc::clone(&record));
+        Ok(Pending(record))
+    }
+
+    fn prepare(
+        &self,
+        mirror: &Arc<DeviceMirror>,
+        code: &Code,
+        value: &[u8],
+        params: &[ParamDesc],
+        groups: Option<u32>,
+        bound: &[Bound<'_>],
+    ) -> Result<Prepared, Error> {
+        let name = code.name;
+        let misfit = |what: String| Error::Arguments { kernel: name, what };
+        let mut touches = SmallVec::new();
+        let mut counted: Option<(usize, u64)> = None;
+        for (index, (p, b)) in params.iter().zip(bound).enumerate() {
+            if !self.same(&b.core.rt) {
+                return Err(Error::OtherRuntime { kernel: name, index });
+            }
+            let bytes = &b.core.bytes;
+            let len = (bytes.end - bytes.start) / p.elem.max(1);
+            if len == 0 {
+                return Err(misfit(format!("argument {index} is empty")));
+            }
+            if let Some(n) = p.mapping.groups(len) {
+                match counted {
+                    Some((first, m)) if m != n => {
+                        return Err(misfit(format!(
+                            "argument {index} ({len} elements) makes {n} groups, argument {first} makes {m}: their lengths do not fit"
+                        )));
+                    }
+                    _ => counted = Some((index, n)),
+                }
+            }
+            if self.0.space.mechanism() == Mechanism::None {
+                let total = b.core.seg.bytes();
+                let border = |at: u64| at == 0 || at == total || at % PAGE == 0;
+                if !(border(bytes.start) && border(bytes.end)) {
+                    return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total });
+                }
+            }
+            touches.push(Touch { seg: Arc::clone(&b.core.seg), bytes: bytes.clone(), access: p.access });
+        }
+        let n = match (groups.map(u64::from), counted) {
+            (Some(asked), Some((first, n))) if asked != n => {
+                return Err(misfit(format!("{asked} groups were asked for, but argument {first} makes {n}")));
+            }
+            (Some(n), _) | (None, Some((_, n))) => n,
+            (None, None) => {
+                return Err(misfit("the number of groups does not follow from the arguments: set it with `groups`".into()));
+            }
+        };
+        let groups = u32::try_from(n)
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| misfit(format!("{n} groups: at least 1 and less than 2^32")))?;
+        Ok(Prepared {
+            kernel: mirror.load(code)?,
+            name,
+            value: SmallVec::from_slice(value),
+            groups,
+            mappings: params.iter().map(|p| p.mapping).collect(),
+            touches,
+        })
+    }
+}
+
+/// Whether a launch on another device uses the segment: order between devices is the scheduler's.
+fn used_elsewhere(t: &Touch, slot: usize) -> bool {
+    let views = &t.seg.rec().view;
+    (0..views.len()).any(|d| d != slot && views[d].active.load(std::sync::atomic::Ordering::Acquire) > 0)
+}
+
+/// Whether a launch that found no room for everything may run all the same.
+pub(crate) fn may_fault(mirror: &DeviceMirror) -> bool {
+    mirror.caps().absent == Absent::Faults
+}
+
+/// The access for which pages that a launch replaces only in part have to be populated.
+pub(crate) fn at_edges(access: Access) -> Access {
+    if access == Access::Write { Access::ReadWrite } else { access }
+}

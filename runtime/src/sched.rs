@@ -1,0 +1,286 @@
+//! The scheduler: one thread a runtime that carries out, in order, what could not be done by the calling thread.
+//!
+//! **Guarantee.** Launches and moves that it is given are carried out in the order in which they were asked for. A launch is
+//! submitted when every earlier launch of another device that it conflicts with has ended and everything it needs is where the
+//! policy wants it; order on one device is the device's.
+//!
+//! **Lock**: the queue's mutex, a leaf; the policy's mutex, held while the policy is asked, with no engine lock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+use sterna_hal::{Absent, Access};
+
+use crate::Error;
+use crate::hmm::inflight::{InFlight, Touch};
+use crate::hmm::lock::Free;
+use crate::hmm::migrate::{self, Home};
+use crate::hmm::mirror::{DeviceMirror, NotYet};
+use crate::hmm::range::populate;
+use crate::hmm::segment::overlap;
+use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
+use crate::launch::{Prepared, at_edges, may_fault};
+use crate::policy::{ArgEvent, LaunchEvent, Place, Policy};
+use crate::stats::Cause;
+
+enum Job {
+    Launch(Box<Prepared>, Arc<InFlight>),
+    /// Pages to a device, or home.
+    Prefetch(Arc<Segment>, Pages, Option<Arc<DeviceMirror>>),
+}
+
+struct Queue {
+    jobs: Mutex<State>,
+    changed: Condvar,
+    /// Jobs asked for and not carried out.
+    pending: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    stop: bool,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+pub(crate) struct Scheduler {
+    queue: Arc<Queue>,
+    space: &'static Space,
+    policy: Arc<Mutex<Box<dyn Policy>>>,
+}
+
+impl Scheduler {
+    pub(crate) fn new(space: &'static Space, policy: Arc<Mutex<Box<dyn Policy>>>) -> Self {
+        let queue = Queue { jobs: Mutex::default(), changed: Condvar::new(), pending: AtomicUsize::new(0) };
+        Self { queue: Arc::new(queue), space, policy }
+    }
+
+    /// Whether everything asked for was carried out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.pending.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn launch(&self, prepared: Prepared, record: Arc<InFlight>) {
+        self.push(Job::Launch(Box::new(prepared), record));
+    }
+
+    /// Queues a move; `None` is the host. In mode `none` the gate waits for it.
+    pub(crate) fn prefetch(&self, seg: Arc<Segment>, pages: Pages, to: Option<Arc<DeviceMirror>>) {
+        if to.is_some() && self.space.mechanism() == Mechanism::None {
+            seg.rec().gate.away(false);
+        }
+        self.push(Job::Prefetch(seg, pages, to));
+    }
+
+    fn push(&self, job: Job) {
+        self.queue.pending.fetch_add(1, Ordering::AcqRel);
+        let mut state = self.queue.jobs.lock();
+        state.jobs.push_back(job);
+        if state.thread.is_none() {
+            let (queue, space, policy) = (Arc::clone(&self.queue), self.space, Arc::clone(&self.policy));
+            let started =
+                std::thread::Builder::new().name("sterna-scheduler".into()).spawn(move || run(&queue, space, &policy));
+            match started {
+                Ok(t) => state.thread = Some(t),
+                Err(e) => {
+                    // Without a thread (ulimit -u) the caller carries it out: slower, but right.
+                    let Some(job) = state.jobs.pop_back() else { return };
+                    drop(state);
+                    let _ = e;
+                    carry_out(job, self.space, &self.policy);
+                    self.queue.pending.fetch_sub(1, Ordering::AcqRel);
+                    return;
+                }
+            }
+        }
+        drop(state);
+        self.queue.changed.notify_all();
+    }
+
+    /// Waits until everything asked for so far was carried out (launches: submitted or refused).
+    pub(crate) fn drain(&self) {
+        let mut state = self.queue.jobs.lock();
+        while !self.is_idle() {
+            self.queue.changed.wait(&mut state);
+        }
+    }
+
+    /// Carries out what is left and ends the thread.
+    pub(crate) fn stop(&self) {
+        let thread = {
+            let mut state = self.queue.jobs.lock();
+            state.stop = true;
+            state.thread.take()
+        };
+        self.queue.changed.notify_all();
+        if let Some(t) = thread
+            && t.thread().id() != std::thread::current().id()
+        {
+            // It panics only for a defect of ours, whose message is out already.
+            let _ = t.join();
+        }
+    }
+
+    /// In a forked child: forgets the parent's thread.
+    pub(crate) fn abandon(&self) {
+        std::mem::forget(Arc::clone(&self.queue));
+    }
+}
+
+fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
+    loop {
+        let job = {
+            let mut state = queue.jobs.lock();
+            loop {
+                if let Some(job) = state.jobs.pop_front() {
+                    break job;
+                }
+                if state.stop {
+                    return;
+                }
+                queue.changed.wait(&mut state);
+            }
+        };
+        carry_out(job, space, policy);
+        // Under the lock, so that `drain` does not miss it between its check and its wait.
+        let state = queue.jobs.lock();
+        queue.pending.fetch_sub(1, Ordering::AcqRel);
+        drop(state);
+        queue.changed.notify_all();
+    }
+}
+
+fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
+    let mut free = Free::at_entry();
+    match job {
+        Job::Launch(p, record) => {
+            if let Err(e) = launch(&mut free, &p, &record, space, policy) {
+                record.refuse(e);
+            }
+        }
+        Job::Prefetch(seg, pages, Some(m)) => {
+            // A hint: what cannot be brought stays where it is. It evicts nothing, since nobody has asked for a launch yet.
+            let _ = populate(&mut free, &m, &seg, &pages, Access::Read, Place::Migrate, space.tick(), Cause::Prefetch);
+        }
+        Job::Prefetch(seg, pages, None) => {
+            let keep = space.mechanism() == Mechanism::None;
+            let home = if keep { Home::SHARED } else { Home::EXCLUSIVE };
+            let _ = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Prefetch);
+        }
+    }
+}
+
+fn launch(
+    free: &mut Free,
+    p: &Prepared,
+    record: &Arc<InFlight>,
+    space: &'static Space,
+    policy: &Mutex<Box<dyn Policy>>,
+) -> Result<(), Error> {
+    let mirror = record.mirror();
+    for t in &p.touches {
+        wait_elsewhere(free, t, record);
+        if t.access.reads()
+            && let Some(e) = t.seg.taint(&t.bytes)
+        {
+            return Err(Error::Upstream { kernel: p.name, source: Box::new(e) });
+        }
+    }
+    let args: Vec<ArgEvent> = p
+        .touches
+        .iter()
+        .map(|t| ArgEvent { segment: u64::from(t.seg.slot()), bytes: t.bytes.clone(), access: t.access })
+        .collect();
+    let now = space.tick();
+    let mut places = Vec::with_capacity(args.len());
+    let budget = mirror.device().memory().budget;
+    policy.lock().launch(&LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args }, &mut places);
+    places.resize(args.len(), Place::Migrate);
+    let faults = may_fault(mirror);
+    let mut attempt = 0;
+    loop {
+        let mut full = false;
+        let mut demand = false;
+        for (t, place) in p.touches.iter().zip(&places) {
+            let place = if *place == Place::Demand && !faults { Place::Migrate } else { *place };
+            demand |= place == Place::Demand;
+            full |= populate_touch(free, mirror, t, place, now)?;
+        }
+        if full && !faults {
+            let needs = p.touches.iter().map(|t| t.seg.pages_of(&t.bytes).bytes()).sum();
+            let device = mirror.device().info().id.clone();
+            return Err(Error::WorkingSet { kernel: p.name, device, needs, budget });
+        }
+        // On a device that faults, what was taken away again meanwhile comes by demand.
+        attempt += 1;
+        let may = faults && (demand || full || attempt > 2);
+        match p.submit(mirror, record, may, false) {
+            Ok(()) => return Ok(()),
+            Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
+            Err(NotYet::Populate) if mirror.is_lost() => {
+                return Err(Error::Lost { device: mirror.device().info().id.clone() });
+            }
+            Err(NotYet::Populate) => {}
+        }
+        if may || mirror.caps().absent != Absent::Faults {
+            for t in &p.touches {
+                mirror.flush_stale(free, &t.seg)?;
+            }
+        }
+    }
+}
+
+/// Populates one argument; says whether something found no room. Pages that are replaced only in part keep the rest of
+/// their bytes, so they are brought as for reading and writing.
+fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
+    let pages = t.seg.pages_of(&t.bytes);
+    if t.access != Access::Write {
+        return Ok(populate(free, mirror, &t.seg, &pages, t.access, place, now, Cause::Launch)?.full);
+    }
+    // Whole grains are replaced; the segment's end counts as a border, since nothing lies behind it.
+    let grain = mirror.pods().pages_per_grain() as u64;
+    let base = t.seg.offset();
+    let inner_start = (base + t.bytes.start).div_ceil(PAGE * grain) * grain;
+    let inner_end = if t.bytes.end == t.seg.bytes() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
+    if inner_start >= inner_end {
+        return Ok(populate(free, mirror, &t.seg, &pages, at_edges(t.access), place, now, Cause::Launch)?.full);
+    }
+    let mut full = false;
+    for (part, access) in [
+        (pages.0.start..inner_start.min(pages.0.end), at_edges(t.access)),
+        (inner_start..inner_end, Access::Write),
+        (inner_end..pages.0.end, at_edges(t.access)),
+    ] {
+        if part.start < part.end {
+            full |= populate(free, mirror, &t.seg, &Pages(part), access, place, now, Cause::Launch)?.full;
+        }
+    }
+    Ok(full)
+}
+
+/// Waits for earlier launches of other devices that conflict with this use.
+fn wait_elsewhere(free: &mut Free, t: &Touch, record: &Arc<InFlight>) {
+    loop {
+        let slot = record.mirror().slot();
+        let next = t
+            .seg
+            .uses
+            .lock()
+            .iter()
+            .find(|u| {
+                u.launch.id < record.id
+                    && u.launch.mirror().slot() != slot
+                    && (u.writes || t.access.writes())
+                    && overlap(&u.bytes, &t.bytes)
+            })
+            .map(|u| Arc::clone(&u.launch));
+        match next {
+            Some(l) => {
+                l.wait(free, None);
+            }
+            None => return,
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! The handle of a shared allocation, and the gate that makes `Deref` sound.
+//!
+//! **Guarantee.** While a reference obtained here lives, every load through it gives the value that the program's order of
+//! launches and stores says, and every store lands. Three layers give that: borrows (at a launch no conflicting host reference is
+//! alive), the gate (`deref` waits for unfinished launches that write, `deref_mut` for those that read or write), and faults that
+//! only fetch.
+//!
+//! **Cost.** `written` is stored only through `&mut`, so `deref` reads it plainly and the check leaves loops; the cold path takes
+//! the core's address and never `&mut self`, so that the optimiser knows that `ptr` and `len` stay.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Bound, Deref, DerefMut, Range, RangeBounds};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytemuck::Pod;
+
+use crate::guard::{HostMut, HostRef};
+use crate::hmm::lock::Free;
+use crate::hmm::migrate::{self, Home};
+use crate::hmm::segment::Gate;
+use crate::hmm::{Mechanism, PAGE, Pages, Segment};
+use crate::residency::Residency;
+use crate::runtime::Runtime;
+use crate::stats::Cause;
+use crate::{Device, Error, fork};
+
+/// What a handle or view stands for. On the heap, so that the cold path gets an address that does not lead into the handle.
+#[derive(Debug)]
+pub(crate) struct Core {
+    // Dropped before the runtime: a segment gives its device memory back.
+    pub(crate) seg: Arc<Segment>,
+    /// Bytes of the segment.
+    pub(crate) bytes: Range<u64>,
+    pub(crate) rt: Runtime,
+}
+
+/// The part of handles and views that `deref` needs.
+pub(crate) struct Handle<T> {
+    ptr: NonNull<T>,
+    len: usize,
+    /// A launch that writes may be unfinished. Stored only through `&mut`.
+    written: u32,
+    /// A launch that reads, or a move, may be unfinished.
+    read: AtomicU32,
+    gate: NonNull<Gate>,
+    pub(crate) core: Box<Core>,
+    own: PhantomData<T>,
+}
+
+// SAFETY: the handle owns its range as a `Vec<T>` or a borrow of one does; the gate is atomic words that live for ever.
+unsafe impl<T: Send> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Handle<T> {}
+
+impl<T: Pod> Handle<T> {
+    fn new(core: Core, launched: bool) -> Self {
+        let at = core.seg.offset() + core.bytes.start;
+        Self {
+            ptr: core.seg.space().window_at(at).cast(),
+            len: ((core.bytes.end - core.bytes.start) / size_of::<T>() as u64) as usize,
+            written: u32::from(launched),
+            read: AtomicU32::new(u32::from(launched)),
+            gate: NonNull::from(&core.seg.rec().gate),
+            core: Box::new(core),
+            own: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn get(&self) -> &[T] {
+        // SAFETY: the record is never unmapped.
+        if self.written != 0 && unsafe { self.gate.as_ref() }.writers.load(Ordering::Acquire) != 0 {
+            settle(&*self.core, false);
+        }
+        // SAFETY: `ptr..len` is the handle's part of the window. No device writes any of it before a later `&mut`: launches that
+        // do need `&mut` and those before have ended. Absent pages come back with the same bytes.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    #[inline]
+    fn get_mut(&mut self) -> &mut [T] {
+        if self.written | *self.read.get_mut() != 0 {
+            self.clear();
+        }
+        // SAFETY: as above, and no device reads any of it either.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn clear(&mut self) {
+        // SAFETY: the record is never unmapped.
+        if unsafe { self.gate.as_ref() }.users.load(Ordering::Acquire) != 0 {
+            settle(&*self.core, true);
+        }
+        self.written = 0;
+        *self.read.get_mut() = 0;
+    }
+
+    /// A launch that reads is about to be recorded.
+    pub(crate) fn note_read(&self) {
+        if self.read.load(Ordering::Relaxed) == 0 {
+            self.read.store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A launch that writes is about to be recorded.
+    pub(crate) fn note_write(&mut self) {
+        self.written = 1;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of the segment that elements `range` are.
+    fn part(&self, range: &Range<usize>) -> Range<u64> {
+        let (start, size) = (self.core.bytes.start, size_of::<T>() as u64);
+        start + range.start as u64 * size..start + range.end as u64 * size
+    }
+
+    fn resolve(&self, range: impl RangeBounds<usize>) -> Result<Range<usize>, Error> {
+        let start = match range.start_bound() {
+            Bound::Included(s) => *s,
+            Bound::Excluded(s) => s.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(e) => e.saturating_add(1),
+            Bound::Excluded(e) => *e,
+            Bound::Unbounded => self.len,
+        };
+        if start > end || end > self.len { Err(Error::Range { start, end, len: self.len }) } else { Ok(start..end) }
+    }
+
+    fn view(&self, range: &Range<usize>) -> Self {
+        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone() };
+        // A launch may be unfinished: the view's gate decides, not the parent's.
+        Self::new(core, true)
+    }
+
+    fn pages(&self) -> Pages {
+        self.core.seg.pages_of(&self.core.bytes)
+    }
+
+    fn try_read(&self) -> Result<&[T], Error> {
+        fork::check()?;
+        self.core.settle(false)?;
+        // SAFETY: as in `get`, and nothing of it is tainted or lost.
+        Ok(unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) })
+    }
+
+    fn prefetch(&self, to: Option<&Device>) {
+        if fork::forked() || hal_in_kernel() {
+            return;
+        }
+        self.note_read();
+        let target = to.map(|d| Arc::clone(&d.0)).filter(|m| self.core.rt.0.devices.iter().any(|x| Arc::ptr_eq(x, m)));
+        if to.is_some() && target.is_none() {
+            return; // another runtime's device: a hint never fails
+        }
+        self.core.rt.0.sched.prefetch(Arc::clone(&self.core.seg), self.pages(), target);
+    }
+
+    fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {
+        let bytes = (range.len() * size_of::<T>()) as u64;
+        let available = available_memory();
+        if bytes > available {
+            return Err(Error::OutOfHostMemory { requested: bytes, available });
+        }
+        fork::check()?;
+        if hal_in_kernel() {
+            return Err(Error::InsideKernel);
+        }
+        let part = self.part(&range);
+        let core = &self.core;
+        let mut free = Free::at_entry();
+        core.wait(&mut free, true);
+        let pages = core.seg.pages_of(&part);
+        core.home(&mut free, &pages, true)?;
+        core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
+        let at = core.seg.space().view_at(core.seg.offset() + part.start).cast::<T>();
+        // SAFETY: the storage of this handle's range, at home, which nobody else touches while `&mut self` lives. It is filled
+        // through the runtime's view: the window need not be mapped.
+        fill(unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), range.len()) });
+        core.seg.heal(&part);
+        Ok(())
+    }
+}
+
+fn hal_in_kernel() -> bool {
+    sterna_hal::in_kernel()
+}
+
+/// What the system says could be had without swapping.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(u64::MAX, |k| k << 10)
+}
+
+impl Core {
+    /// Waits for unfinished launches that conflict with a host access to this range.
+    fn wait(&self, free: &mut Free, write: bool) {
+        loop {
+            let conflict =
+                |u: &&crate::hmm::segment::Use| (write || u.writes) && crate::hmm::segment::overlap(&u.bytes, &self.bytes);
+            let next = self.seg.uses.lock().iter().find(conflict).map(|u| Arc::clone(&u.launch));
+            match next {
+                Some(l) => {
+                    l.wait(free, None);
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Makes the range fit for a host access, or says why it cannot be.
+    fn settle(&self, write: bool) -> Result<(), Error> {
+        if hal_in_kernel() {
+            return Err(Error::InsideKernel);
+        }
+        let mut free = Free::at_entry();
+        self.wait(&mut free, write);
+        if let Some(e) = self.seg.taint(&self.bytes) {
+            return Err(e);
+        }
+        if self.seg.space().mechanism() == Mechanism::None {
+            if write {
+                self.rt.0.sched.drain(); // moves asked for
+            }
+            self.home(&mut free, &self.seg.pages_of(&self.bytes), write)?;
+            if self.bytes == (0..self.seg.bytes()) {
+                self.seg.rec().gate.all_home(write);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings pages home: for reading, or for writing.
+    pub(crate) fn home(&self, free: &mut Free, pages: &Pages, write: bool) -> Result<(), Error> {
+        // Where host faults are served a mapped page has no replica; without them the gate ends replicas before a write.
+        let keep = !write && self.seg.space().mechanism() == Mechanism::None;
+        migrate::bring_home(free, &self.seg, pages, if keep { Home::SHARED } else { Home::EXCLUSIVE }, Cause::HostAccess)?;
+        Ok(())
+    }
+}
+
+/// The cold path of `deref`: waits, and in mode `none` brings the range home.
+///
+/// # Panics
+/// With the error of a failed launch that would have written some of it, or of a lost device; inside a kernel.
+#[cold]
+#[inline(never)]
+fn settle(core: *const Core, write: bool) {
+    if fork::forked() {
+        return; // the load itself ends the child
+    }
+    // SAFETY: the caller's own box, alive for the call.
+    if let Err(e) = unsafe { &*core }.settle(write) {
+        panic!("sterna: {e}");
+    }
+}
+
+macro_rules! reading {
+    ($T:ident) => {
+        /// How many elements.
+        #[must_use]
+        pub fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        /// Whether there are none. An allocation has at least one; a view may have none.
+        #[must_use]
+        pub fn is_empty(&self) -> bool {
+            self.0.len() == 0
+        }
+
+        /// The elements, or the error for which `deref` would panic: of a failed launch that would have written some of them,
+        /// or of a lost device that had the only copy.
+        ///
+        /// # Errors
+        /// That error; [`InsideKernel`](Error::InsideKernel) in a kernel; [`Forked`](Error::Forked) in a forked child.
+        pub fn try_read(&self) -> Result<&[$T], Error> {
+            self.0.try_read()
+        }
+
+        /// A view of some elements, to be read by launches and the host.
+        ///
+        /// # Errors
+        /// [`Range`](Error::Range) if it does not lie inside.
+        pub fn range(&self, range: impl RangeBounds<usize>) -> Result<View<'_, $T>, Error> {
+            let range = self.0.resolve(range)?;
+            self.0.note_read();
+            Ok(View(self.0.view(&range), PhantomData))
+        }
+
+        /// The elements of `range`, at home and kept there while the guard lives: for I/O, on every mechanism.
+        ///
+        /// # Errors
+        /// As [`try_read`](Self::try_read), and [`Range`](Error::Range).
+        pub fn host(&self, range: impl RangeBounds<usize>) -> Result<HostRef<'_, $T>, Error> {
+            let range = self.0.resolve(range)?;
+            let slice = self.0.try_read()?;
+            let guard = crate::guard::Pin::new(&self.0.core, self.0.part(&range), false)?;
+            Ok(HostRef::new(&slice[range], guard))
+        }
+
+        /// Asks for the pages to be brought to a device. A hint: never fails, changes no byte, returns at once.
+        pub fn prefetch_to(&self, device: &Device) {
+            self.0.prefetch(Some(device));
+        }
+
+        /// Asks for the pages to be brought home. A hint: never fails, changes no byte, returns at once.
+        pub fn prefetch_to_host(&self) {
+            self.0.prefetch(None);
+        }
+
+        /// Where the pages are now.
+        #[must_use]
+        pub fn residency(&self) -> Residency {
+            Residency::of(&self.0.core)
+        }
+
+        /// The pages of the arena that hold the elements, for people who write drivers.
+        #[must_use]
+        pub fn pages(&self) -> Pages {
+            self.0.pages()
+        }
+
+        /// The first element's address on the host. Reading through it follows the rules of
+        /// [`docs/memory-model.md`](https://docs.rs/sterna): the caller does what `deref` does.
+        #[must_use]
+        pub fn as_host_ptr(&self) -> *const $T {
+            self.0.ptr.as_ptr()
+        }
+    };
+}
+
+macro_rules! writing {
+    ($T:ident) => {
+        /// A view of some elements, to be written by launches and the host.
+        ///
+        /// # Errors
+        /// [`Range`](Error::Range) if it does not lie inside.
+        pub fn range_mut(&mut self, range: impl RangeBounds<usize>) -> Result<ViewMut<'_, $T>, Error> {
+            let range = self.0.resolve(range)?;
+            self.0.note_write();
+            Ok(ViewMut(self.0.view(&range), PhantomData))
+        }
+
+        /// Two views, of the elements before `mid` and from `mid` on.
+        ///
+        /// # Errors
+        /// [`Range`](Error::Range) if `mid` lies behind the end.
+        pub fn split_at_mut(&mut self, mid: usize) -> Result<(ViewMut<'_, $T>, ViewMut<'_, $T>), Error> {
+            let (a, b) = (self.0.resolve(..mid)?, self.0.resolve(mid..)?);
+            self.0.note_write();
+            Ok((ViewMut(self.0.view(&a), PhantomData), ViewMut(self.0.view(&b), PhantomData)))
+        }
+
+        /// Views of `n` elements each; the last may have fewer.
+        ///
+        /// # Panics
+        /// If `n` is 0, as [`slice::chunks_mut`].
+        pub fn chunks_mut(&mut self, n: usize) -> impl ExactSizeIterator<Item = ViewMut<'_, $T>> {
+            assert!(n > 0, "chunks of 0 elements");
+            self.0.note_write();
+            let handle = &self.0;
+            let len = handle.len();
+            (0..len.div_ceil(n)).map(move |i| ViewMut(handle.view(&(i * n..((i + 1) * n).min(len))), PhantomData))
+        }
+
+        /// The elements of `range`, at home and kept there while the guard lives: for I/O, on every mechanism.
+        ///
+        /// # Errors
+        /// As [`try_read`](Self::try_read), and [`Range`](Error::Range).
+        pub fn host_mut(&mut self, range: impl RangeBounds<usize>) -> Result<HostMut<'_, $T>, Error> {
+            let range = self.0.resolve(range)?;
+            fork::check()?;
+            self.0.core.settle(true)?;
+            let guard = crate::guard::Pin::new(&self.0.core, self.0.part(&range), true)?;
+            // SAFETY: the handle's own elements; what conflicts with a host access has ended.
+            let slice = unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) };
+            Ok(HostMut::new(&mut slice[range], guard))
+        }
+
+        /// Replaces every element. What a failed launch had tainted is healed.
+        ///
+        /// # Errors
+        /// [`Range`](Error::Range) if the lengths differ; [`OutOfHostMemory`](Error::OutOfHostMemory).
+        pub fn write_from(&mut self, values: &[$T]) -> Result<(), Error> {
+            if values.len() != self.0.len() {
+                return Err(Error::Range { start: 0, end: values.len(), len: self.0.len() });
+            }
+            self.0.replace(0..values.len(), |to| to.copy_from_slice(values))
+        }
+
+        /// Replaces element `i` by `value(i)`, for all. What a failed launch had tainted is healed.
+        ///
+        /// # Errors
+        /// [`OutOfHostMemory`](Error::OutOfHostMemory).
+        pub fn fill_with(&mut self, mut value: impl FnMut(usize) -> $T) -> Result<(), Error> {
+            self.0.replace(0..self.0.len(), |to| {
+                for (i, v) in to.iter_mut().enumerate() {
+                    *v = value(i);
+                }
+            })
+        }
+    };
+}
+
+/// A shared allocation: a slice on the host, a buffer on devices, one allocation. Unique, as a `Vec` is: views share it.
+///
+/// ```compile_fail,E0599
+/// # let rt = sterna::Runtime::new().unwrap();
+/// let x = rt.shared::<f32>(8).unwrap();
+/// let y = x.clone(); // a second handle would make `&mut` a lie
+/// ```
+///
+/// A view keeps its parent borrowed:
+///
+/// ```compile_fail,E0502
+/// # let rt = sterna::Runtime::new().unwrap();
+/// let mut x = rt.shared::<f32>(8).unwrap();
+/// let half = x.range_mut(..4).unwrap();
+/// println!("{}", x[0]);
+/// drop(half);
+/// ```
+///
+/// and what a launch writes needs `&mut`:
+///
+/// ```compile_fail,E0277
+/// # let rt = sterna::Runtime::new().unwrap();
+/// let x = rt.shared::<f32>(8).unwrap();
+/// rt.launch(&sterna::kernels::fill(1.0_f32), (&x,)).unwrap();
+/// ```
+///
+/// One argument cannot be both read and written:
+///
+/// ```compile_fail,E0502
+/// # let rt = sterna::Runtime::new().unwrap();
+/// let mut x = rt.shared::<f32>(8).unwrap();
+/// rt.launch(&sterna::kernels::saxpy(1.0), (&x, &mut x)).unwrap();
+/// ```
+///
+/// Elements are plain data:
+///
+/// ```compile_fail,E0277
+/// # let rt = sterna::Runtime::new().unwrap();
+/// let x = rt.shared::<String>(8).unwrap();
+/// ```
+pub struct Shared<T: Pod>(pub(crate) Handle<T>);
+
+/// Some elements of a [`Shared`], to be read.
+pub struct View<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a T>);
+
+/// Some elements of a [`Shared`], to be read and written.
+pub struct ViewMut<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a mut T>);
+
+impl<T: Pod + Send + Sync> Shared<T> {
+    pub(crate) fn new(rt: Runtime, seg: Arc<Segment>, len: usize) -> Self {
+        let bytes = 0..(len * size_of::<T>()) as u64;
+        Self(Handle::new(Core { seg, bytes, rt }, false))
+    }
+
+    reading!(T);
+    writing!(T);
+}
+
+impl<T: Pod + Send + Sync> View<'_, T> {
+    reading!(T);
+}
+
+impl<T: Pod + Send + Sync> ViewMut<'_, T> {
+    reading!(T);
+    writing!(T);
+}
+
+macro_rules! deref {
+    ($name:literal, $handle:ty) => {
+        impl<T: Pod> Deref for $handle {
+            type Target = [T];
+            /// Waits for unfinished launches that write any of it.
+            ///
+            /// # Panics
+            /// With the error of such a launch if it failed; inside a kernel, if it would have to wait.
+            #[inline]
+            fn deref(&self) -> &[T] {
+                self.0.get()
+            }
+        }
+        impl<T: Pod> fmt::Debug for $handle {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // Not the elements: printing must neither wait nor move pages.
+                write!(f, "{}({} elements at {:p})", $name, self.0.len, self.0.ptr)
+            }
+        }
+    };
+}
+macro_rules! deref_mut {
+    ($handle:ty) => {
+        impl<T: Pod> DerefMut for $handle {
+            /// Waits for unfinished launches that read or write any of it.
+            ///
+            /// # Panics
+            /// As `deref`.
+            #[inline]
+            fn deref_mut(&mut self) -> &mut [T] {
+                self.0.get_mut()
+            }
+        }
+    };
+}
+deref!("Shared", Shared<T>);
+deref!("View", View<'_, T>);
+deref!("ViewMut", ViewMut<'_, T>);
+deref_mut!(Shared<T>);
+deref_mut!(ViewMut<'_, T>);
+
+const _: () = assert!(PAGE == 4096);

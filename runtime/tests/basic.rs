@@ -1,0 +1,82 @@
+//! The whole way, narrow: allocate, launch, read.
+
+use std::sync::Arc;
+
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::kernels::{fill, saxpy};
+use sterna::{Cause, Runtime};
+
+fn runtime(memory: u64) -> Runtime {
+    let device = CpuDevice::new(0, CpuConfig { memory, ..CpuConfig::default() }).unwrap();
+    Runtime::builder().open_device(Arc::new(device)).build().unwrap()
+}
+
+#[test]
+fn saxpy_from_host_to_device_and_back() {
+    let rt = runtime(64 << 20);
+    let n = 1_000_000;
+    let x = rt.shared_with(n, |i| i as f32).unwrap();
+    let mut y = rt.shared::<f32>(n).unwrap();
+    y[0] = 1.0;
+    rt.launch(&saxpy(2.0), (&x, &mut y)).unwrap();
+    assert_eq!(y[0], 1.0);
+    assert_eq!(y[7], 14.0);
+    for (i, v) in y.iter().enumerate().skip(1) {
+        assert_eq!(*v, 2.0 * i as f32, "{i}");
+    }
+    for _ in 0..5 {
+        rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap();
+        y[3] += 1.0;
+    }
+    rt.sync().unwrap();
+    assert_eq!(y[3], 3.0 * 7.0 + 5.0);
+    println!("{}\n{}", rt.stats(), y.residency());
+}
+
+#[test]
+fn reading_one_element_moves_one_granule() {
+    let rt = runtime(64 << 20);
+    let mut y = rt.shared::<u32>(8 << 20).unwrap();
+    rt.launch(&fill(7_u32), (&mut y,)).unwrap();
+    assert_eq!(y[5_000_000], 7);
+    let s = rt.stats();
+    if s.mechanism != sterna::Mechanism::None {
+        assert_eq!(s.to_host(), 65536, "{s}");
+        assert_eq!(s.devices[0].to_host.by(Cause::HostFault), 65536);
+    }
+}
+
+#[test]
+fn four_times_the_memory_by_declared_ranges() {
+    let rt = runtime(8 << 20);
+    let mut y = rt.shared::<u64>(4 << 20).unwrap();
+    for round in 0..2 {
+        for (i, mut c) in y.chunks_mut(256 << 10).enumerate() {
+            rt.launch(&fill((i + round) as u64), (&mut c,)).unwrap();
+        }
+    }
+    for (i, v) in y.iter().enumerate() {
+        assert_eq!(*v, (i / (256 << 10) + 1) as u64, "{i}");
+    }
+    println!("{}", rt.stats());
+}
+
+#[test]
+fn four_times_the_memory_in_one_launch() {
+    let rt = runtime(8 << 20);
+    let mut y = rt.shared::<u64>(4 << 20).unwrap();
+    let x = rt.shared_with(4 << 20, |i| i as u64).unwrap();
+    fn add(_: sterna::kernel::Group, v: u64, x: &[u64], y: &mut [u64]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x + v;
+        }
+    }
+    use sterna::kernel::{Kernel, each, each_mut};
+    let k = Kernel::new("add", 3_u64, (each(8192), each_mut(8192)), add);
+    rt.launch(&k, (&x, &mut y)).unwrap();
+    rt.launch(&k, (&x, &mut y)).unwrap();
+    for (i, v) in y.iter().enumerate() {
+        assert_eq!(*v, 2 * (i as u64 + 3), "{i}");
+    }
+    println!("{}", rt.stats());
+}
