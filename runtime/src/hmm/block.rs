@@ -27,7 +27,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::addr::{Mask, PAGES_PER_BLOCK};
+use super::addr::{BlockId, Mask, PAGES_PER_BLOCK};
 use super::lock::{Free, Futex};
 use super::os;
 
@@ -44,8 +44,9 @@ pub(crate) struct Block {
     seg: AtomicU32,
     /// Pages that belong to the segment, whole granules.
     limit: AtomicU32,
-    /// Byte offset of the block's storage in the arena's file.
-    backing: AtomicU64,
+    /// Byte offset of the block's storage in the arena's file, less its offset in the window, wrapping: all zero is where a
+    /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet.
+    moved: AtomicU64,
     body: UnsafeCell<Body>,
 }
 
@@ -228,16 +229,17 @@ impl Block {
         Mask::range(0..self.limit.load(Ordering::Relaxed) as usize)
     }
 
-    /// Byte offset of its storage.
-    pub(crate) fn backing(&self) -> u64 {
-        self.backing.load(Ordering::Relaxed)
+    /// Byte offset of the storage of this block, which is number `id`. Each side is found through the block: nobody computes
+    /// one from the other.
+    pub(crate) fn backing(&self, id: BlockId) -> u64 {
+        id.offset().wrapping_add(self.moved.load(Ordering::Relaxed))
     }
 
     /// Gives the block to a segment, or takes it away (`None`). Nobody uses it meanwhile.
-    pub(crate) fn assign(&self, to: Option<(u32, usize, u64)>) {
-        let (seg, limit, backing) = to.map_or((0, 0, 0), |(s, l, b)| (s + 1, l as u32, b));
+    pub(crate) fn assign(&self, to: Option<(u32, usize)>) {
+        let (seg, limit) = to.map_or((0, 0), |(s, l)| (s + 1, l as u32));
         self.limit.store(limit, Ordering::Relaxed);
-        self.backing.store(backing, Ordering::Relaxed);
+        self.moved.store(0, Ordering::Relaxed);
         self.seg.store(seg, Ordering::Release);
     }
 

@@ -461,7 +461,7 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
                 let from = if is_zero {
                     Place::Zero
                 } else {
-                    Place::Host(HostAt { region: mirror.region(), offset: block.backing() + r.start as u64 * PAGE })
+                    Place::Host(HostAt { region: mirror.region(), offset: block.backing(s.block) + r.start as u64 * PAGE })
                 };
                 let offset = (r.start - g * per) as u64 * PAGE;
                 let to = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
@@ -490,7 +490,7 @@ fn runs_to_host(free: &mut Free, core: &mut Core) -> Vec<(Arc<DeviceMirror>, Vec
                 let pages = Pages(first + r.start as u64..first + r.end as u64);
                 let offset = (r.start - g * per) as u64 * PAGE;
                 let from = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
-                let to = Place::Host(HostAt { region: m.region(), offset: block.backing() + r.start as u64 * PAGE });
+                let to = Place::Host(HostAt { region: m.region(), offset: block.backing(s.block) + r.start as u64 * PAGE });
                 push_run(&mut out, pages, from, to, per as u64 * PAGE);
             }
         }

@@ -166,7 +166,7 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
         };
         let limit = seg.limit(id.0 - seg.first().0);
         let block = seg.claim(id);
-        let holes = space.host.holes(space, block, limit);
+        let holes = space.host.holes(space, id, limit);
         let body = block.lock(free);
         for p in mask.runs().flatten() {
             let entry = if !limit.has(p) || body.lost.has(p) {
@@ -176,7 +176,7 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
             } else {
                 let shared = (0..MAX_DEVICES).any(|d| body.dev[d].valid.has(p));
                 let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
-                Pfn::new(block.backing() / PAGE + p as u64, flags)
+                Pfn::new(block.backing(id) / PAGE + p as u64, flags)
             };
             out.push(entry);
         }
@@ -276,7 +276,7 @@ pub(crate) fn map_remote(
                 .runs()
                 .map(|r| Edit {
                     at: mirror.addresses(seg, view, id, &r),
-                    to: Target::Host(HostAt { region: mirror.region(), offset: block.backing() + r.start as u64 * PAGE }),
+                    to: Target::Host(HostAt { region: mirror.region(), offset: block.backing(id) + r.start as u64 * PAGE }),
                     access: if access.writes() { Access::ReadWrite } else { Access::Read },
                 })
                 .collect();

@@ -291,7 +291,7 @@ impl Segment {
             let mut claimed = self.claimed.lock();
             if block.segment().is_none() {
                 let pages = self.limit(id.0 - self.first.0).count() as usize;
-                block.assign(Some((self.slot, pages, id.offset())));
+                block.assign(Some((self.slot, pages)));
                 if let Some(rule) = self.rule.get() {
                     let mut body = block.lock_in_handler();
                     body.host_grow = rule.host;

@@ -11,7 +11,7 @@
 use std::ptr;
 use std::sync::atomic::Ordering;
 
-use super::super::addr::{Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
+use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
 use super::super::block::{Block, BlockGuard, MAX_DEVICES};
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -89,7 +89,7 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
     }
     let counters = &space.slots[owner].counters;
     if !copied.is_empty() {
-        body = copy_home(space, block, body, copied, owner);
+        body = copy_home(space, (id, block), body, copied, owner);
         body.gone &= !copied;
         body.hole &= !copied;
         body.busy &= !copied;
@@ -118,7 +118,7 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
 /// Copies pages of device `owner` into the storage, with the block's lock given up meanwhile. Signal-safe.
 fn copy_home<'b>(
     space: &'static Space,
-    block: &'static Block,
+    (id, block): (BlockId, &'static Block),
     body: BlockGuard<'b>,
     mask: Mask,
     owner: usize,
@@ -132,7 +132,7 @@ fn copy_home<'b>(
     for p in mask.runs().flatten() {
         let grain = body.dev[owner].frames[p / per] as usize - 1;
         let from = (grain * per + p % per) * PAGE as usize;
-        let to = block.backing() as usize + p * PAGE as usize;
+        let to = block.backing(id) as usize + p * PAGE as usize;
         match n.checked_sub(1).map(|i| &mut runs[i]) {
             Some((f, t, len)) if *f + *len == from && *t + *len == to => *len += PAGE as usize,
             _ => {

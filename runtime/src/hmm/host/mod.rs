@@ -158,9 +158,9 @@ impl Host {
                 let whole = seg.limit(s.block.0 - seg.first().0) == Mask::FULL;
                 (body.full, body.full && !body.huge && body.moves == 1 && whole)
             };
-            let holes = if full { Mask::EMPTY } else { self.holes(space, block, s.mask) };
+            let holes = if full { Mask::EMPTY } else { self.holes(space, s.block, s.mask) };
             let huge = promote && {
-                let at = space.view_at(block.backing()).as_ptr().addr();
+                let at = space.view_at(block.backing(s.block)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
                 unsafe { os::collapse(at, BLOCK as usize) }
             };
@@ -217,8 +217,8 @@ impl Host {
     }
 
     /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile.
-    pub(crate) fn holes(&self, space: &Space, block: &Block, mask: Mask) -> Mask {
-        let base = block.backing();
+    pub(crate) fn holes(&self, space: &Space, id: BlockId, mask: Mask) -> Mask {
+        let base = space.block(id).backing(id);
         let mut data = Mask::EMPTY;
         for e in os::data_extents(&space.fd, base..base + BLOCK) {
             data |= Mask::range(((e.start - base) / PAGE) as usize..(e.end - base).div_ceil(PAGE) as usize);
@@ -230,8 +230,8 @@ impl Host {
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
-            for r in self.holes(space, block, mask).runs() {
-                let at = space.view_at(block.backing() + r.start as u64 * PAGE).as_ptr().addr();
+            for r in self.holes(space, id, mask).runs() {
+                let at = space.view_at(block.backing(id) + r.start as u64 * PAGE).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_write(at, r.len() * PAGE as usize) }
                     .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
@@ -249,10 +249,10 @@ impl Host {
                 continue;
             }
             let block = seg.claim(id);
-            if !self.holes(space, block, Mask::FULL).covers(Mask::FULL) || block.lock(free).missing {
+            if !self.holes(space, id, Mask::FULL).covers(Mask::FULL) || block.lock(free).missing {
                 continue;
             }
-            let at = space.view_at(block.backing());
+            let at = space.view_at(block.backing(id));
             // SAFETY: the segment's own storage; one store makes it a range that can be collapsed.
             let huge = unsafe {
                 at.as_ptr().write_volatile(0);
@@ -269,7 +269,7 @@ impl Host {
         let Some(uffd) = self.uffd() else { return };
         body.revoked &= !s.mask;
         for p in (s.mask & body.hole).runs().flatten() {
-            let at = space.view_at(block.backing() + p as u64 * PAGE);
+            let at = space.view_at(block.backing(s.block) + p as u64 * PAGE);
             // SAFETY: the segment's own storage; the store allocates the page, whose contents are zeros.
             unsafe { at.as_ptr().write_volatile(0) };
         }
@@ -287,7 +287,7 @@ impl Host {
             if uffd.map(at, bytes).is_err() {
                 // Some page has no storage although nobody said so: it was never written, and a store gives it some.
                 for p in r.clone() {
-                    let view = space.view_at(block.backing() + p as u64 * PAGE);
+                    let view = space.view_at(block.backing(s.block) + p as u64 * PAGE);
                     // SAFETY: a load of the segment's own storage allocates a page where there is none.
                     let _ = unsafe { view.as_ptr().read_volatile() };
                 }
@@ -313,8 +313,12 @@ impl Host {
     /// A freed stretch: touches of pages without storage are the kernel's business again.
     pub(crate) fn expect_minor_only(&self, at: usize, bytes: usize) {
         if let Some(uffd) = self.uffd() {
-            // If it fails the stretch keeps reporting missing pages, which are served, only slower.
-            let _ = uffd.register(at, bytes, os::uffd::MINOR);
+            // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch
+            // a freed stretch meanwhile. If registering fails its pages could leave and come back as zeros: better to end.
+            uffd.unregister(at, bytes);
+            if uffd.register(at, bytes, os::uffd::MINOR).is_err() {
+                os::die("sterna: the kernel no longer reports faults of shared memory\n");
+            }
         }
     }
 }

@@ -66,6 +66,12 @@ impl Uffd {
         self.ioctl(nr::UFFDIO_REGISTER, &mut arg)
     }
 
+    /// Reports no more faults in the range.
+    pub(crate) fn unregister(&self, at: usize, bytes: usize) {
+        // Fails only for a range that was never registered.
+        let _ = self.ioctl(nr::UFFDIO_UNREGISTER, &mut Self::range(at, bytes));
+    }
+
     /// Maps pages that have storage. Pages mapped already are skipped; whoever waits in the range is woken. Signal-safe.
     ///
     /// Fails with `EFAULT` where there is no storage.
