@@ -216,7 +216,7 @@ impl Runtime {
             }
             if self.0.space.mechanism() == Mechanism::None {
                 let total = b.core.seg.bytes();
-                let border = |at: u64| at == 0 || at == total || at % PAGE == 0;
+                let border = |at: u64| at == 0 || at == total || at.is_multiple_of(PAGE);
                 if !(border(bytes.start) && border(bytes.end)) {
                     return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total });
                 }

@@ -16,7 +16,7 @@ use sterna_hal::{Absent, Access};
 use crate::Error;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Home};
+use crate::hmm::migrate::{self, Home, Want};
 use crate::hmm::mirror::{DeviceMirror, NotYet};
 use crate::hmm::range::populate;
 use crate::hmm::segment::overlap;
@@ -162,7 +162,8 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
         }
         Job::Prefetch(seg, pages, Some(m)) => {
             // A hint: what cannot be brought stays where it is. It evicts nothing, since nobody has asked for a launch yet.
-            let _ = populate(&mut free, &m, &seg, &pages, Access::Read, Place::Migrate, space.tick(), Cause::Prefetch);
+            let want = Want { access: Access::Read, rank: space.tick(), cause: Cause::Prefetch };
+            let _ = populate(&mut free, &m, &seg, &pages, Place::Migrate, want);
         }
         Job::Prefetch(seg, pages, None) => {
             let keep = space.mechanism() == Mechanism::None;
@@ -236,8 +237,9 @@ fn launch(
 /// their bytes, so they are brought as for reading and writing.
 fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
     let pages = t.seg.pages_of(&t.bytes);
+    let want = |access| Want { access, rank: now, cause: Cause::Launch };
     if t.access != Access::Write {
-        return Ok(populate(free, mirror, &t.seg, &pages, t.access, place, now, Cause::Launch)?.full);
+        return Ok(populate(free, mirror, &t.seg, &pages, place, want(t.access))?.full);
     }
     // Whole grains are replaced; the segment's end counts as a border, since nothing lies behind it.
     let grain = mirror.pods().pages_per_grain() as u64;
@@ -245,7 +247,7 @@ fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place:
     let inner_start = (base + t.bytes.start).div_ceil(PAGE * grain) * grain;
     let inner_end = if t.bytes.end == t.seg.bytes() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
     if inner_start >= inner_end {
-        return Ok(populate(free, mirror, &t.seg, &pages, at_edges(t.access), place, now, Cause::Launch)?.full);
+        return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);
     }
     let mut full = false;
     for (part, access) in [
@@ -254,7 +256,7 @@ fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place:
         (inner_end..pages.0.end, at_edges(t.access)),
     ] {
         if part.start < part.end {
-            full |= populate(free, mirror, &t.seg, &Pages(part), access, place, now, Cause::Launch)?.full;
+            full |= populate(free, mirror, &t.seg, &Pages(part), place, want(access))?.full;
         }
     }
     Ok(full)

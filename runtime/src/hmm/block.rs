@@ -221,7 +221,7 @@ impl Block {
     /// The block's bits in its view's `ready` words, for whoever holds the device's driver lock.
     pub(crate) fn ready(&self, slot: usize) -> u32 {
         // SAFETY: an atomic field of a record that is never unmapped; no reference to the rest is made.
-        unsafe { (*(&raw const (*self.body.get()).dev[slot].ready)).load(Ordering::Relaxed) }
+        unsafe { (*self.body.get()).dev[slot].ready.load(Ordering::Relaxed) }
     }
 
     /// The pages that belong to the segment.

@@ -22,7 +22,7 @@ use super::addr::{Mask, PAGES_PER_BLOCK, Pages, grow};
 use super::block::MAX_DEVICES;
 use super::host::{chain_sigsegv, install_sigsegv};
 use super::lock::{Free, Futex};
-use super::migrate::{self, Home};
+use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
 use super::range::map_remote;
@@ -260,10 +260,10 @@ fn bring(
 ) -> Result<bool, Error> {
     let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
     let pages = Pages(first + a as u64..first + b as u64);
-    let rank = seg.space().tick();
+    let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
-    let moved = migrate::to_device(free, mirror, seg, &pages, access, rank, Cause::DeviceFault)?;
+    let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.caps().map_host {
         map_remote(free, mirror, seg, &pages, access)?;
         return Ok(true);
@@ -271,7 +271,7 @@ fn bring(
     if moved.foreign {
         let home = Home { map: false, wait: false, ..Home::SHARED };
         migrate::bring_home(free, seg, &pages, home, Cause::DeviceFault)?;
-        let again = migrate::to_device(free, mirror, seg, &pages, access, rank, Cause::DeviceFault)?;
+        let again = migrate::to_device(free, mirror, seg, &pages, want)?;
         return Ok(again.refused == 0 && again.blocked.is_none());
     }
     Ok(!moved.full && moved.blocked.is_none() && !moved.pinned)

@@ -47,7 +47,10 @@ impl Reserved {
         below: u64,
     ) -> Result<Self, Error> {
         let mut frames = Vec::new();
-        while grains > 0 {
+        loop {
+            if grains == 0 {
+                break;
+            }
             match mirror.device().alloc(place, grains, &mut frames) {
                 Ok(()) => break,
                 Err(e @ DeviceError::OutOfMemory { .. }) => {

@@ -58,7 +58,7 @@ use sterna_hal::{Access, Edit, HostAt, Target};
 use super::addr::{Mask, PAGE, Pages};
 use super::block::{Body, MAX_DEVICES};
 use super::lock::Free;
-use super::migrate::{self, Home, Moved};
+use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
 use super::notifier::Seq;
 use super::pfn::{Pfn, PfnFlags};
@@ -193,10 +193,8 @@ pub(crate) fn populate(
     mirror: &Arc<DeviceMirror>,
     seg: &Arc<Segment>,
     pages: &Pages,
-    access: Access,
     place: Place,
-    rank: u64,
-    cause: Cause,
+    want: Want,
 ) -> Result<Moved, Error> {
     loop {
         mirror.view(seg)?;
@@ -205,8 +203,8 @@ pub(crate) fn populate(
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
-            Place::Remote if mirror.caps().map_host => map_remote(free, mirror, seg, pages, access)?,
-            Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, access, rank, cause)?,
+            Place::Remote if mirror.caps().map_host => map_remote(free, mirror, seg, pages, want.access)?,
+            Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, want)?,
         };
         if moved.lost {
             return Err(Error::Lost { device: "a device".into() });
@@ -216,10 +214,10 @@ pub(crate) fn populate(
                 return Err(Error::Pinned);
             }
             // A guard keeps pages at home: the device uses them there.
-            map_remote(free, mirror, seg, pages, access)?;
+            map_remote(free, mirror, seg, pages, want.access)?;
         }
         if moved.foreign {
-            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::SHARED }, cause)?;
+            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::SHARED }, want.cause)?;
         } else if let Some(blocked) = moved.blocked {
             migrate::wait_blocked(free, seg.space(), blocked);
         } else {

@@ -307,11 +307,11 @@ impl Space {
         rec.reset();
         let mut r = self.ranges.lock();
         let (mut first, mut len) = (seg.first().0, seg.blocks());
-        if let Some((&f, &l)) = r.free.range(..first).next_back() {
-            if f + l == first {
-                r.free.remove(&f);
-                (first, len) = (f, len + l);
-            }
+        if let Some((&f, &l)) = r.free.range(..first).next_back()
+            && f + l == first
+        {
+            r.free.remove(&f);
+            (first, len) = (f, len + l);
         }
         if let Some(l) = r.free.remove(&(first + len)) {
             len += l;

@@ -1,0 +1,157 @@
+//! The copy step of a migration: runs as few and as long as the places allow.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sterna_hal::{CopyRun, DeviceError, HostAt, Place};
+
+use super::super::addr::{Mask, PAGE, Pages, Span};
+use super::super::lock::Free;
+use super::super::mirror::DeviceMirror;
+use super::{Batch, Copying, Core, Unmapped, release};
+use crate::Error;
+
+impl Batch<Unmapped> {
+    /// Starts the copies, in as few runs as the places allow. A run that fails alone is put back and the rest goes on.
+    pub(crate) fn alloc_and_copy(mut self, free: &mut Free) -> Result<Batch<Copying>, Error> {
+        let core = &mut self.core;
+        let work = match core.to.clone() {
+            Some((m, _)) => {
+                let runs = runs_to_device(free, core, &m);
+                vec![(m, runs)]
+            }
+            None => runs_to_host(free, core),
+        };
+        for (m, runs) in work {
+            if runs.is_empty() {
+                continue;
+            }
+            let plain: Vec<CopyRun> = runs.iter().map(|r| r.1).collect();
+            // SAFETY: the pages are busy and unmapped on every side, so nobody else touches source or destination.
+            match unsafe { m.device().copy(&plain, &[]) } {
+                Ok(p) => core.points.push((m, p)),
+                Err(e @ DeviceError::Lost(_)) => return Err(m.noticed(e)),
+                Err(_) => {
+                    for (pages, run) in runs {
+                        // SAFETY: as above.
+                        match unsafe { m.device().copy(&[run], &[]) } {
+                            Ok(p) => core.points.push((Arc::clone(&m), p)),
+                            Err(e @ DeviceError::Lost(_)) => return Err(m.noticed(e)),
+                            Err(_) => put_back(free, core, &m, &pages),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(self.into())
+    }
+}
+
+/// Takes pages whose copy failed out of the batch: they stay where they were.
+fn put_back(free: &mut Free, core: &mut Core, mirror: &DeviceMirror, pages: &Pages) {
+    let per = mirror.pods().pages_per_grain();
+    for (id, mask) in pages.blocks() {
+        for s in core.spans.iter_mut().filter(|s| s.block == id) {
+            let out = mask.widened(per) & s.mask;
+            s.mask &= !out;
+            core.result.refused += u64::from(out.count());
+            release(core.seg.space(), free, Span { block: id, mask: out });
+        }
+    }
+    core.spans.retain(|s| !s.mask.is_empty());
+}
+
+/// A copy and the pages it serves.
+type PageRun = (Pages, CopyRun);
+
+/// Appends a copy, joining it to the one before where both sides continue.
+fn push_run(out: &mut Vec<PageRun>, pages: Pages, from: Place, to: Place, grain: u64) {
+    let bytes = pages.bytes();
+    if let Some((last, run)) = out.last_mut() {
+        let follows = |a: Place, b: Place| match (a, b) {
+            (Place::Host(a), Place::Host(b)) => a.region == b.region && a.offset + run.bytes == b.offset,
+            (Place::Frames { first: a, offset: x }, Place::Frames { first: b, offset: y }) => {
+                u64::from(a) * grain + x + run.bytes == u64::from(b) * grain + y
+            }
+            (Place::Zero, Place::Zero) => true,
+            _ => false,
+        };
+        if last.0.end == pages.0.start && follows(run.from, from) && follows(run.to, to) {
+            run.bytes += bytes;
+            last.0.end = pages.0.end;
+            return;
+        }
+    }
+    out.push((pages, CopyRun { from, to, bytes }));
+}
+
+/// Cuts `mask` of a block into runs of pages inside one grain each, with the grain's number.
+pub(super) fn by_grain(mask: Mask, per: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    mask.runs().flat_map(move |r| {
+        (r.start / per..r.end.div_ceil(per)).map(move |g| (g, r.start.max(g * per)..r.end.min((g + 1) * per)))
+    })
+}
+
+fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) -> Vec<PageRun> {
+    let space = core.seg.space();
+    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let grain = per as u64 * PAGE;
+    let mut out = Vec::new();
+    let mut moved = 0;
+    for s in &core.spans {
+        let block = space.block(s.block);
+        let body = block.lock(free);
+        let first = s.block.first_page().0;
+        // Valid there already: only the entry or the ownership changes.
+        let copy = s.mask & !body.dev[slot].valid;
+        // Bytes that the launch replaces need not travel; but frames come with somebody's old bytes, so they are cleared.
+        let zero = if core.access.reads() { copy & body.hole } else { copy };
+        moved += u64::from(copy.count());
+        for (part, is_zero) in [(copy & !zero, false), (zero, true)] {
+            for (g, r) in by_grain(part, per) {
+                let pages = Pages(first + r.start as u64..first + r.end as u64);
+                let from = if is_zero {
+                    Place::Zero
+                } else {
+                    Place::Host(HostAt { region: mirror.region(), offset: block.backing(s.block) + r.start as u64 * PAGE })
+                };
+                let offset = (r.start - g * per) as u64 * PAGE;
+                let to = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
+                push_run(&mut out, pages, from, to, grain);
+            }
+        }
+    }
+    let counters = &mirror.pods().counters;
+    let bytes: u64 = out.iter().filter(|(_, r)| r.from != Place::Zero).map(|(_, r)| r.bytes).sum();
+    counters.moved_in(core.cause, bytes);
+    core.result.moved += moved;
+    out
+}
+
+fn runs_to_host(free: &mut Free, core: &mut Core) -> Vec<(Arc<DeviceMirror>, Vec<PageRun>)> {
+    let space = core.seg.space();
+    let mut work = Vec::new();
+    for m in space.devices() {
+        let (slot, per) = (m.slot(), m.pods().pages_per_grain());
+        let mut out = Vec::new();
+        for s in &core.spans {
+            let block = space.block(s.block);
+            let body = block.lock(free);
+            let first = s.block.first_page().0;
+            for (g, r) in by_grain(s.mask & body.dev[slot].dirty, per) {
+                let pages = Pages(first + r.start as u64..first + r.end as u64);
+                let offset = (r.start - g * per) as u64 * PAGE;
+                let from = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
+                let to = Place::Host(HostAt { region: m.region(), offset: block.backing(s.block) + r.start as u64 * PAGE });
+                push_run(&mut out, pages, from, to, per as u64 * PAGE);
+            }
+        }
+        let bytes: u64 = out.iter().map(|(_, r)| r.bytes).sum();
+        if bytes > 0 {
+            m.pods().counters.moved_out(core.cause, bytes);
+            core.result.moved += bytes / PAGE;
+            work.push((m, out));
+        }
+    }
+    work
+}

@@ -1,0 +1,242 @@
+//! Migration to a device.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use sterna_hal::{Access, DevRange, Edit, Target};
+
+use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
+use super::super::block::{Body, MAX_DEVICES};
+use super::super::devmem::Reserved;
+use super::super::lock::Free;
+use super::super::mirror::DeviceMirror;
+use super::super::os;
+use super::super::segment::Segment;
+use super::copy::by_grain;
+use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
+use crate::Error;
+use crate::stats::Cause;
+
+/// What a device wants pages for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    pub(crate) access: Access,
+    /// The tick of the launch or fault: the place in the eviction order that the pages get. Blocks of a lower rank may be
+    /// evicted for them.
+    pub(crate) rank: u64,
+    pub(crate) cause: Cause,
+}
+
+/// Brings `pages` of `seg` to a device as `want` says, in batches; what is there already stays. Evicts blocks of a rank below
+/// `want.rank`, which the blocks that come get.
+///
+/// Does not wait for other batches' pages: see [`Moved::blocked`].
+pub(crate) fn to_device(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    want: Want,
+) -> Result<Moved, Error> {
+    let view = mirror.view(seg)?;
+    let mut total = Moved::default();
+    let mut under_way: Option<Batch<Copying>> = None;
+    let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
+    let mut at = pages.0.start;
+    while at < pages.0.end {
+        let end = ((at / step + 1) * step).min(pages.0.end);
+        let part = Pages(at..end);
+        at = end;
+        let grains = missing_grains(free, mirror, seg, &part, want.access);
+        let mut reserved = match Reserved::take(free, mirror, view.at, grains, want.rank) {
+            Ok(r) => r,
+            Err(Error::OutOfDeviceMemory { .. }) => {
+                // What fits goes; one block at a time finds out how much that is.
+                if let Some(b) = under_way.take() {
+                    total.add(b.finalize_and_map(free)?);
+                }
+                total.add(trickle(free, mirror, seg, &part, want)?);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
+        let batch = batch.unmap(free)?.alloc_and_copy(free)?;
+        if let Some(before) = under_way.replace(batch) {
+            total.add(before.finalize_and_map(free)?);
+        }
+    }
+    if let Some(b) = under_way {
+        total.add(b.finalize_and_map(free)?);
+    }
+    Ok(total)
+}
+
+/// [`to_device`] block by block, until there is no room.
+fn trickle(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    want: Want,
+) -> Result<Moved, Error> {
+    let view = mirror.view(seg)?;
+    let mut total = Moved::default();
+    for (id, mask) in pages.blocks() {
+        let part = pages_of(id, mask);
+        let grains = missing_grains(free, mirror, seg, &part, want.access);
+        match Reserved::take(free, mirror, view.at, grains, want.rank) {
+            Ok(mut reserved) => {
+                let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
+                total.add(batch.unmap(free)?.alloc_and_copy(free)?.finalize_and_map(free)?);
+            }
+            Err(Error::OutOfDeviceMemory { .. }) => {
+                total.full = true;
+                total.refused += part.len();
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(total)
+}
+
+fn pages_of(id: BlockId, mask: Mask) -> Pages {
+    let first = id.first_page().0;
+    let (a, b) = mask.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+    Pages(first + a.min(b) as u64..first + b as u64)
+}
+
+/// Pages of a block that have to change for `access`, by whole grains.
+fn needy(body: &Body, slot: usize, want: Mask, access: Access, per: usize) -> Mask {
+    let dev = &body.dev[slot];
+    let ready = if access.writes() { dev.owned() } else { dev.readable() };
+    (want & !ready).widened(per)
+}
+
+/// How many grains of device memory the pages lack. A look without commitment, so that frames are taken before any lock.
+fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, access: Access) -> u32 {
+    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let mut n = 0;
+    for (id, mask) in pages.blocks() {
+        let body = seg.claim(id).lock(free);
+        let want = needy(&body, slot, mask, access, per);
+        n += (0..PAGES_PER_BLOCK / per).filter(|g| body.dev[slot].frames[*g] == 0 && want.has(g * per)).count() as u32;
+    }
+    n
+}
+
+/// Marks the pages that can move and gives them frames.
+fn collect(
+    free: &mut Free,
+    (mirror, view): (&Arc<DeviceMirror>, DevRange),
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    want: Want,
+    reserved: &mut Reserved,
+) -> Batch<Collected> {
+    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let Want { access, rank, cause } = want;
+    let mut spans = Vec::new();
+    let mut result = Moved::default();
+    for (id, mask) in pages.blocks() {
+        let block = seg.claim(id);
+        let mut body = block.lock(free);
+        let mut fix = needy(&body, slot, mask, access, per);
+        result.resident += u64::from((mask & !fix).count());
+        if body.busy.meets(fix) {
+            result.blocked = result.blocked.or(Some((id, block.epoch())));
+            fix &= !(body.busy & fix).widened(per);
+        }
+        let mut refuse = |set: Mask, flag: &mut bool| {
+            if set.meets(fix) {
+                *flag = true;
+                let set = (set & fix).widened(per);
+                result.refused += u64::from((fix & set).count());
+                fix &= !set;
+            }
+        };
+        let elsewhere = (0..MAX_DEVICES).filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
+        refuse(elsewhere, &mut result.foreign);
+        refuse(body.pinned, &mut result.pinned);
+        if access.reads() {
+            refuse(body.lost, &mut result.lost);
+        }
+        for g in 0..PAGES_PER_BLOCK / per {
+            if fix.has(g * per) && body.dev[slot].frames[g] == 0 {
+                if reserved.left() == 0 {
+                    // Somebody took frames of this block away since `missing_grains` looked.
+                    result.full = true;
+                    fix &= !Mask::range(g * per..(g + 1) * per);
+                    continue;
+                }
+                body.dev[slot].frames[g] = reserved.pop() + 1;
+            }
+        }
+        if !body.dev[slot].frames.iter().all(|f| *f == 0) {
+            mirror.set_rank(id, &mut body, rank);
+        }
+        if fix.is_empty() {
+            continue;
+        }
+        body.busy |= fix;
+        spans.push(Span { block: id, mask: fix });
+    }
+    let to = Some((Arc::clone(mirror), view));
+    let core = Core { seg: Arc::clone(seg), to, access, spans, home: Home::SHARED, points: SmallVec::new(), result, cause };
+    core.into()
+}
+
+impl Batch<Copying> {
+    pub(super) fn map_on_device(&mut self, free: &mut Free, m: &Arc<DeviceMirror>, view: DevRange) -> Result<(), Error> {
+        let (space, slot, per) = (self.space(), m.slot(), m.pods().pages_per_grain());
+        let core = &mut self.core;
+        let writes = core.access.writes();
+        let mut edits: Vec<Edit> = Vec::new();
+        for s in &core.spans {
+            let body = space.block(s.block).lock(free);
+            let dev = &body.dev[slot];
+            // An entry left over that allows stores would let a clean page become dirty without a fault.
+            let enough = dev.mapped & !dev.alias & if writes { dev.writable } else { !dev.writable };
+            for (g, r) in by_grain((s.mask & !enough).widened(per), per) {
+                edits.push(Edit {
+                    at: m.addresses(&core.seg, view, s.block, &r),
+                    to: Target::Frames { first: dev.frames[g] - 1 },
+                    access: if writes { Access::ReadWrite } else { Access::Read },
+                });
+            }
+        }
+        m.edit(free, &edits)?;
+        let now = os::now_ns();
+        for s in std::mem::take(&mut core.spans) {
+            let block = space.block(s.block);
+            let mut body = block.lock(free);
+            m.change(&core.seg, s.block, &mut body, |body| {
+                let dev = &mut body.dev[slot];
+                dev.valid |= s.mask;
+                dev.mapped |= s.mask;
+                dev.alias &= !s.mask;
+                if writes {
+                    dev.writable |= s.mask;
+                    dev.dirty |= s.mask;
+                } else {
+                    // Each was mapped for reading already or has just been.
+                    dev.writable &= !s.mask;
+                }
+            });
+            if writes {
+                body.gone |= s.mask;
+                body.lost &= !s.mask;
+                for d in (0..MAX_DEVICES).filter(|d| *d != slot) {
+                    // Their entries went with the window; only the books are left.
+                    body.dev[d].valid &= !s.mask;
+                }
+            }
+            body.moves = body.moves.saturating_add(1);
+            body.arrive(slot + 1, now);
+            debug_assert_eq!(body.check(space.host.faults()), Ok(()));
+            drop(body);
+            release(space, free, s);
+        }
+        Ok(())
+    }
+}

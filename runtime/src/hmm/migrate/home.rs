@@ -1,0 +1,180 @@
+//! Migration to the host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use sterna_hal::Access;
+
+use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
+use super::super::block::{Block, Body, MAX_DEVICES};
+use super::super::devmem::push_frame;
+use super::super::lock::Free;
+use super::super::mirror::DeviceMirror;
+use super::super::os;
+use super::super::segment::Segment;
+use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
+use crate::Error;
+use crate::stats::Cause;
+
+/// Brings the bytes of `pages` home, as `home` says.
+pub(crate) fn bring_home(
+    free: &mut Free,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    home: Home,
+    cause: Cause,
+) -> Result<Moved, Error> {
+    let mut total = Moved::default();
+    let mut under_way: Option<Batch<Copying>> = None;
+    let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
+    let mut at = pages.0.start;
+    while at < pages.0.end {
+        let end = ((at / step + 1) * step).min(pages.0.end);
+        let part = Pages(at..end);
+        let batch = collect_home(free, seg, &part, home, cause);
+        let blocked = batch.core.result.blocked;
+        let batch = batch.unmap(free)?.alloc_and_copy(free)?;
+        if let Some(before) = under_way.replace(batch) {
+            total.add(before.finalize_and_map(free)?);
+        }
+        if home.wait
+            && let Some((id, epoch)) = blocked
+        {
+            // Nothing of ours may be busy while we wait for somebody else.
+            if let Some(b) = under_way.take() {
+                total.add(b.finalize_and_map(free)?);
+            }
+            seg.space().block(id).wait_epoch(epoch, Some(Duration::from_millis(10)));
+            continue; // the same part again: what has come is skipped
+        }
+        at = end;
+    }
+    if let Some(b) = under_way {
+        total.add(b.finalize_and_map(free)?);
+    }
+    if home.wait {
+        total.blocked = None;
+    }
+    Ok(total)
+}
+
+fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, cause: Cause) -> Batch<Collected> {
+    let space = seg.space();
+    let devices: SmallVec<[(usize, usize); 4]> =
+        space.devices().iter().map(|m| (m.slot(), m.pods().pages_per_grain())).collect();
+    let mut spans = Vec::new();
+    let mut result = Moved::default();
+    for (id, mask) in pages.blocks() {
+        let block: &Block = space.block(id);
+        if block.segment().is_none() {
+            result.resident += u64::from(mask.count());
+            continue; // never left
+        }
+        let mut body = block.lock(free);
+        let mut fix = Mask::EMPTY;
+        for &(slot, per) in devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot)) {
+            let dev = &body.dev[slot];
+            let mut take = dev.dirty & mask;
+            if home.ends_on(slot) {
+                take |= (dev.valid | dev.mapped) & mask;
+            }
+            fix |= take.widened(per) & (dev.valid | dev.mapped);
+        }
+        if home.release.is_some() {
+            // The whole block goes, or some frames could not be freed.
+            fix |= home.release.map_or(Mask::EMPTY, |s| body.dev[s].valid | body.dev[s].mapped);
+        }
+        if home.map && space.host.faults() {
+            fix |= mask & block.limit() & body.revoked & !body.lost & !valid_anywhere(&body, home);
+        }
+        if body.busy.meets(fix) {
+            result.blocked = result.blocked.or(Some((id, block.epoch())));
+            fix &= !body.busy;
+        }
+        result.resident += u64::from((mask & !fix).count());
+        let frames_only = fix.is_empty() && home.release.is_some_and(|s| body.dev[s].frames.iter().any(|f| *f != 0));
+        if frames_only
+            && body.busy.is_empty()
+            && let Some(m) = home.release.and_then(|s| space.device(s))
+        {
+            result.released += free_frames(&m, id, &mut body, Mask::EMPTY);
+        }
+        if fix.is_empty() {
+            continue;
+        }
+        body.busy |= fix;
+        spans.push(Span { block: id, mask: fix });
+    }
+    let core =
+        Core { seg: Arc::clone(seg), to: None, access: Access::Read, spans, home, points: SmallVec::new(), result, cause };
+    core.into()
+}
+
+/// Pages that would still be valid on some device after `home`.
+fn valid_anywhere(body: &Body, home: Home) -> Mask {
+    (0..MAX_DEVICES).filter(|d| !home.ends_on(*d)).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid)
+}
+
+impl Batch<Copying> {
+    pub(super) fn commit_home(&mut self, free: &mut Free) {
+        let space = self.space();
+        let core = &mut self.core;
+        let devices = space.devices();
+        for s in std::mem::take(&mut core.spans) {
+            let block = space.block(s.block);
+            let mut body = block.lock(free);
+            for m in &devices {
+                let (slot, home) = (m.slot(), core.home);
+                m.change(&core.seg, s.block, &mut body, |body| {
+                    let dev = &mut body.dev[slot];
+                    let dirty = dev.dirty & s.mask;
+                    dev.dirty &= !s.mask;
+                    body.gone &= !dirty;
+                    body.hole &= !dirty;
+                    if home.ends_on(slot) {
+                        body.dev[slot].valid &= !s.mask;
+                    }
+                });
+                if home.release == Some(slot) {
+                    core.result.released += free_frames(m, s.block, &mut body, s.mask);
+                }
+            }
+            if body.missing && body.hole.is_empty() {
+                body.full = true;
+            }
+            body.arrive(0, os::now_ns());
+            let map = core.home.map && (0..MAX_DEVICES).all(|d| !body.dev[d].valid.meets(s.mask));
+            if map {
+                space.host.restore(space, block, &mut body, s);
+            }
+            debug_assert_eq!(body.check(space.host.faults()), Ok(()));
+            drop(body);
+            release(space, free, s);
+        }
+    }
+}
+
+/// Frees the frames of a block's grains that hold nothing valid, are not mapped, and belong to no batch but the one that has
+/// `mine` busy: another batch may be copying into its frames.
+fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: Mask) -> u32 {
+    let (slot, per) = (m.slot(), m.pods().pages_per_grain());
+    let mut frames = Vec::new();
+    let mut n = 0;
+    for g in 0..PAGES_PER_BLOCK / per {
+        let pages = Mask::range(g * per..(g + 1) * per);
+        let others = body.busy & !mine;
+        let dev = &mut body.dev[slot];
+        if dev.frames[g] != 0 && !others.meets(pages) && !(dev.valid | dev.mapped).meets(pages) {
+            push_frame(&mut frames, dev.frames[g] - 1);
+            dev.frames[g] = 0;
+            n += 1;
+        }
+    }
+    if body.dev[slot].frames.iter().all(|f| *f == 0) {
+        m.set_rank(id, body, 0);
+    }
+    // SAFETY: taken out of the block's table just now; no entry names them.
+    unsafe { m.device().free(&frames) };
+    n
+}

@@ -1,0 +1,224 @@
+//! Migration: collect, unmap, copy, commit, map (`migrate_vma`).
+//!
+//! **Guarantee.** A page is in one place before and in one place after, with the same bytes and the same permission, whatever
+//! fails in between; every store that completed before the move is in the bytes that moved. Failure is by page: pages that
+//! cannot move stay where they were and the rest moves.
+//!
+//! **Order**, and why no other is right:
+//! 1. *collect*: under the block's lock, the pages that can move are marked `busy`. From here on nobody else changes them.
+//! 2. *unmap*: a window is opened, devices lose their entries, then the host's window loses its mapping. Stores that came
+//!    before are in memory; later ones fault, find `busy`, and wait. Copying before this loses writes.
+//! 3. *copy*: with no lock held; reaches its point.
+//! 4. *map*: the destination's entries are made while the pages are still busy, so nothing can have overtaken them.
+//! 5. *commit*: under the block's lock the masks change, `busy` is cleared, and whoever waits is woken.
+//!
+//! A type stands for each phase ([`Collected`], [`Unmapped`], [`Copying`]); dropping one before the commit puts every page
+//! back: its `busy` bit goes, and since a fault restores what a window took away, that is all there is to undo.
+//!
+//! **Waiting.** Nothing is held over a copy, an edit or another batch; frames are reserved before the first lock. Pages that
+//! another batch has are skipped and reported, and the caller waits for them when it holds none of its own.
+
+mod copy;
+mod device;
+mod home;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use sterna_hal::{Access, DevRange, Point};
+
+use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Span, runs_of};
+use super::block::MAX_DEVICES;
+use super::lock::Free;
+use super::mirror::{Action, DeviceMirror};
+use super::segment::Segment;
+use super::space::Space;
+use crate::Error;
+use crate::stats::Cause;
+
+pub(crate) use device::{Want, to_device};
+pub(crate) use home::bring_home;
+
+/// Blocks a batch: 64 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
+/// overlaps the copy of the one before.
+const BATCH_BLOCKS: u64 = 32;
+
+/// What a migration did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Moved {
+    /// Pages whose bytes were brought to the destination.
+    pub(crate) moved: u64,
+    /// Pages that were there already and stayed.
+    pub(crate) resident: u64,
+    /// Pages that could not move: pinned, lost, or without room.
+    pub(crate) refused: u64,
+    /// Grains of device memory that were freed.
+    pub(crate) released: u32,
+    /// A page that another batch had, for the caller to wait for.
+    pub(crate) blocked: Option<(BlockId, u32)>,
+    /// Pages that another device alone has: they come home first.
+    pub(crate) foreign: bool,
+    /// A page that a guard keeps at home.
+    pub(crate) pinned: bool,
+    /// A page of which no copy is left.
+    pub(crate) lost: bool,
+    /// There was no room for everything.
+    pub(crate) full: bool,
+}
+
+impl Moved {
+    fn add(&mut self, o: Self) {
+        self.moved += o.moved;
+        self.resident += o.resident;
+        self.refused += o.refused;
+        self.released += o.released;
+        self.blocked = self.blocked.or(o.blocked);
+        self.foreign |= o.foreign;
+        self.pinned |= o.pinned;
+        self.lost |= o.lost;
+        self.full |= o.full;
+    }
+}
+
+/// Phase: pages are marked busy and still mapped.
+#[derive(Debug)]
+pub(crate) struct Collected;
+/// Phase: nobody can touch the pages; their contents are stable.
+#[derive(Debug)]
+pub(crate) struct Unmapped;
+/// Phase: the bytes are on their way.
+#[derive(Debug)]
+pub(crate) struct Copying;
+
+/// Pages on their way, in one phase of a migration (`migrate_vma`). Dropped before the commit, every page is put back.
+#[doc(alias = "migrate_vma")]
+pub(crate) struct Batch<Phase> {
+    core: Core,
+    phase: PhantomData<Phase>,
+}
+
+struct Core {
+    seg: Arc<Segment>,
+    /// `None`: the host.
+    to: Option<(Arc<DeviceMirror>, DevRange)>,
+    access: Access,
+    spans: Vec<Span>,
+    /// For a batch to the host: what to do beside bringing bytes.
+    home: Home,
+    points: SmallVec<[(Arc<DeviceMirror>, Point); 2]>,
+    result: Moved,
+    cause: Cause,
+}
+
+/// How pages come home.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Home {
+    /// Also ends clean replicas: on this device, or everywhere (`MAX_DEVICES`). `None` keeps them.
+    pub(crate) exclusive_from: Option<usize>,
+    /// Frees the frames on this device.
+    pub(crate) release: Option<usize>,
+    /// Maps the pages in the window at once instead of at the next touch.
+    pub(crate) map: bool,
+    /// Waits for pages that another batch has.
+    pub(crate) wait: bool,
+}
+
+impl Home {
+    /// The host gets the bytes and everything else loses them.
+    pub(crate) const EXCLUSIVE: Self = Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true };
+    /// The host gets the bytes; devices keep clean copies.
+    pub(crate) const SHARED: Self = Self { exclusive_from: None, release: None, map: true, wait: true };
+
+    fn ends_on(&self, slot: usize) -> bool {
+        self.exclusive_from.is_some_and(|e| e == MAX_DEVICES || e == slot)
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Before the commit this puts every page back; after it, `spans` is empty.
+        let mut free = Free::at_entry();
+        for (m, p) in std::mem::take(&mut self.points) {
+            // A copy that is still running uses the pages; if its device is lost it has stopped.
+            let _ = m.reach(&mut free, p);
+        }
+        for s in std::mem::take(&mut self.spans) {
+            release(self.seg.space(), &mut free, s);
+        }
+    }
+}
+
+/// Ends `busy` on a span and wakes whoever waits for it.
+fn release(space: &Space, free: &mut Free, s: Span) {
+    let block = space.block(s.block);
+    let mut body = block.lock(free);
+    body.busy &= !s.mask;
+    let wanted = body.wanted & s.mask;
+    body.wanted &= !s.mask;
+    drop(body);
+    block.bump();
+    if !wanted.is_empty() {
+        space.host.wake(space, s.block, wanted);
+    }
+    space.device_faults.retry();
+}
+
+impl From<Core> for Batch<Collected> {
+    fn from(core: Core) -> Self {
+        Self { core, phase: PhantomData }
+    }
+}
+
+impl<P> Batch<P> {
+    fn into<Q>(self) -> Batch<Q> {
+        Batch { core: self.core, phase: PhantomData }
+    }
+
+    fn space(&self) -> &'static Space {
+        self.core.seg.space()
+    }
+}
+
+impl Batch<Collected> {
+    /// Takes the pages away from everyone: devices first, then the host.
+    pub(crate) fn unmap(self, free: &mut Free) -> Result<Batch<Unmapped>, Error> {
+        let space = self.space();
+        let c = &self.core;
+        if c.spans.is_empty() {
+            return Ok(self.into());
+        }
+        let runs = runs_of(&c.spans);
+        let to = c.to.as_ref().map(|(m, _)| m.slot());
+        // The window ends when the device entries and the host mapping are gone: from there on `busy` keeps the pages.
+        let window = space.window(free, Action::Migrate { to }, &runs)?;
+        if c.to.is_some() {
+            space.host.revoke(space, free, &c.seg, &c.spans, &runs)?;
+        }
+        drop(window);
+        Ok(self.into())
+    }
+}
+
+impl Batch<Copying> {
+    /// Reaches the copies' points, makes the destination's entries, and commits.
+    pub(crate) fn finalize_and_map(mut self, free: &mut Free) -> Result<Moved, Error> {
+        for (m, p) in std::mem::take(&mut self.core.points) {
+            m.reach(free, p)?;
+        }
+        match self.core.to.clone() {
+            Some((m, view)) => self.map_on_device(free, &m, view)?,
+            None => self.commit_home(free),
+        }
+        let result = self.core.result;
+        Ok(result)
+    }
+}
+
+/// Waits until another batch has let go of the page that blocked us.
+pub(crate) fn wait_blocked(_free: &mut Free, space: &Space, blocked: (BlockId, u32)) {
+    space.block(blocked.0).wait_epoch(blocked.1, Some(Duration::from_millis(10)));
+}
+
+const _: () = assert!(BLOCK / PAGE == PAGES_PER_BLOCK as u64);
