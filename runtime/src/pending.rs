@@ -49,7 +49,11 @@ impl Pending {
     /// Whether it has ended, well or not.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        !crate::fork::forked() && self.0.poll()
+        if crate::fork::forked() {
+            return false;
+        }
+        self.0.mirror().reap();
+        self.0.poll()
     }
 
     fn result(&self) -> Result<(), Error> {
@@ -102,6 +106,7 @@ impl Future for Pending {
         if let Err(e) = check() {
             return Poll::Ready(Err(e));
         }
+        self.0.mirror().reap();
         if self.0.poll() {
             return Poll::Ready(self.result());
         }

@@ -332,8 +332,8 @@ macro_rules! reading {
             self.0.pages()
         }
 
-        /// The first element's address on the host. Reading through it follows the rules of
-        /// [`docs/memory-model.md`](https://docs.rs/sterna): the caller does what `deref` does.
+        /// The first element's address on the host. Who reads or writes through it sees to what `deref` and `deref_mut` see to:
+        /// no launch that conflicts is unfinished, and in mode `none` the bytes are home.
         #[must_use]
         pub fn as_host_ptr(&self) -> *const $T {
             self.0.ptr.as_ptr()

@@ -203,7 +203,12 @@ impl InFlight {
                 SUBMITTED => {
                     let Some(ticket) = self.ticket.get() else { continue };
                     match self.mirror.device().wait(ticket.point, left.unwrap_or(Duration::from_secs(3600))) {
-                        Ok(true) => self.retire(*ticket),
+                        Ok(true) => {
+                            // Oldest first: a launch asks those before it how they ended, and a long chain of them must not
+                            // become a deep recursion.
+                            self.mirror.reap();
+                            self.retire(*ticket);
+                        }
                         Ok(false) => {}
                         Err(e) => self.fail(e),
                     }

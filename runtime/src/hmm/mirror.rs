@@ -394,16 +394,29 @@ impl DeviceMirror {
     /// Removes the entries of `seg` that name bytes out of date, so that a launch that faults may run.
     pub(crate) fn flush_stale(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
         let rec = &seg.rec().view[self.slot];
-        if rec.stale.swap(0, Ordering::AcqRel) == 0 {
-            return Ok(());
+        while rec.stale.swap(0, Ordering::AcqRel) != 0 {
+            if let Some(blocked) = self.flush_once(free, seg)? {
+                rec.stale.store(1, Ordering::Release);
+                super::migrate::wait_blocked(free, self.space, blocked);
+            }
         }
-        let Some(view) = seg.view(self.slot) else { return Ok(()) };
+        Ok(())
+    }
+
+    /// One pass over the segment; says which block had stale entries on busy pages, which only their batch may change.
+    fn flush_once(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<Option<(BlockId, u32)>, Error> {
+        let Some(view) = seg.view(self.slot) else { return Ok(None) };
         let per = self.pods().pages_per_grain();
         let mut edits = Vec::new();
+        let mut blocked = None;
         for id in seg.claimed() {
-            let mut body = self.space.block(id).lock(free);
-            // Busy pages belong to a batch, which leaves them right.
-            let stale = (body.dev[self.slot].stale() & !body.busy).widened(per);
+            let block = self.space.block(id);
+            let mut body = block.lock(free);
+            let stale = body.dev[self.slot].stale().widened(per);
+            if stale.meets(body.busy) {
+                blocked = Some((id, block.epoch()));
+            }
+            let stale = stale & !(stale & body.busy).widened(per);
             if stale.is_empty() {
                 continue;
             }
@@ -416,7 +429,8 @@ impl DeviceMirror {
                 edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        self.edit(free, &edits)
+        self.edit(free, &edits)?;
+        Ok(blocked)
     }
 
     // ── launches ──

@@ -55,7 +55,7 @@ use std::time::{Duration, Instant};
 
 use sterna_hal::{Access, Edit, HostAt, Target};
 
-use super::addr::{Mask, PAGE, Pages};
+use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::{Body, MAX_DEVICES};
 use super::lock::Free;
 use super::migrate::{self, Home, Moved, Want};
@@ -213,8 +213,15 @@ pub(crate) fn populate(
             if !mirror.caps().map_host {
                 return Err(Error::Pinned);
             }
-            // A guard keeps pages at home: the device uses them there.
-            map_remote(free, mirror, seg, pages, want.access)?;
+            // A guard keeps pages at home: the device uses those there.
+            let mut pinned = Vec::new();
+            for (block, mask) in pages.blocks() {
+                let mask = mask & pinned_pages(free, seg, block);
+                pinned.push(Span { block, mask });
+            }
+            for run in runs_of(&pinned) {
+                map_remote(free, mirror, seg, &run, want.access)?;
+            }
         }
         if moved.foreign {
             migrate::bring_home(free, seg, pages, Home { map: false, ..Home::SHARED }, want.cause)?;
@@ -224,6 +231,11 @@ pub(crate) fn populate(
             return Ok(moved);
         }
     }
+}
+
+/// The pages of a block that a guard keeps at home.
+fn pinned_pages(free: &mut Free, seg: &Segment, id: BlockId) -> Mask {
+    seg.claim(id).lock(free).pinned
 }
 
 /// Lets a device use pages where they are: entries that name host storage, for every page that it does not hold itself.

@@ -118,9 +118,10 @@ impl Space {
             };
         }
         let space: &'static Self = Box::leak(Box::new(Self::new(wanted)?));
-        SPACE.store(ptr::from_ref(space).cast_mut(), Ordering::Release);
         space.host.start(space)?;
         space.device_faults.start(space)?;
+        // Only a space that can serve faults is anybody's: nothing can touch the window before this.
+        SPACE.store(ptr::from_ref(space).cast_mut(), Ordering::Release);
         Ok(space)
     }
 

@@ -126,26 +126,27 @@ fn copy_home<'b>(
     let pods = &space.slots[owner];
     let base = pods.frames.load(Ordering::Acquire).cast_const();
     let per = pods.pages_per_grain();
-    // Runs that are neighbours on both sides are one copy. At most one a page: kept on the stack.
-    let mut runs = [(0_usize, 0_usize, 0_usize); 512];
-    let mut n = 0_usize;
-    for p in mask.runs().flatten() {
-        let grain = body.dev[owner].frames[p / per] as usize - 1;
-        let from = (grain * per + p % per) * PAGE as usize;
-        let to = block.backing(id) as usize + p * PAGE as usize;
-        match n.checked_sub(1).map(|i| &mut runs[i]) {
-            Some((f, t, len)) if *f + *len == from && *t + *len == to => *len += PAGE as usize,
-            _ => {
-                runs[n] = (from, to, PAGE as usize);
-                n += 1;
-            }
-        }
-    }
+    let to = space.view_at(block.backing(id)).as_ptr();
+    let frames = body.dev[owner].frames;
     drop(body);
-    for &(from, to, bytes) in &runs[..n] {
+    let copy = |from: usize, page: usize, pages: usize| {
         // SAFETY: the frames are the block's and, being busy, are neither freed nor reused; no launch that could write them is
         // unfinished. The storage is the block's, and no mapping of the window leads to it.
-        unsafe { ptr::copy_nonoverlapping(base.add(from), space.view_at(to as u64).as_ptr(), bytes) };
+        unsafe {
+            ptr::copy_nonoverlapping(base.add(from * PAGE as usize), to.add(page * PAGE as usize), pages * PAGE as usize)
+        };
+    };
+    for r in mask.runs() {
+        // Pages whose frames follow each other are one copy. Frames are counted in pages here.
+        let frame = |p: usize| (frames[p / per] as usize - 1) * per + p % per;
+        let (mut start, mut from) = (r.start, frame(r.start));
+        for p in r.start + 1..r.end {
+            if frame(p) != from + (p - start) {
+                copy(from, start, p - start);
+                (start, from) = (p, frame(p));
+            }
+        }
+        copy(from, start, r.end - start);
     }
     block.lock_in_handler()
 }

@@ -158,7 +158,7 @@ impl Host {
                 let whole = seg.limit(s.block.0 - seg.first().0) == Mask::FULL;
                 (body.full, body.full && !body.huge && body.moves == 1 && whole)
             };
-            let holes = if full { Mask::EMPTY } else { self.holes(space, s.block, s.mask) };
+            let holes = if full { Mask::EMPTY } else { self.holes(space, s.block, seg.limit(s.block.0 - seg.first().0)) };
             let huge = promote && {
                 let at = space.view_at(block.backing(s.block)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
@@ -167,6 +167,7 @@ impl Host {
             let mut body = block.lock(free);
             body.hole = (body.hole & !s.mask) | (holes & s.mask);
             body.huge |= huge;
+            body.full |= holes.is_empty();
             if self.faults() {
                 body.revoked |= s.mask;
             }
@@ -275,7 +276,8 @@ impl Host {
         }
         body.hole &= !s.mask;
         let window = space.window_at(s.block.offset()).as_ptr().addr();
-        if s.mask == Mask::FULL && body.huge {
+        // The last part of a block in one folio brings the whole block back under one entry.
+        if body.huge && body.revoked.is_empty() {
             // SAFETY: the window is a shared mapping of the engine's.
             if unsafe { os::collapse(window, BLOCK as usize) } {
                 uffd.wake(window, BLOCK as usize);

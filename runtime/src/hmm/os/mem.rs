@@ -188,7 +188,7 @@ mod tests {
         assert!(data_extents(&fd, 0..16 << 20).is_empty());
         // SAFETY: inside our mapping.
         unsafe { m.base().as_ptr().add(8192).write(7) };
-        assert_eq!(data_extents(&fd, 0..16 << 20), [8192..12288]);
+        assert_eq!(data_extents(&fd, 0..16 << 20), vec![8192..12288]);
         assert_eq!(data_extents(&fd, 0..8192), []);
         punch_hole(&fd, 0..1 << 20).unwrap();
         assert!(data_extents(&fd, 0..16 << 20).is_empty());
