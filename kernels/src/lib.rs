@@ -50,8 +50,6 @@ mod spmv_csr;
 mod stencil5;
 
 #[cfg(test)]
-mod speed;
-#[cfg(test)]
 mod testing;
 
 pub use chunks::{REDUCE_CHUNK, SPARSE_ROWS, STREAM_CHUNK, TILE, tile_rows};

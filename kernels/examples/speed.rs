@@ -1,14 +1,20 @@
-//! How fast the Rust forms are on one thread, beside a plain copy of memory. Prints, and asserts nothing:
+//! How fast the Rust forms of the stock kernels are on one thread, beside a plain copy of memory.
 //!
 //! ```text
-//! cargo test --release -p sterna-kernels -- --ignored --nocapture speed
+//! cargo run --release -p sterna-kernels --example speed
 //! ```
+//!
+//! Prints the best of five runs as bytes of memory traffic a second, and asserts nothing. Figures of a build without
+//! `--release` say nothing. What a kernel costs on a device of sterna is measured by `sterna-bench`.
+
+#[path = "../src/testing/simple.rs"]
+mod simple;
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::testing::{Buf, graph, launch, noise};
-use crate::{Gaussian, blur_cols, blur_rows, reduce_sum, reduce_sum_len, saxpy, spmv_csr, stencil5};
+use simple::{Buf, graph, launch, noise};
+use sterna_kernels::{Gaussian, blur_cols, blur_rows, reduce_sum, reduce_sum_len, saxpy, spmv_csr, stencil5};
 
 /// Prints the best of five runs, as bytes of memory traffic a second.
 fn rate(what: &str, bytes: usize, mut f: impl FnMut()) {
@@ -21,9 +27,7 @@ fn rate(what: &str, bytes: usize, mut f: impl FnMut()) {
     println!("{what:<24} {:6.2} GB/s", bytes as f64 / best / 1e9);
 }
 
-#[test]
-#[ignore = "prints figures that mean something in a release build only"]
-fn speed() {
+fn main() {
     const WIDTH: usize = 4096;
     let (x, mut y) = (noise(WIDTH * WIDTH, 1), noise(WIDTH * WIDTH, 2));
     let size = size_of_val(&*x);
