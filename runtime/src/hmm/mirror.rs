@@ -369,12 +369,20 @@ impl DeviceMirror {
         for l in &zap.after {
             l.wait(free, None);
         }
-        self.edit(free, &zap.edits)
+        self.remove(free, &zap.edits)
+    }
+
+    /// Removes entries; a lost device has none.
+    fn remove(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
+        match self.edit(free, edits) {
+            Err(_) if self.is_lost() => Ok(()),
+            other => other,
+        }
     }
 
     /// Page-table edits, until they are done.
     pub(crate) fn edit(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
-        if edits.is_empty() || self.is_lost() {
+        if edits.is_empty() {
             return Ok(());
         }
         // SAFETY: ranges are views that live as long as their segments; frames are the blocks'; launches that cannot fault
@@ -429,7 +437,7 @@ impl DeviceMirror {
                 edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        self.edit(free, &edits)?;
+        self.remove(free, &edits)?;
         Ok(blocked)
     }
 
@@ -533,12 +541,10 @@ impl DeviceMirror {
     pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
         let Some(view) = seg.view(self.slot) else { return };
         self.views.write().remove(&view.at.0);
-        if !self.is_lost() {
-            let whole = Edit { at: view, to: Target::Absent, access: Access::Read };
-            // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is
-            // given back, which removes its entries too.
-            let _ = self.edit(free, &[whole]);
-        }
+        let whole = Edit { at: view, to: Target::Absent, access: Access::Read };
+        // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is given
+        // back, which removes its entries too.
+        let _ = self.remove(free, &[whole]);
         let mut frames = Vec::new();
         for id in seg.claimed() {
             let mut body = self.space.block(id).lock(free);

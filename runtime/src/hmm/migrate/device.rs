@@ -210,6 +210,12 @@ impl Batch<Copying> {
         for s in std::mem::take(&mut core.spans) {
             let block = space.block(s.block);
             let mut body = block.lock(free);
+            if m.is_lost() {
+                // Its pages have been written off already; these never left the host.
+                drop(body);
+                release(space, free, s);
+                continue;
+            }
             m.change(&core.seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
                 dev.valid |= s.mask;
