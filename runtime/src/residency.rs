@@ -50,7 +50,7 @@ impl Residency {
         let mut free = Free::at_entry();
         let mut seen = 0;
         for id in seg.claimed() {
-            let Some((_, mask)) = pages.blocks().find(|(b, _)| *b == id) else { continue };
+            let mask = pages.part_of(id);
             seen += u64::from(mask.count());
             let body = seg.space().block(id).lock(&mut free);
             let host = mask & !body.gone & !body.lost;

@@ -115,15 +115,19 @@ impl Pages {
         Self(self.0.start / pages_per * pages_per..self.0.end.next_multiple_of(pages_per))
     }
 
+    /// The part of block `id` that lies in the range.
+    #[must_use]
+    pub fn part_of(&self, id: BlockId) -> Mask {
+        let first = id.first_page().0;
+        let within = |at: u64| at.clamp(first, first + PAGES_PER_BLOCK as u64) - first;
+        Mask::range(within(self.0.start) as usize..within(self.0.end) as usize)
+    }
+
     /// The blocks it touches, each with the part of it that lies in the range.
     pub fn blocks(&self) -> impl DoubleEndedIterator<Item = (BlockId, Mask)> + '_ {
         let n = PAGES_PER_BLOCK as u64;
         let last = if self.is_empty() { self.0.start / n } else { (self.0.end - 1) / n + 1 };
-        (self.0.start / n..last).map(move |b| {
-            let from = self.0.start.saturating_sub(b * n) as usize;
-            let to = (self.0.end - b * n).min(n) as usize;
-            (BlockId(b as u32), Mask::range(from..to))
-        })
+        (self.0.start / n..last).map(|b| BlockId(b as u32)).map(|id| (id, self.part_of(id)))
     }
 }
 

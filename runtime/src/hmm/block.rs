@@ -135,6 +135,17 @@ pub(crate) struct DevPages {
 }
 
 impl DevPages {
+    /// Whether the block has frames there; `per` pages a grain. Only as much of the table is looked at as grains of that size
+    /// need: the rest is never touched.
+    pub(crate) fn has_frames(&self, per: usize) -> bool {
+        self.count_frames(per) > 0
+    }
+
+    /// How many grains of `per` pages the block has there.
+    pub(crate) fn count_frames(&self, per: usize) -> u32 {
+        self.frames[..PAGES_PER_BLOCK / per].iter().filter(|f| **f != 0).count() as u32
+    }
+
     /// Pages a kernel may read without a fault or a table change.
     pub(crate) fn readable(&self) -> Mask {
         self.mapped & (self.valid | self.alias)

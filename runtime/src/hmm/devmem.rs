@@ -154,7 +154,7 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) 
             continue;
         }
         let Some(body) = block.try_lock(free) else { continue };
-        let held = body.dev[mirror.slot()].frames.iter().filter(|f| **f != 0).count() as u32;
+        let held = body.dev[mirror.slot()].count_frames(mirror.pods().pages_per_grain());
         if held == 0 || body.busy.meets(Mask::FULL) {
             continue;
         }

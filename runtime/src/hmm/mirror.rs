@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId};
 use sterna_hal::{Absent, Access, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
 
-use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages, Span, runs_of};
+use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::Body;
 use super::inflight::InFlight;
 use super::lock::Free;
@@ -545,11 +545,12 @@ impl DeviceMirror {
         // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is given
         // back, which removes its entries too.
         let _ = self.remove(free, &[whole]);
+        let per = self.pods().pages_per_grain();
         let mut frames = Vec::new();
         for id in seg.claimed() {
             let mut body = self.space.block(id).lock(free);
             self.set_rank(id, &mut body, 0);
-            for f in &mut body.dev[self.slot].frames {
+            for f in &mut body.dev[self.slot].frames[..PAGES_PER_BLOCK / per] {
                 if *f != 0 {
                     super::devmem::push_frame(&mut frames, *f - 1);
                     *f = 0;

@@ -273,11 +273,7 @@ impl Segment {
             let mut body = block.lock(free);
             let mut pinned = Mask::EMPTY;
             for p in self.pins.lock().iter() {
-                for (b, m) in p.blocks() {
-                    if b == id {
-                        pinned |= m;
-                    }
-                }
+                pinned |= p.part_of(id);
             }
             body.pinned = (body.pinned & !mask) | (pinned & mask);
         }

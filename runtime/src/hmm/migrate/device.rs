@@ -172,7 +172,7 @@ fn collect(
                 body.dev[slot].frames[g] = reserved.pop() + 1;
             }
         }
-        if !body.dev[slot].frames.iter().all(|f| *f == 0) {
+        if body.dev[slot].has_frames(per) {
             mirror.set_rank(id, &mut body, rank);
         }
         if fix.is_empty() {

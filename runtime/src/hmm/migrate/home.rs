@@ -93,7 +93,8 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             fix &= !body.busy;
         }
         result.resident += u64::from((mask & !fix).count());
-        let frames_only = fix.is_empty() && home.release.is_some_and(|s| body.dev[s].frames.iter().any(|f| *f != 0));
+        let frames_only =
+            fix.is_empty() && home.release.is_some_and(|s| body.dev[s].has_frames(space.slots[s].pages_per_grain()));
         if frames_only
             && body.busy.is_empty()
             && let Some(m) = home.release.and_then(|s| space.device(s))
@@ -171,7 +172,7 @@ fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: Mask) -> u3
             n += 1;
         }
     }
-    if body.dev[slot].frames.iter().all(|f| *f == 0) {
+    if !body.dev[slot].has_frames(per) {
         m.set_rank(id, body, 0);
     }
     // SAFETY: taken out of the block's table just now; no entry names them.
