@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::{Device, DeviceError};
 
+use crate::hmm::os::memory;
 use crate::{Error, config};
 
 /// CPU devices that can be named; each is opened only if it is.
@@ -14,10 +15,7 @@ const CPU_DEVICES: u32 = 8;
 
 /// The default memory budget of a CPU device: a quarter of the machine's memory.
 fn cpu_memory() -> u64 {
-    // SAFETY: plain queries.
-    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    let all = u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0));
-    (all / 4).max(64 << 20) & !((2 << 20) - 1)
+    (memory("MemTotal") / 4).max(64 << 20) & !((2 << 20) - 1)
 }
 
 /// Opens the device that `selector` names, with `memory` bytes of budget or its own default.

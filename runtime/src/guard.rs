@@ -30,7 +30,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if crate::fork::forked() {
+        if crate::hmm::fork::forked() {
             return;
         }
         let mut pins = self.seg.pins.lock();

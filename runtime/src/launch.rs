@@ -9,13 +9,14 @@ use sterna_hal::kernel::{
 };
 use sterna_hal::{Absent, Access, Arg, Groups, Launch};
 
+use crate::Error;
+use crate::hmm::fork;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::mirror::{DeviceMirror, NotYet};
 use crate::hmm::{Mechanism, PAGE};
 use crate::pending::Pending;
 use crate::runtime::Runtime;
 use crate::shared::{Core, Shared, View, ViewMut};
-use crate::{Error, fork};
 
 mod sealed {
     pub trait Sealed {}

@@ -51,13 +51,14 @@
 //! # Environment
 //!
 #![doc = include_str!("environment.md")]
+#![deny(unsafe_code)]
 
 mod backend;
 mod config;
 mod device;
 mod error;
-mod fork;
 mod guard;
+#[allow(unsafe_code, reason = "the engine: every block says why it is sound")]
 pub mod hmm;
 mod launch;
 mod pending;
@@ -65,6 +66,7 @@ pub mod policy;
 mod residency;
 mod runtime;
 mod sched;
+#[allow(unsafe_code, reason = "the handles: the gate makes their references sound")]
 mod shared;
 mod stats;
 

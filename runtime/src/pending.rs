@@ -49,7 +49,7 @@ impl Pending {
     /// Whether it has ended, well or not.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        if crate::fork::forked() {
+        if crate::hmm::fork::forked() {
             return false;
         }
         self.0.mirror().reap();
@@ -68,7 +68,7 @@ impl Pending {
 }
 
 fn check() -> Result<(), Error> {
-    crate::fork::check()?;
+    crate::hmm::fork::check()?;
     if sterna_hal::in_kernel() { Err(Error::InsideKernel) } else { Ok(()) }
 }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use sterna_hal as hal;
 
 use crate::device::Device;
+use crate::hmm::fork;
 use crate::hmm::inflight::ErrorSink;
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::DeviceMirror;
@@ -19,7 +20,7 @@ use crate::policy::{self, Policy};
 use crate::sched::Scheduler;
 use crate::shared::Shared;
 use crate::stats::Stats;
-use crate::{Error, backend, config, fork};
+use crate::{Error, backend, config};
 
 /// A GPU compute runtime with unified memory: devices, a policy, and shared allocations. Cheap to clone; all clones are one.
 ///

@@ -18,14 +18,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytemuck::Pod;
 
 use crate::guard::{HostMut, HostRef};
+use crate::hmm::fork;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home};
+use crate::hmm::os::memory;
 use crate::hmm::segment::Gate;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
 use crate::runtime::Runtime;
 use crate::stats::Cause;
-use crate::{Device, Error, fork};
+use crate::{Device, Error};
 
 /// What a handle or view stands for. On the heap, so that the cold path gets an address that does not lead into the handle.
 #[derive(Debug)]
@@ -167,7 +169,8 @@ impl<T: Pod> Handle<T> {
 
     fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {
         let bytes = (range.len() * size_of::<T>()) as u64;
-        let available = available_memory();
+        // What the system says could be had without swapping.
+        let available = memory("MemAvailable");
         if bytes > available {
             return Err(Error::OutOfHostMemory { requested: bytes, available });
         }
@@ -193,14 +196,6 @@ impl<T: Pod> Handle<T> {
 
 fn hal_in_kernel() -> bool {
     sterna_hal::in_kernel()
-}
-
-/// What the system says could be had without swapping.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map_or(u64::MAX, |k| k << 10)
 }
 
 impl Core {

@@ -142,7 +142,8 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let errno = os::errno();
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
-    let ours = Space::existing().filter(|_| !crate::fork::forked()).and_then(|s| s.device_faults.whose(at).map(|d| (s, d)));
+    let ours =
+        Space::existing().filter(|_| !crate::hmm::fork::forked()).and_then(|s| s.device_faults.whose(at).map(|d| (s, d)));
     let Some((space, slot)) = ours else {
         chain_sigsegv(signal, info, context);
         os::set_errno(errno);

@@ -19,12 +19,14 @@
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
+//! | `fork` | what a forked child is told |
 //! | [`names`] | the C names of the kernel's interface |
 
 pub(crate) mod addr;
 pub(crate) mod block;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
+pub(crate) mod fork;
 pub(crate) mod host;
 pub(crate) mod inflight;
 pub(crate) mod lock;

@@ -277,7 +277,7 @@ impl Space {
 
     /// A dropped segment's end: device entries, frames and addresses, then storage, then records. Nobody uses it any more.
     pub(crate) fn retire(&self, seg: &Segment) {
-        if crate::fork::forked() {
+        if crate::hmm::fork::forked() {
             return;
         }
         let mut free = Free::at_entry();

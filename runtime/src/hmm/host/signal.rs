@@ -65,7 +65,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
     let served = match Space::existing() {
-        Some(space) if !crate::fork::forked() => serve(space, at),
+        Some(space) if !crate::hmm::fork::forked() => serve(space, at),
         _ => Served::Foreign,
     };
     match served {

@@ -176,6 +176,14 @@ pub(crate) fn data_extents(fd: &OwnedFd, range: Range<u64>) -> Vec<Range<u64>> {
     out
 }
 
+/// A line of `/proc/meminfo` in bytes; everything there is, if the system does not say.
+pub(crate) fn memory(line: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':'));
+    let kib = value.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(u64::MAX, |k| k << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{io, ptr};
 
-pub(crate) use mem::{Mapping, collapse, data_extents, discard_mapping, memfd, populate_write, process_limit, punch_hole};
+pub(crate) use mem::{
+    Mapping, collapse, data_extents, discard_mapping, memfd, memory, populate_write, process_limit, punch_hole,
+};
 
 /// The error that the last call left. Signal-safe.
 pub(crate) fn errno() -> i32 {
