@@ -1,15 +1,17 @@
 //! **Question.** How fast do 256 MiB move to the device and home again when a program asks for them?
 //!
 //! **Floor.** The same bytes between two buffers in 2 MiB folios, one `memcpy` a thread on as many threads as there are
-//! processors. Both sides of the move have their memory already: the first rounds do not count. The host stores to every page
-//! before the way to the device, a launch writes every element before the way home, so that all bytes have to travel.
+//! processors, right before each move. Both sides of the move have their memory already: the first rounds do not count. The
+//! host stores to every page before the way to the device, a launch writes every element before the way home, so that all
+//! bytes have to travel.
 //!
-//! Beside it, without a target: allocations in 4 KiB folios, as a host that fills memory page by page leaves them, on their
-//! first journey (later ones make folios of them).
+//! Beside it, without a target: memory in 4 KiB folios, as a host that fills it page by page leaves it, on its first journey there
+//! or home (later ones make folios of it). 1 GiB of it shows whether the cost a byte stays the same.
 
 use anyhow::Result;
+use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 use sterna::kernels::fill;
-use sterna::{Device, Runtime, Shared};
+use sterna::{Device, Runtime, Shared, human};
 
 use super::Row;
 use crate::floor::{Copiers, Mapping};
@@ -20,79 +22,116 @@ pub(super) const ROW: Row =
     Row { name: "bulk", question: "how fast do 256 MiB move when a program asks for them?", variants: &[""], run };
 
 const BYTES: usize = 256 << 20;
+const GIB: usize = 1 << 30;
 const PAGE: usize = 4096 / 8;
 const WARM: usize = 2;
-const ROUNDS: usize = 9;
 const LEAST: Option<f64> = Some(0.95);
 
-/// Speeds of one kind of allocation.
+/// What the moves of one kind gave, round by round.
 #[derive(Default)]
-struct Ways {
-    there: Runs,
-    home: Runs,
+struct Way {
+    ours: Runs,
     floor: Runs,
     wrong: Vec<String>,
 }
 
-fn run(sheet: &mut Sheet) -> Result<()> {
-    let rt = Runtime::builder().memory(2 * BYTES as u64).build()?;
-    let device = &rt.devices()[0];
-    let copiers = Copiers::new(processors())?;
-    let (from, to) = (Mapping::in_folios(BYTES)?, Mapping::in_folios(BYTES)?);
+struct Bench {
+    rt: Runtime,
+    device: Device,
+    copiers: Copiers,
+    buffers: (Mapping, Mapping),
+}
 
-    let mut folios = Ways::default();
-    let mut x = rt.shared_with(BYTES / 8, |i| i as u64)?;
-    for round in 0..WARM + ROUNDS {
-        one_round(&rt, device, &mut x, round, &mut folios)?;
-        folios.floor.push(speed(|| copiers.copy(from, to)));
+fn run(sheet: &mut Sheet) -> Result<()> {
+    let rt = Runtime::builder().memory((GIB + BYTES) as u64).build()?;
+    let buffers = (Mapping::in_folios(BYTES)?, Mapping::in_folios(BYTES)?);
+    let b = Bench { device: rt.devices()[0].clone(), rt, copiers: Copiers::new(processors())?, buffers };
+
+    let (mut there, mut home) = (Way::default(), Way::default());
+    let mut x = b.rt.shared_with(BYTES / 8, |i| i as u64)?;
+    for round in 0..11 {
+        store(&mut x, round);
+        b.there(&x, &mut there)?;
+        b.rt.launch(&fill(round + 1), (&mut x,))?.wait()?;
+        b.home(&x, round + 1, &mut home)?;
     }
     drop(x);
-    let mut small = Ways::default();
-    for round in 0..WARM + ROUNDS {
-        let mut x = rt.shared::<u64>(BYTES / 8)?;
-        one_round(&rt, device, &mut x, round, &mut small)?;
-        small.floor.push(speed(|| copiers.copy(from, to)));
-    }
-    for (name, w, least) in [("2 MiB folios", &mut folios, LEAST), ("4 KiB folios, first journey", &mut small, None)] {
-        for runs in [&mut w.there, &mut w.home, &mut w.floor] {
-            runs.skip(WARM);
+    show(sheet, "2 MiB folios, to the device", there, WARM, LEAST);
+    show(sheet, "2 MiB folios, home", home, WARM, LEAST);
+
+    for (name, bytes, rounds) in [("256 MiB", BYTES, 7), ("1 GiB", GIB, 3)] {
+        let (mut there, mut home) = (Way::default(), Way::default());
+        for round in 0..rounds {
+            let mut x = b.rt.shared::<u64>(bytes / 8)?;
+            store(&mut x, round);
+            b.there(&x, &mut there)?;
+            drop(x);
+            let mut x = b.rt.shared::<u64>(bytes / 8)?;
+            store(&mut x, round);
+            b.rt.launch(&step(), (&mut x,))?.wait()?;
+            b.home(&x, round + 1, &mut home)?;
         }
-        sheet.at_least(&format!("{name}, to the device"), Unit::Speed, &w.there, &w.floor, least);
-        sheet.at_least(&format!("{name}, home"), Unit::Speed, &w.home, &w.floor, least);
-        let is = if w.wrong.is_empty() { "so in every round".to_string() } else { w.wrong.join("; ") };
-        sheet.exact(&format!("{name}: bytes moved, contents"), is, "256 MiB each way, right", w.wrong.is_empty());
+        show(sheet, &format!("4 KiB folios, {name}, to the device"), there, 1, None);
+        show(sheet, &format!("4 KiB folios, {name}, home"), home, 1, None);
     }
     Ok(())
 }
 
-fn one_round(rt: &Runtime, device: &Device, x: &mut Shared<u64>, round: usize, ways: &mut Ways) -> Result<()> {
+/// Adds one to every element.
+fn step() -> Kernel<(EachMut<u64>,)> {
+    Kernel::new("step", (), (each_mut(8192),), |_: Group, (), y: &mut [u64]| y.iter_mut().for_each(|v| *v += 1))
+}
+
+/// The host stores to every page.
+fn store(x: &mut Shared<u64>, value: u64) {
     for first in x[..].iter_mut().step_by(PAGE) {
-        *first = round as u64;
+        *first = value;
     }
-    let before = rt.stats();
-    ways.there.push(speed(|| {
-        x.prefetch_to(device);
-        // Only fails with an error of a launch, of which there is none.
-        let _ = rt.sync();
-    }));
-    let there = rt.stats();
-    rt.launch(&fill(round as u64 + 1), (&mut *x,))?.wait()?;
-    ways.home.push(speed(|| {
-        x.prefetch_to_host();
-        let _ = rt.sync();
-    }));
-    let home = rt.stats();
-    let moved = (there.to_device() - before.to_device(), home.to_host() - there.to_host());
-    if moved != (BYTES as u64, BYTES as u64) {
-        ways.wrong.push(format!("round {round}: {} there, {} home", sterna::human(moved.0), sterna::human(moved.1)));
-    }
-    if x.iter().step_by(PAGE).any(|v| *v != round as u64 + 1) {
-        ways.wrong.push(format!("round {round}: contents"));
-    }
-    Ok(())
 }
 
-/// Bytes a second that `f` moves.
-fn speed(f: impl FnOnce()) -> f64 {
-    BYTES as f64 / seconds(f)
+impl Bench {
+    fn there(&self, x: &Shared<u64>, way: &mut Way) -> Result<()> {
+        let before = self.rt.stats().to_device();
+        self.timed(x, way, || x.prefetch_to(&self.device));
+        way.moved(self.rt.stats().to_device() - before, x);
+        Ok(())
+    }
+
+    fn home(&self, x: &Shared<u64>, expected: u64, way: &mut Way) -> Result<()> {
+        let before = self.rt.stats().to_host();
+        self.timed(x, way, || x.prefetch_to_host());
+        way.moved(self.rt.stats().to_host() - before, x);
+        if x.iter().step_by(PAGE).any(|v| *v != expected) {
+            way.wrong.push("contents".into());
+        }
+        Ok(())
+    }
+
+    /// Times the floor, then what `ask` asks for until it is done.
+    fn timed(&self, x: &Shared<u64>, way: &mut Way, ask: impl FnOnce()) {
+        way.floor.push(BYTES as f64 / seconds(|| self.copiers.copy(self.buffers.0, self.buffers.1)));
+        let time = seconds(|| {
+            ask();
+            // Fails only with an error of a launch, and each has been waited for.
+            let _ = self.rt.sync();
+        });
+        way.ours.push(size_of_val::<[u64]>(x) as f64 / time);
+    }
+}
+
+impl Way {
+    fn moved(&mut self, bytes: u64, x: &Shared<u64>) {
+        if bytes != size_of_val::<[u64]>(x) as u64 {
+            self.wrong.push(human(bytes));
+        }
+    }
+}
+
+fn show(sheet: &mut Sheet, what: &str, mut way: Way, warm: usize, least: Option<f64>) {
+    way.ours.skip(warm);
+    way.floor.skip(warm);
+    sheet.at_least(what, Unit::Speed, &way.ours, &way.floor, least);
+    if !way.wrong.is_empty() {
+        sheet.exact("  bytes moved, contents", way.wrong.join("; "), "as many as asked for, right", false);
+    }
 }

@@ -13,7 +13,8 @@ use super::Row;
 use crate::measure::switches_of_others;
 use crate::table::{Line, Sheet, Verdict};
 
-pub(super) const ROW: Row = Row { name: "idle", question: "does an idle runtime do nothing?", variants: &[""], run };
+pub(super) const ROW: Row =
+    Row { name: "idle", question: "does an idle runtime do nothing?", variants: &["transparent", "signal"], run };
 
 const SETTLE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(5);
@@ -42,11 +43,10 @@ fn run(sheet: &mut Sheet) -> Result<()> {
     let sum = |list: &[(String, u64)]| list.iter().map(|t| t.1).sum::<u64>();
     let switches = sum(&after) - sum(&before);
     let verdict = if switches == 0 { Verdict::Pass } else { Verdict::Miss };
-    let line = Line::new(verdict, format!("switches of {} threads in 5 s", after.len()));
+    let line = Line::new(verdict, format!("{}: switches of {} threads in 5 s", rt.stats().mechanism, after.len()));
     sheet.add(&line.figure(switches.to_string()).target("0"));
     for (b, a) in before.iter().zip(&after).filter(|(b, a)| b != a) {
         sheet.note(&format!("  {}", a.0), (a.1 - b.1).to_string());
     }
-    sheet.note("host faults here", rt.stats().mechanism.to_string());
     Ok(())
 }

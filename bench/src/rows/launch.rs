@@ -100,7 +100,8 @@ fn run(sheet: &mut Sheet) -> Result<()> {
         }
         sheet.value(&format!("launch, wait, read one element, {name}"), Unit::Time, &runs, None);
         let moved = rt.stats().to_host() - before.to_host();
-        sheet.note("  bytes home each time", Unit::Bytes.show(moved as f64 / (RUNS * (EACH / 3)) as f64));
+        let each = Runs::one(moved as f64 / (RUNS * (EACH / 3)) as f64);
+        sheet.value("  bytes home each time", Unit::Bytes, &each, Some(65536.0));
     }
     Ok(())
 }
