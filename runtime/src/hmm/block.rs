@@ -235,6 +235,16 @@ impl Block {
         unsafe { (*self.body.get()).dev[slot].ready.load(Ordering::Relaxed) }
     }
 
+    /// Whether a kernel may read, or with `write` write, pages `mask`, for whoever holds the device's driver lock.
+    pub(crate) fn is_ready(&self, slot: usize, mask: Mask, write: bool) -> bool {
+        // SAFETY: as above; these masks change only under the driver lock, which the caller holds.
+        let (mapped, writable, valid, dirty, alias) = unsafe {
+            let dev = &raw const (*self.body.get()).dev[slot];
+            ((*dev).mapped, (*dev).writable, (*dev).valid, (*dev).dirty, (*dev).alias)
+        };
+        if write { (mapped & writable & (dirty | alias)).covers(mask) } else { (mapped & (valid | alias)).covers(mask) }
+    }
+
     /// The pages that belong to the segment.
     pub(crate) fn limit(&self) -> Mask {
         Mask::range(0..self.limit.load(Ordering::Relaxed) as usize)

@@ -454,9 +454,11 @@ impl DeviceMirror {
         if bytes.start == 0 && bytes.end == seg.bytes() {
             return false;
         }
-        seg.pages_of(bytes).blocks().all(|(id, _)| {
+        seg.pages_of(bytes).blocks().all(|(id, mask)| {
             let block = self.space.block(id);
-            block.segment().is_some() && block.ready(self.slot) & bit != 0
+            // A part of a block may be ready when the rest is elsewhere.
+            block.segment().is_some()
+                && (block.ready(self.slot) & bit != 0 || block.is_ready(self.slot, mask, access.writes()))
         })
     }
 
