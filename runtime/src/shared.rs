@@ -183,12 +183,18 @@ impl<T: Pod> Handle<T> {
         let mut free = Free::at_entry();
         core.wait(&mut free, true);
         let pages = core.seg.pages_of(&part);
+        // A launch on a neighbour, or a move asked for, may take pages away meanwhile: only the window notices that.
+        let quiet = part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
         core.home(&mut free, &pages, true)?;
-        core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
-        let at = core.seg.space().view_at(core.seg.offset() + part.start).cast::<T>();
-        // SAFETY: the storage of this handle's range, at home, which nobody else touches while `&mut self` lives. It is filled
-        // through the runtime's view: the window need not be mapped.
-        fill(unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), range.len()) });
+        let at = if quiet {
+            core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
+            core.seg.space().view_at(core.seg.offset() + part.start)
+        } else {
+            core.seg.space().window_at(core.seg.offset() + part.start)
+        };
+        // SAFETY: this handle's range, which nobody else touches while `&mut self` lives. Through the window its pages come home
+        // at a touch; through the runtime's view they are at home and nothing is under way that could move them.
+        fill(unsafe { std::slice::from_raw_parts_mut(at.cast::<T>().as_ptr(), range.len()) });
         core.seg.heal(&part);
         Ok(())
     }
