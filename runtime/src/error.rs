@@ -163,9 +163,10 @@ pub enum Error {
     /// A `host` or `host_mut` guard keeps pages at home that the launch needs on a device which cannot use them there.
     #[error("a host guard keeps pages at home that the launch needs on the device; drop the guard first")]
     Pinned,
-    /// In mode `none` a launch needs views that begin and end on page borders: no fault tells the two sides of a page apart.
+    /// In mode `none` a launch needs views that begin and end on borders of the device's grains: no fault tells apart what a
+    /// grain holds.
     #[error(
-        "with host-fault mechanism `none` a view for a launch begins and ends on a 4 KiB border (got bytes {start}..{end} of {len}); align it, or use another mechanism"
+        "with host-fault mechanism `none` a view for a launch begins and ends on a border of {grain} bytes, the device's grain (got bytes {start}..{end} of {len}); align it, or use another mechanism"
     )]
     Unaligned {
         /// First byte.
@@ -174,6 +175,8 @@ pub enum Error {
         end: u64,
         /// Bytes of the allocation.
         len: u64,
+        /// Bytes a grain.
+        grain: u64,
     },
     /// The host-fault mechanism could not be set up.
     #[error("host-fault mechanism `{mechanism}` is not available: {source}{}", remedy(*mechanism))]

@@ -10,10 +10,10 @@ use sterna_hal::kernel::{
 use sterna_hal::{Absent, Access, Arg, Groups, Launch};
 
 use crate::Error;
+use crate::hmm::Mechanism;
 use crate::hmm::fork;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::mirror::{DeviceMirror, NotYet};
-use crate::hmm::{Mechanism, PAGE};
 use crate::pending::Pending;
 use crate::runtime::Runtime;
 use crate::shared::{Core, Shared, View, ViewMut};
@@ -216,10 +216,10 @@ impl Runtime {
                 }
             }
             if self.0.space.mechanism() == Mechanism::None {
-                let total = b.core.seg.bytes();
-                let border = |at: u64| at == 0 || at == total || at.is_multiple_of(PAGE);
+                let (total, grain) = (b.core.seg.bytes(), mirror.caps().grain);
+                let border = |at: u64| at == total || at.is_multiple_of(grain);
                 if !(border(bytes.start) && border(bytes.end)) {
-                    return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total });
+                    return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total, grain });
                 }
             }
             touches.push(Touch { seg: Arc::clone(&b.core.seg), bytes: bytes.clone(), access: p.access });

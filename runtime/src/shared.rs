@@ -148,6 +148,13 @@ impl<T: Pod> Handle<T> {
         self.core.seg.pages_of(&self.core.bytes)
     }
 
+    /// The pages of the grains that hold nothing but this handle's bytes; the end of the allocation counts as a border.
+    fn whole_grains(&self, grain: u64) -> Pages {
+        let Range { start, end } = self.core.bytes;
+        let end = if end == self.core.seg.bytes() { end } else { end / grain * grain };
+        self.core.seg.pages_of(&(start.next_multiple_of(grain)..end))
+    }
+
     fn try_read(&self) -> Result<&[T], Error> {
         fork::check()?;
         self.core.settle(false)?;
@@ -164,7 +171,14 @@ impl<T: Pod> Handle<T> {
         if to.is_some() && target.is_none() {
             return; // another runtime's device: a hint never fails
         }
-        self.core.rt.0.sched.prefetch(Arc::clone(&self.core.seg), self.pages(), target);
+        let pages = match &target {
+            // No fault tells apart what a grain holds beside this handle's bytes.
+            Some(m) if self.core.seg.space().mechanism() == Mechanism::None => self.whole_grains(m.caps().grain),
+            _ => self.pages(),
+        };
+        if !pages.is_empty() {
+            self.core.rt.0.sched.prefetch(Arc::clone(&self.core.seg), pages, target);
+        }
     }
 
     fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {

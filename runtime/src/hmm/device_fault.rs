@@ -237,8 +237,12 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
         if body.slice > 0 && usize::from(body.side) != r.slot + 1 && now < body.stays_until() {
             return Err(body.stays_until());
         }
-        let region =
+        let mut region =
             grow(p, dev.readable(), body.device_grow.percent()) & block.limit().widened(mirror.pods().pages_per_grain());
+        if !space.host.faults() {
+            // The host would not notice that a neighbour was taken: only what launches were given may come.
+            region &= launched(&seg, id, r.slot).widened(mirror.pods().pages_per_grain());
+        }
         (region & !body.busy, access, body.lost.has(p))
     };
     let access = if fresh { Access::Write } else { access };
@@ -248,6 +252,13 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
         Err(_) if mirror.is_lost() => Ok(SERVED),
         Err(_) => Err(os::now_ns() + AGAIN_NS),
     }
+}
+
+/// The pages of a block that unfinished launches on device `slot` were given.
+fn launched(seg: &super::segment::Segment, id: super::addr::BlockId, slot: usize) -> Mask {
+    let uses = seg.uses.lock();
+    let mine = uses.iter().filter(|u| u.launch.mirror().slot() == slot);
+    mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }
 
 /// One attempt at making the region usable; true if the page may be there now.
