@@ -141,6 +141,12 @@ impl Sheet {
         self.beside(line.target(format!("≤ {} above; is {}", unit.show(most), unit.show(above))), unit, ours, floor);
     }
 
+    /// A figure beside its floor, with a target for the figure alone.
+    pub(crate) fn within(&mut self, what: &str, unit: Unit, ours: &Runs, floor: &Runs, most: Option<f64>) {
+        let line = Line::new(judge(most.map(|m| ours.median() <= m)), what).ratio(format!("{:.2}", ours.over(floor)));
+        self.beside(line.target(most.map_or(String::new(), |m| format!("≤ {}", unit.show(m)))), unit, ours, floor);
+    }
+
     fn beside(&mut self, line: Line, unit: Unit, ours: &Runs, floor: &Runs) {
         self.add(&line.figure(unit.spread(ours)).floor(unit.spread(floor)));
     }
