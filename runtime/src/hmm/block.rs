@@ -90,7 +90,8 @@ pub(crate) struct Body {
     pub(crate) dev: [DevPages; MAX_DEVICES],
 }
 
-/// How far a fault reaches around its page: percent for [`grow`](super::addr::grow), offset so that zeroed memory is the default.
+/// How far a fault reaches around its page: percent for the density rule (`addr::grow`), offset so that zeroed memory is the
+/// default.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(transparent)]
 pub struct Grow(u8);
