@@ -36,6 +36,9 @@ pub mod names;
 pub(crate) mod notifier;
 pub(crate) mod os;
 pub(crate) mod pfn;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub mod planted;
 pub(crate) mod range;
 pub(crate) mod segment;
 pub(crate) mod space;

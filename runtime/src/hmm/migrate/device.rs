@@ -61,7 +61,7 @@ pub(crate) fn to_device(
             Err(e) => return Err(e),
         };
         let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
-        let batch = batch.unmap(free)?.alloc_and_copy(free)?;
+        let batch = batch.start(free)?;
         if let Some(before) = under_way.replace(batch) {
             total.add(before.finalize_and_map(free)?);
         }
@@ -88,7 +88,7 @@ fn trickle(
         match Reserved::take(free, mirror, view.at, grains, want.rank) {
             Ok(mut reserved) => {
                 let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
-                total.add(batch.unmap(free)?.alloc_and_copy(free)?.finalize_and_map(free)?);
+                total.add(batch.start(free)?.finalize_and_map(free)?);
             }
             Err(Error::OutOfDeviceMemory { .. }) => {
                 total.full = true;

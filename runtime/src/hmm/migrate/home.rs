@@ -34,7 +34,7 @@ pub(crate) fn bring_home(
         let part = Pages(at..end);
         let batch = collect_home(free, seg, &part, home, cause);
         let blocked = batch.core.result.blocked;
-        let batch = batch.unmap(free)?.alloc_and_copy(free)?;
+        let batch = batch.start(free)?;
         if let Some(before) = under_way.replace(batch) {
             total.add(before.finalize_and_map(free)?);
         }

@@ -182,6 +182,16 @@ impl<P> Batch<P> {
 }
 
 impl Batch<Collected> {
+    /// Unmaps the pages and starts the copies, in this order.
+    fn start(self, free: &mut Free) -> Result<Batch<Copying>, Error> {
+        #[cfg(feature = "planted")]
+        if super::planted::on(&super::planted::COPY_BEFORE_UNMAP) {
+            let early = self.into::<Unmapped>().alloc_and_copy(free)?;
+            return Ok(early.into::<Collected>().unmap(free)?.into());
+        }
+        self.unmap(free)?.alloc_and_copy(free)
+    }
+
     /// Takes the pages away from everyone: devices first, then the host.
     pub(crate) fn unmap(self, free: &mut Free) -> Result<Batch<Unmapped>, Error> {
         let space = self.space();

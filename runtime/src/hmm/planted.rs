@@ -1,0 +1,15 @@
+//! Defects that a test can switch on, one place each: negative controls, which show that the tests see what they are there to
+//! see. Exists only with the feature `planted`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A migration to a device copies the bytes before it takes the pages away.
+pub static COPY_BEFORE_UNMAP: AtomicBool = AtomicBool::new(false);
+/// Pages come home inside a fault although a launch may be using them.
+pub static INLINE_WHILE_ACTIVE: AtomicBool = AtomicBool::new(false);
+/// Pages without storage leave for a device although the window does not report touches of them.
+pub static NO_MISSING: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn on(defect: &AtomicBool) -> bool {
+    defect.load(Ordering::Relaxed)
+}
