@@ -53,9 +53,13 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
         os::die("sterna: a page without a segment is revoked\n");
     };
     let rec = space.rec(slot);
+    // Pages that other devices alone have are left to faults of their own: bytes are copied from one device.
+    let owner = (0..MAX_DEVICES).find(|d| body.dev[*d].dirty.has(p));
+    let others = || (0..MAX_DEVICES).filter(|d| Some(*d) != owner);
+    let region = region & !others().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
     let mut copied = Mask::EMPTY;
-    let mut owner = 0;
-    for d in 0..MAX_DEVICES {
+    // The owner last: where a device has to be waited for, nothing has begun that would have to be undone.
+    for d in others().chain(owner) {
         let held = body.dev[d].valid & region;
         if held.is_empty() {
             continue;
@@ -67,26 +71,24 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
             return park(space, block, body, page, true);
         }
         let idle = rec.view[d].active.load(Ordering::Acquire) == 0;
+        #[cfg(feature = "planted")]
+        let idle = idle || super::super::planted::on(&super::super::planted::INLINE_WHILE_ACTIVE);
         if idle {
             let dev = &mut body.dev[d];
             dev.valid &= !held;
             dev.dirty &= !dirty;
             rec.view[d].stale.store(1, Ordering::Release);
-            if !dirty.is_empty() {
-                (copied, owner) = (copied | dirty, d);
-                // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
-                body.busy |= dirty;
-            }
+            // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
+            body.busy |= dirty;
+            copied |= dirty;
             DeviceMirror::refresh_ready(space, slot, &body, d, block.limit());
         }
         pods.lock.unlock();
         if !idle {
-            if !copied.is_empty() {
-                break; // another device's dirty pages are ours already: serve those, the rest faults again
-            }
             return park(space, block, body, page, true);
         }
     }
+    let owner = owner.unwrap_or(0);
     let counters = &space.slots[owner].counters;
     if !copied.is_empty() {
         body = copy_home(space, (id, block), body, copied, owner);
