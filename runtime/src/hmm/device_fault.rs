@@ -243,7 +243,9 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
             // The host would not notice that a neighbour was taken: only what launches were given may come.
             region &= launched(&seg, id, r.slot).widened(mirror.pods().pages_per_grain());
         }
-        (region & !body.busy, access, body.lost.has(p))
+        // One stretch: what lies between two parts of the region may be somebody else's.
+        let stretch = (region & !body.busy).runs().find(|r| r.contains(&p)).unwrap_or(p..p + 1);
+        (Mask::range(stretch), access, body.lost.has(p))
     };
     let access = if fresh { Access::Write } else { access };
     match bring(free, &mirror, &seg, id.first_page().0, region, access) {
