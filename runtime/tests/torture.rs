@@ -1,0 +1,169 @@
+//! Writers, devices and movers on the same pages, each on elements of its own: nothing may be lost.
+//!
+//! `STERNA_TORTURE_SECONDS` sets the time for each mechanism, `STERNA_SEED` repeats a run. With the feature `planted` the
+//! negative controls show that the tests see the losses which they are there to see.
+
+mod support;
+#[path = "torture/workers.rs"]
+mod workers;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use sterna::Mechanism;
+use sterna::cpu::CpuConfig;
+use sterna::kernel::{Group, Kernel, each_mut};
+use support::{duration, plain, seed, smallest, under_each};
+use workers::{Tally, round};
+
+fn seconds() -> Duration {
+    duration("STERNA_TORTURE_SECONDS", Duration::from_secs(3))
+}
+
+/// The rounds of a run: what differs are the grain, whether launches declare or fault, the room, and the size.
+fn setting(n: usize) -> (&'static str, CpuConfig, usize) {
+    let roomy = |grain| CpuConfig { memory: 64 << 20, grain, workers: 2, ..CpuConfig::default() };
+    match n % 5 {
+        0 => ("declared", roomy(64 << 10), 64 << 10),
+        1 => ("demand", roomy(4 << 10), 16 << 10),
+        2 => ("demand", CpuConfig { workers: 2, ..smallest(64 << 10) }, 256 << 10),
+        3 => ("declared", CpuConfig { host_readable: false, map_host: false, ..roomy(64 << 10) }, 128 << 10),
+        _ => ("declared", roomy(2 << 20), 2 << 20),
+    }
+}
+
+fn torture(mechanism: Mechanism, time: Duration, seed: u64) -> Tally {
+    let (start, mut total, mut n) = (Instant::now(), Tally::default(), seed as usize % 5);
+    let rounds = (time.as_secs() as usize).clamp(3, 10);
+    for _ in 0..rounds {
+        let (policy, config, bytes) = setting(n);
+        let t = round(mechanism, policy, &config, bytes, time / rounds as u32, seed + n as u64);
+        println!("{mechanism} {policy} {} KiB grains {} KiB: {t}", config.grain >> 10, bytes >> 10);
+        total += t;
+        n += 1;
+    }
+    println!("{mechanism}, seed {seed}, {:.1?}: {total}", start.elapsed());
+    total
+}
+
+/// Fails if a store of the host or of a device is lost, appears twice, or lands on a neighbour's element: if bytes are copied
+/// while somebody can still write them, a mapping outlives its page, or two parties believe that they own a page.
+#[test]
+fn nothing_is_lost() {
+    under_each("nothing_is_lost", seconds() + Duration::from_secs(60), |m| {
+        let seed = seed();
+        println!("{m}: STERNA_SEED={seed}");
+        let t = torture(m, seconds(), seed);
+        assert_eq!(t.lost, 0, "{t}");
+        assert!(t.increments > 0 && t.launches > 0 && t.pages_moved > 0, "somebody did nothing: {t}");
+    });
+}
+
+static STAGE: AtomicU32 = AtomicU32::new(0);
+
+/// Waits for the host between two stores, at most three seconds.
+fn two_stores(_: Group, _: u32, y: &mut [u32]) {
+    y[0] = 1;
+    STAGE.store(1, Ordering::SeqCst);
+    let start = Instant::now();
+    while STAGE.load(Ordering::SeqCst) != 2 && start.elapsed() < Duration::from_secs(3) {
+        std::hint::spin_loop();
+    }
+    y[1] = 2;
+}
+
+/// What the host sees of two stores of a kernel when it touches an element beside them between the two.
+fn stores_beside_a_host_fault() -> (u32, u32) {
+    let rt = plain();
+    let mut all = rt.shared_with(1024, |i| i as u32).unwrap();
+    let (mut mine, theirs) = all.split_at_mut(8).unwrap();
+    STAGE.store(0, Ordering::SeqCst);
+    let kernel = Kernel::new("two_stores", 0_u32, (each_mut(8),), two_stores);
+    let pending = rt.launch(&kernel, (&mut mine,)).unwrap();
+    while STAGE.load(Ordering::SeqCst) != 1 {
+        std::thread::yield_now();
+    }
+    let mut theirs = theirs;
+    theirs[0] += 1;
+    STAGE.store(2, Ordering::SeqCst);
+    pending.wait().unwrap();
+    assert_eq!(theirs[0], 9);
+    (mine[0], mine[1])
+}
+
+/// Fails if a page comes home while a kernel can still write to the device's copy: its later stores are then lost.
+#[test]
+fn a_host_fault_beside_a_running_kernel_loses_none_of_its_stores() {
+    under_each("a_host_fault_beside_a_running_kernel_loses_none_of_its_stores", Duration::from_secs(20), |m| {
+        if m != Mechanism::None {
+            assert_eq!(stores_beside_a_host_fault(), (1, 2));
+        }
+    });
+}
+
+/// What the host reads of pages that only a device has ever written.
+fn never_touched_by_the_host() -> u64 {
+    let rt = plain();
+    let mut y = rt.shared::<u64>(1 << 18).unwrap();
+    rt.launch(&support::tick(4096), (&mut y,)).unwrap();
+    y.iter().filter(|v| **v != 1).count() as u64
+}
+
+/// Fails if a touch of a page without storage of its own is not noticed: it then reads as zeros.
+#[test]
+fn pages_that_only_a_device_wrote_are_not_zero() {
+    under_each("pages_that_only_a_device_wrote_are_not_zero", Duration::from_secs(20), |_| {
+        assert_eq!(never_touched_by_the_host(), 0);
+    });
+}
+
+#[cfg(feature = "planted")]
+mod planted {
+    use super::*;
+    use sterna::hmm::planted;
+
+    fn with(defect: &AtomicBool, body: impl FnOnce()) {
+        defect.store(true, Ordering::SeqCst);
+        body();
+        defect.store(false, Ordering::SeqCst);
+    }
+
+    /// Fails if `nothing_is_lost` could not see a copy taken too early.
+    #[test]
+    fn copies_before_the_unmap_are_seen() {
+        under_each("planted::copies_before_the_unmap_are_seen", Duration::from_secs(60), |m| {
+            if m == Mechanism::None {
+                return; // nothing is unmapped there
+            }
+            with(&planted::COPY_BEFORE_UNMAP, || {
+                let (start, mut lost) = (Instant::now(), 0);
+                while lost == 0 && start.elapsed() < Duration::from_secs(5) {
+                    let (policy, config, bytes) = setting(0);
+                    lost += round(m, policy, &config, bytes, Duration::from_millis(500), seed()).lost;
+                }
+                println!("{m}: {lost} lost after {:?}", start.elapsed());
+                assert!(lost > 0, "a copy taken before the unmap went unseen");
+            });
+        });
+    }
+
+    /// Fails if the test of the same name without this defect could not see it.
+    #[test]
+    fn inline_home_coming_beside_a_kernel_is_seen() {
+        under_each("planted::inline_home_coming_beside_a_kernel_is_seen", Duration::from_secs(20), |m| {
+            if m != Mechanism::None {
+                with(&planted::INLINE_WHILE_ACTIVE, || assert_ne!(stores_beside_a_host_fault(), (1, 2)));
+            }
+        });
+    }
+
+    /// Fails if the test of the same name without this defect could not see it.
+    #[test]
+    fn unwatched_holes_are_seen() {
+        under_each("planted::unwatched_holes_are_seen", Duration::from_secs(20), |m| {
+            if m != Mechanism::None {
+                with(&planted::NO_MISSING, || assert_ne!(never_touched_by_the_host(), 0));
+            }
+        });
+    }
+}
