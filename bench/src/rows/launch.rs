@@ -28,6 +28,7 @@ pub(super) const ROW: Row =
 const GROUPS: u32 = 64;
 const RUNS: usize = 3;
 const EACH: usize = 3000;
+const TURN: usize = 50;
 const MIB: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(10);
 
@@ -212,14 +213,15 @@ fn p50(n: usize, mut f: impl FnMut() -> f64) -> f64 {
     median(&mut (0..n).map(|_| f()).collect::<Vec<_>>())
 }
 
-/// The p50 of each run of both, taken in turns.
+/// The p50 of each run of both, taken in turns of `TURN`: one by one, each pool's threads would still be looking for work while
+/// the other's are measured.
 fn interleaved(mut a: impl FnMut() -> f64, mut b: impl FnMut() -> f64) -> (Runs, Runs) {
     let mut runs = (Runs::default(), Runs::default());
     for _ in 0..RUNS {
         let mut times = (Vec::with_capacity(EACH), Vec::with_capacity(EACH));
-        for _ in 0..EACH {
-            times.0.push(a());
-            times.1.push(b());
+        for _ in 0..EACH / TURN {
+            times.0.extend((0..TURN).map(|_| a()));
+            times.1.extend((0..TURN).map(|_| b()));
         }
         runs.0.push(median(&mut times.0));
         runs.1.push(median(&mut times.1));
