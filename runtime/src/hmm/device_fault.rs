@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use sterna_hal::{Access, DevAddr};
 
-use super::addr::{Mask, PAGES_PER_BLOCK, Pages, grow};
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, grow};
 use super::block::MAX_DEVICES;
 use super::host::{chain_sigsegv, install_sigsegv};
 use super::lock::{Free, Futex};
@@ -181,6 +181,8 @@ fn wanted(context: *mut libc::c_void) -> Access {
 }
 
 fn run(space: &'static Space) {
+    os::leave_signals_to_the_program();
+    let _or_die = os::OrDie;
     let faults = &space.device_faults;
     let mut free = Free::at_entry();
     let mut waiting: Vec<Request> = Vec::with_capacity(CAPACITY);
@@ -248,9 +250,18 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
         (Mask::range(stretch), access, body.lost.has(p))
     };
     let access = if fresh { Access::Write } else { access };
-    match bring(free, &mirror, &seg, id.first_page().0, region, access) {
-        Ok(true) => Ok(SERVED),
-        Ok(false) => Err(os::now_ns() + AGAIN_NS),
+    let first = id.first_page().0;
+    let least = Mask::page(p).widened(mirror.pods().pages_per_grain());
+    // In a small memory neighbours would only push out what other workers' instructions need.
+    let (grain, budget) = (mirror.caps().grain, mirror.device().memory().budget);
+    let region = if u64::from(region.count()) * PAGE > (budget / 4).max(grain) { least } else { region };
+    let brought = bring(free, &mirror, &seg, first, region, access).and_then(|done| match done {
+        Brought::Full if region != least => bring(free, &mirror, &seg, first, least, access),
+        done => Ok(done),
+    });
+    match brought {
+        Ok(Brought::Maybe) => Ok(SERVED),
+        Ok(Brought::Full | Brought::Not) => Err(os::now_ns() + AGAIN_NS),
         Err(_) if mirror.is_lost() => Ok(SERVED),
         Err(_) => Err(os::now_ns() + AGAIN_NS),
     }
@@ -263,7 +274,17 @@ fn launched(seg: &super::segment::Segment, id: super::addr::BlockId, slot: usize
     mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }
 
-/// One attempt at making the region usable; true if the page may be there now.
+/// What an attempt came to.
+enum Brought {
+    /// The page may be there now.
+    Maybe,
+    /// Something stands in the way, and will go.
+    Not,
+    /// There is no room for the whole region.
+    Full,
+}
+
+/// One attempt at making the region usable.
 fn bring(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
@@ -271,7 +292,7 @@ fn bring(
     first: u64,
     region: Mask,
     access: Access,
-) -> Result<bool, Error> {
+) -> Result<Brought, Error> {
     let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
     let pages = Pages(first + a as u64..first + b as u64);
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault };
@@ -280,13 +301,21 @@ fn bring(
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.caps().map_host {
         map_remote(free, mirror, seg, &pages, access)?;
-        return Ok(true);
+        return Ok(Brought::Maybe);
     }
     if moved.foreign {
         let home = Home { map: false, wait: false, ..Home::SHARED };
         migrate::bring_home(free, seg, &pages, home, Cause::DeviceFault)?;
         let again = migrate::to_device(free, mirror, seg, &pages, want)?;
-        return Ok(again.refused == 0 && again.blocked.is_none());
+        return Ok(brought(again));
     }
-    Ok(!moved.full && moved.blocked.is_none() && !moved.pinned)
+    Ok(brought(moved))
+}
+
+fn brought(moved: migrate::Moved) -> Brought {
+    match moved {
+        _ if moved.full => Brought::Full,
+        _ if moved.blocked.is_some() || moved.refused > 0 => Brought::Not,
+        _ => Brought::Maybe,
+    }
 }
