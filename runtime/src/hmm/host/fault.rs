@@ -47,7 +47,8 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
         space.host.restore(space, block, &mut body, Span { block: id, mask });
         return Served::Mapped;
     }
-    let region = grow(p, !body.revoked, body.host_grow.percent()) & block.limit() & body.revoked & !body.busy & !body.lost;
+    let at_home = !body.revoked & block.limit();
+    let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked & !body.busy & !body.lost;
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");
