@@ -18,6 +18,7 @@ use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Want};
 use crate::hmm::mirror::{DeviceMirror, NotYet};
+use crate::hmm::os;
 use crate::hmm::range::populate;
 use crate::hmm::segment::overlap;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
@@ -130,6 +131,7 @@ impl Scheduler {
 }
 
 fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
+    os::leave_signals_to_the_program();
     loop {
         let job = {
             let mut state = queue.jobs.lock();

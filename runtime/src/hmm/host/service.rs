@@ -85,6 +85,8 @@ impl Service {
 }
 
 fn run(space: &'static Space) {
+    os::leave_signals_to_the_program();
+    let _or_die = os::OrDie;
     let service = &space.host.service;
     let mut free = Free::at_entry();
     let mut waiting: Vec<Page> = Vec::with_capacity(CAPACITY);
@@ -124,7 +126,7 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             if running && body.side != 0 && now < body.stays_until() && !idle(space, body.side as usize - 1) {
                 return Err(body.stays_until());
             }
-            Some(grow(p, !body.revoked, body.host_grow.percent()) & block.limit())
+            Some(grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit())
         }
     };
     if let (Some(region), Some(seg)) = (region, space.segment_of(id)) {

@@ -28,6 +28,8 @@ pub(super) fn start(space: &'static Space) -> io::Result<()> {
 }
 
 fn run(space: &'static Space) {
+    os::leave_signals_to_the_program();
+    let _or_die = os::OrDie;
     let Some(uffd) = space.host.uffd() else { return };
     let mut messages = [Message { at: 0 }; 16];
     loop {

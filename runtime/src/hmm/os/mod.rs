@@ -86,3 +86,29 @@ pub(crate) fn futex_wake_if_waiting(word: &AtomicU32) {
         futex_wake(word, i32::MAX);
     }
 }
+
+/// For the first line of each thread of the engine: signals for the process go to the program's threads. A handler of the
+/// program that touches shared memory would otherwise wait for the thread that it interrupted. Signals that say that this
+/// thread itself failed stay open.
+pub(crate) fn leave_signals_to_the_program() {
+    // SAFETY: initialised sets on the stack; changes this thread's mask only.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        for own in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS] {
+            libc::sigdelset(&mut set, own);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut());
+    }
+}
+
+/// Ends the process when its thread panics: the program would wait for ever for what the thread serves.
+pub(crate) struct OrDie;
+
+impl Drop for OrDie {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            die("sterna: a thread that serves faults has failed\n");
+        }
+    }
+}
