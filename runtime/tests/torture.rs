@@ -7,7 +7,7 @@ mod support;
 #[path = "torture/workers.rs"]
 mod workers;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sterna::Mechanism;
@@ -119,8 +119,11 @@ fn pages_that_only_a_device_wrote_are_not_zero() {
 
 #[cfg(feature = "planted")]
 mod planted {
-    use super::*;
+    use std::sync::atomic::AtomicBool;
+
     use sterna::hmm::planted;
+
+    use super::*;
 
     fn with(defect: &AtomicBool, body: impl FnOnce()) {
         defect.store(true, Ordering::SeqCst);
