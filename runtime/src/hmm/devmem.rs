@@ -12,7 +12,8 @@ use std::sync::atomic::Ordering;
 
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames};
 
-use super::addr::{BLOCK, BlockId, Mask, PAGE, Pages};
+use super::addr::{BLOCK, BlockId, Mask, PAGES_PER_BLOCK, Span, runs_of};
+use super::block::DevPages;
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::mirror::DeviceMirror;
@@ -112,35 +113,37 @@ fn wait_for_pins(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
 /// Frees at least `grains` grains if blocks with a rank below `below` hold that many; says how many it freed.
 pub(crate) fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) -> Result<u32, Error> {
     let victims = choose(free, mirror, grains, below);
+    let counters = &mirror.pods().counters;
     let mut freed = 0;
-    let mut i = 0;
-    while i < victims.len() {
-        // Neighbours go together, so that their bytes are one copy.
-        let mut end = i + 1;
-        let seg = mirror.space().segment_of(victims[i]);
-        while end < victims.len() && victims[end].0 == victims[end - 1].0 + 1 {
-            let next = mirror.space().segment_of(victims[end]);
-            if next.as_ref().map(|s| s.slot()) != seg.as_ref().map(|s| s.slot()) {
-                break;
-            }
-            end += 1;
-        }
-        let run = &victims[i..end];
-        i = end;
+    let mut rest = &victims[..];
+    while let Some(first) = rest.first() {
         // A segment on its way out frees its own frames.
-        let Some(seg) = seg else { continue };
-        let first = run[0].first_page().0;
-        let pages = Pages(first..first + run.len() as u64 * (BLOCK / PAGE));
-        let home = Home { exclusive_from: Some(mirror.slot()), release: Some(mirror.slot()), map: false, wait: false };
-        freed += migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?.released;
-        mirror.pods().counters.evictions.fetch_add(run.len() as u64, Ordering::Relaxed);
+        let Some(seg) = mirror.space().segment_of(first.block) else {
+            rest = &rest[1..];
+            continue;
+        };
+        let mine = |s: &&Span| s.block.0 < seg.first().0 + seg.blocks();
+        let (of_segment, others) = rest.split_at(rest.iter().take_while(mine).count().max(1));
+        rest = others;
+        // Neighbours go together, so that their bytes are one copy.
+        for pages in runs_of(of_segment) {
+            let home = Home { exclusive_from: Some(mirror.slot()), release: Some(mirror.slot()), map: false, wait: false };
+            freed += migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?.released;
+            counters.evictions.fetch_add(pages.blocks().count() as u64, Ordering::Relaxed);
+        }
     }
     Ok(freed)
 }
 
-/// The blocks to evict, in ascending order of blocks: those with the lowest ranks that together hold enough grains.
-fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) -> Vec<BlockId> {
+/// What to evict, in ascending order of blocks: the blocks with the lowest ranks that together hold enough grains.
+///
+/// Whole blocks, since a block leaves in one copy and its neighbours are seldom needed longer. Not where a block is a large part
+/// of the memory: there the workers' instructions need grains of a few blocks only, and each fault would take what another
+/// instruction has just been given. Such a device gives up single grains, in turn.
+fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) -> Vec<Span> {
+    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
     let pinning = mirror.caps().absent == Absent::Undefined;
+    let small = mirror.device().memory().budget < u64::from(mirror.caps().min_frames) * BLOCK;
     let candidates: Vec<(u64, BlockId)> = mirror.order.lock().0.range(..(below, BlockId(0))).copied().collect();
     let mut victims = Vec::new();
     let mut have = 0;
@@ -150,17 +153,32 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) 
         }
         let block = mirror.space().block(id);
         let Some(rec) = block.segment() else { continue };
-        if pinning && mirror.space().rec(rec).view[mirror.slot()].active.load(Ordering::Acquire) > 0 {
+        if pinning && mirror.space().rec(rec).view[slot].active.load(Ordering::Acquire) > 0 {
             continue;
         }
         let Some(body) = block.try_lock(free) else { continue };
-        let held = body.dev[mirror.slot()].count_frames(mirror.pods().pages_per_grain());
-        if held == 0 || body.busy.meets(Mask::FULL) {
+        let held = body.dev[slot].count_frames(per);
+        if held == 0 || !body.busy.is_empty() {
             continue;
         }
-        have += held;
-        victims.push(id);
+        let short = grains - have;
+        let mask = if small && held > short { in_turn(mirror, &body.dev[slot], per, short) } else { Mask::FULL };
+        have += held.min(if small { short } else { held });
+        victims.push(Span { block: id, mask });
     }
-    victims.sort_unstable();
+    victims.sort_unstable_by_key(|s| s.block);
     victims
+}
+
+/// The next `n` grains of a block that have frames, going round.
+fn in_turn(mirror: &DeviceMirror, dev: &DevPages, per: usize, n: u32) -> Mask {
+    let grains = PAGES_PER_BLOCK / per;
+    let hand = mirror.hand.load(Ordering::Relaxed) as usize;
+    let held = (0..grains).map(|i| (hand + i) % grains).filter(|g| dev.frames[*g] != 0);
+    let mut mask = Mask::EMPTY;
+    for g in held.take(n as usize) {
+        mask |= Mask::range(g * per..(g + 1) * per);
+        mirror.hand.store(g as u32 + 1, Ordering::Relaxed);
+    }
+    mask
 }

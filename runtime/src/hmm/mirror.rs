@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -118,6 +118,8 @@ pub(crate) struct DeviceMirror {
     kernels: RwLock<HashMap<Code, KernelId>>,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
+    /// Where in a block the next grain is taken from that leaves alone.
+    pub(crate) hand: AtomicU32,
     lost: AtomicBool,
 }
 
@@ -183,6 +185,7 @@ impl DeviceMirror {
             kernels: RwLock::default(),
             order: Mutex::default(),
             live: Mutex::default(),
+            hand: AtomicU32::new(0),
             lost: AtomicBool::new(false),
         });
         space.add_device(&this);

@@ -81,10 +81,6 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             }
             fix |= take.widened(per) & (dev.valid | dev.mapped);
         }
-        if home.release.is_some() {
-            // The whole block goes, or some frames could not be freed.
-            fix |= home.release.map_or(Mask::EMPTY, |s| body.dev[s].valid | body.dev[s].mapped);
-        }
         if home.map && space.host.faults() {
             fix |= mask & block.limit() & body.revoked & !body.lost & !valid_anywhere(&body, home);
         }
