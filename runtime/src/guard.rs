@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::hmm::lock::Free;
+use crate::hmm::migrate;
 use crate::hmm::{Pages, Segment};
 use crate::shared::Core;
 
@@ -20,9 +21,10 @@ impl Pin {
     pub(crate) fn new(core: &Core, bytes: Range<u64>, write: bool) -> Result<Self, Error> {
         let mut free = Free::at_entry();
         let this = Self { seg: Arc::clone(&core.seg), pages: core.seg.pages_of(&bytes) };
-        // Pinned first: what comes home from here on stays. Pages on their way out are waited for by `home`.
+        // Pinned first: what comes home from here on stays. What was on its way out before has to arrive to be fetched.
         this.seg.pins.lock().push(this.pages.clone());
         this.seg.apply_pins(&mut free, &this.pages);
+        migrate::wait_arrived(&mut free, &this.seg, &this.pages);
         core.home(&mut free, &this.pages, write)?;
         Ok(this)
     }

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
 use sterna::kernel::{Group, Kernel, each_mut};
 use sterna::{Mechanism, Runtime, Shared};
 use support::{plain, under_each};
@@ -238,6 +239,38 @@ fn system_calls_through_guards_work_everywhere() {
             assert_eq!(call(slice.as_mut_ptr(), slice.len()), Ok(TO - FROM), "{name}");
             drop(slice);
             compare(&y, other, name);
+        }
+    });
+}
+
+/// A driver that is slow to let go of pages: it holds a move up between its beginning and the unmap.
+struct Slow;
+
+impl MirrorOps for Slow {
+    fn update(&self, why: Action, _: &Pages) {
+        if matches!(why, Action::Migrate { to: Some(_) }) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Fails if a guard is handed out while its pages are on their way to a device: they would leave under it.
+#[test]
+fn a_guard_waits_for_pages_on_their_way_out() {
+    under_each("a_guard_waits_for_pages_on_their_way_out", LIMIT, |m| {
+        let rt = plain();
+        let y = rt.shared_with(LEN, value).unwrap();
+        let _slow = Mirror::register(rt.space(), Slow);
+        y.prefetch_to(&rt.devices()[0]);
+        std::thread::sleep(Duration::from_millis(30));
+        let slice = y.host(FROM..TO).unwrap();
+        rt.sync().unwrap();
+        for (name, call) in READERS {
+            assert_eq!(call(slice.as_ptr().cast_mut(), slice.len()), Ok(TO - FROM), "{name}");
+        }
+        if m != Mechanism::None {
+            let guarded = y.range(FROM..TO).unwrap().residency();
+            assert_eq!(guarded.devices[0].pages, 0, "a page left under the guard");
         }
     });
 }

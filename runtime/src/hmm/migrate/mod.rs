@@ -29,7 +29,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use sterna_hal::{Access, DevRange, Point};
 
-use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Span, runs_of};
+use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::MAX_DEVICES;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
@@ -229,6 +229,23 @@ impl Batch<Copying> {
 /// Waits until another batch has let go of the page that blocked us.
 pub(crate) fn wait_blocked(_free: &mut Free, space: &Space, blocked: (BlockId, u32)) {
     space.block(blocked.0).wait_epoch(blocked.1, Some(Duration::from_millis(10)));
+}
+
+/// Waits until every page of `pages` that is on its way now has arrived.
+pub(crate) fn wait_arrived(free: &mut Free, seg: &Segment, pages: &Pages) {
+    for (id, mask) in pages.blocks() {
+        let block = seg.space().block(id);
+        loop {
+            let epoch = {
+                let body = block.lock(free);
+                if !body.busy.meets(mask) {
+                    break;
+                }
+                block.epoch()
+            };
+            block.wait_epoch(epoch, Some(Duration::from_millis(10)));
+        }
+    }
 }
 
 const _: () = assert!(BLOCK / PAGE == PAGES_PER_BLOCK as u64);
