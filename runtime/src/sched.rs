@@ -44,6 +44,9 @@ struct State {
     jobs: VecDeque<Job>,
     stop: bool,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// Jobs so far, and how many of them were carried out: in order, so that whoever drains waits for those before it only.
+    asked: u64,
+    done: u64,
 }
 
 pub(crate) struct Scheduler {
@@ -79,6 +82,7 @@ impl Scheduler {
         self.queue.pending.fetch_add(1, Ordering::AcqRel);
         let mut state = self.queue.jobs.lock();
         state.jobs.push_back(job);
+        state.asked += 1;
         if state.thread.is_none() {
             let (queue, space, policy) = (Arc::clone(&self.queue), self.space, Arc::clone(&self.policy));
             let started =
@@ -91,6 +95,7 @@ impl Scheduler {
                     drop(state);
                     let _ = e;
                     carry_out(job, self.space, &self.policy);
+                    self.queue.jobs.lock().done += 1;
                     self.queue.pending.fetch_sub(1, Ordering::AcqRel);
                     return;
                 }
@@ -103,7 +108,8 @@ impl Scheduler {
     /// Waits until everything asked for so far was carried out (launches: submitted or refused).
     pub(crate) fn drain(&self) {
         let mut state = self.queue.jobs.lock();
-        while !self.is_idle() {
+        let upto = state.asked;
+        while state.done < upto {
             self.queue.changed.wait(&mut state);
         }
     }
@@ -147,7 +153,8 @@ fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
         };
         carry_out(job, space, policy);
         // Under the lock, so that `drain` does not miss it between its check and its wait.
-        let state = queue.jobs.lock();
+        let mut state = queue.jobs.lock();
+        state.done += 1;
         queue.pending.fetch_sub(1, Ordering::AcqRel);
         drop(state);
         queue.changed.notify_all();
