@@ -419,6 +419,7 @@ impl DeviceMirror {
         let Some(view) = seg.view(self.slot) else { return Ok(None) };
         let per = self.pods().pages_per_grain();
         let mut edits = Vec::new();
+        let mut spans = Vec::new();
         let mut blocked = None;
         for id in seg.claimed() {
             let block = self.space.block(id);
@@ -431,6 +432,9 @@ impl DeviceMirror {
             if stale.is_empty() {
                 continue;
             }
+            // Busy until the entries are gone: a page that came back before that would lose its new entry.
+            body.busy |= stale;
+            spans.push(Span { block: id, mask: stale });
             self.change(seg, id, &mut body, |body| {
                 let dev = &mut body.dev[self.slot];
                 dev.mapped &= !stale;
@@ -440,8 +444,18 @@ impl DeviceMirror {
                 edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        self.remove(free, &edits)?;
-        Ok(blocked)
+        let removed = self.remove(free, &edits);
+        for s in spans {
+            if removed.is_err() {
+                let mut body = self.space.block(s.block).lock(free);
+                // Nobody knows which are left: as stale ones they are removed by the next that looks.
+                let left = s.mask & !body.dev[self.slot].valid;
+                self.change(seg, s.block, &mut body, |body| body.dev[self.slot].mapped |= left);
+                seg.rec().view[self.slot].stale.store(1, Ordering::Release);
+            }
+            super::migrate::release(self.space, free, s);
+        }
+        removed.map(|()| blocked)
     }
 
     // ── launches ──

@@ -151,7 +151,7 @@ impl Drop for Core {
 }
 
 /// Ends `busy` on a span and wakes whoever waits for it.
-fn release(space: &Space, free: &mut Free, s: Span) {
+pub(super) fn release(space: &Space, free: &mut Free, s: Span) {
     let block = space.block(s.block);
     let mut body = block.lock(free);
     body.busy &= !s.mask;
