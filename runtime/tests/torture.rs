@@ -155,7 +155,8 @@ mod planted {
     fn inline_home_coming_beside_a_kernel_is_seen() {
         under_each("planted::inline_home_coming_beside_a_kernel_is_seen", Duration::from_secs(20), |m| {
             if m != Mechanism::None {
-                with(&planted::INLINE_WHILE_ACTIVE, || assert_ne!(stores_beside_a_host_fault(), (1, 2)));
+                // More than once: a page that is fetched the long way round, since a lock was held, is fetched right.
+                with(&planted::INLINE_WHILE_ACTIVE, || assert!((0..50).any(|_| stores_beside_a_host_fault() != (1, 2))));
             }
         });
     }
