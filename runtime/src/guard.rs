@@ -26,6 +26,7 @@ impl Pin {
         this.seg.apply_pins(&mut free, &this.pages);
         migrate::wait_arrived(&mut free, &this.seg, &this.pages);
         core.home(&mut free, &this.pages, write)?;
+        this.seg.space().host.map(this.seg.space(), &this.pages);
         Ok(this)
     }
 }

@@ -303,6 +303,18 @@ impl Host {
         }
     }
 
+    /// Maps pages that are at home, for system calls: where only the program's own accesses are served, one of those does it.
+    /// Storage that was filled through the runtime's view is not mapped in the window before its first touch.
+    pub(crate) fn map(&self, space: &Space, pages: &Pages) {
+        if self.mechanism != Mechanism::Signal {
+            return;
+        }
+        for p in pages.0.clone() {
+            // SAFETY: the window is mapped for ever; a load has no effect but the fault that it may take.
+            let _ = unsafe { space.window_at(p * PAGE).as_ptr().read_volatile() };
+        }
+    }
+
     /// Lets threads parked on pages of a block try again. Signal-safe.
     pub(crate) fn wake(&self, space: &Space, id: BlockId, mask: Mask) {
         if self.mechanism == Mechanism::Transparent
