@@ -196,6 +196,9 @@ impl<T: Pod> Handle<T> {
         let core = &self.core;
         let mut free = Free::at_entry();
         core.wait(&mut free, true);
+        if core.seg.space().mechanism() == Mechanism::None {
+            core.rt.0.sched.drain(); // moves asked for: nothing would notice them under way
+        }
         let pages = core.seg.pages_of(&part);
         // A launch on a neighbour, or a move asked for, may take pages away meanwhile: only the window notices that.
         let quiet = part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
