@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use sterna::Mechanism;
 use sterna::cpu::CpuConfig;
+use sterna::hal::Absent;
 use sterna::kernel::{Group, Kernel, each, each_mut};
 use support::{Random, duration, runtime, smallest, tick, under_each};
 
@@ -153,5 +154,47 @@ fn host_threads_read_beside_a_kernel_that_faults() {
         for (i, view) in &device {
             assert!(view.iter().all(|v| *v == 10), "view {i}: {:?}", &view[..]);
         }
+    });
+}
+
+/// Fails if a device that cannot fault keeps a page for as long as launches follow each other without a gap.
+#[test]
+fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
+    under_each("the_host_gets_a_page_from_a_device_that_cannot_fault", Duration::from_secs(30), |m| {
+        if m == Mechanism::None {
+            return; // nobody shares a page there
+        }
+        let config = CpuConfig { memory: 16 << 20, absent: Absent::Undefined, ..CpuConfig::default() };
+        let rt = runtime("declared", [config]);
+        let mut all = rt.shared::<u64>(1000).unwrap();
+        let (mut host, mut device) = all.split_at_mut(500).unwrap();
+        let stop = AtomicBool::new(false);
+        let (launches, rounds) = std::thread::scope(|s| {
+            let (rt, stop, device) = (&rt, &stop, &mut device);
+            let t = s.spawn(move || {
+                let kernel = Kernel::new("add_slowly", 2000, (each_mut(500),), add_slowly);
+                let mut pending = std::collections::VecDeque::new();
+                let mut launches = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    pending.push_back(rt.launch(&kernel, (&mut *device,)).unwrap());
+                    launches += 1;
+                    if pending.len() > 8 {
+                        pending.pop_front().map(|p| p.wait().unwrap());
+                    }
+                }
+                launches
+            });
+            let (start, mut rounds) = (Instant::now(), 0_u64);
+            while start.elapsed() < Duration::from_secs(2) {
+                host[0] += 1;
+                rounds += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            stop.store(true, Ordering::Relaxed);
+            (t.join().unwrap(), rounds)
+        });
+        assert!(device.iter().all(|v| *v == launches * 2000));
+        println!("{m}: {launches} launches, {rounds} rounds of the host");
+        assert!(rounds >= 3, "{rounds} rounds beside {launches} launches");
     });
 }

@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use sterna::Mechanism;
 use sterna::cpu::CpuConfig;
+use sterna::hal::Absent;
 use sterna::kernel::{Group, Kernel, each_mut};
 use support::{duration, plain, seed, smallest, under_each};
 use workers::{Tally, round};
+
+const SETTINGS: usize = 6;
 
 fn seconds() -> Duration {
     duration("STERNA_TORTURE_SECONDS", Duration::from_secs(3))
@@ -23,17 +26,19 @@ fn seconds() -> Duration {
 /// The rounds of a run: what differs are the grain, whether launches declare or fault, the room, and the size.
 fn setting(n: usize) -> (&'static str, CpuConfig, usize) {
     let roomy = |grain| CpuConfig { memory: 64 << 20, grain, workers: 2, ..CpuConfig::default() };
-    match n % 5 {
+    match n % SETTINGS {
         0 => ("declared", roomy(64 << 10), 64 << 10),
         1 => ("demand", roomy(4 << 10), 16 << 10),
         2 => ("demand", CpuConfig { workers: 2, ..smallest(64 << 10) }, 256 << 10),
         3 => ("declared", CpuConfig { host_readable: false, map_host: false, ..roomy(64 << 10) }, 128 << 10),
-        _ => ("declared", roomy(2 << 20), 2 << 20),
+        4 => ("declared", roomy(2 << 20), 2 << 20),
+        // An access to an absent page is a crash on this one.
+        _ => ("declared", CpuConfig { absent: Absent::Undefined, ..roomy(16 << 10) }, 64 << 10),
     }
 }
 
 fn torture(mechanism: Mechanism, time: Duration, seed: u64) -> Tally {
-    let (start, mut total, mut n) = (Instant::now(), Tally::default(), seed as usize % 5);
+    let (start, mut total, mut n) = (Instant::now(), Tally::default(), seed as usize % SETTINGS);
     let rounds = (time.as_secs() as usize).clamp(3, 10);
     for _ in 0..rounds {
         let (policy, config, bytes) = setting(n);
