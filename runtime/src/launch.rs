@@ -13,7 +13,8 @@ use crate::Error;
 use crate::hmm::Mechanism;
 use crate::hmm::fork;
 use crate::hmm::inflight::{InFlight, Touch};
-use crate::hmm::mirror::{DeviceMirror, NotYet};
+use crate::hmm::lock::Free;
+use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::pending::Pending;
 use crate::runtime::Runtime;
 use crate::shared::{Core, Shared, View, ViewMut};
@@ -109,13 +110,13 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Submits it if everything is ready, or with `faults`, if the device may fault the rest in; `first` also records it.
+    /// Submits it if everything is ready, or with `faults`, if the device may fault the rest in; `by` says who asks.
     pub(crate) fn submit(
         &self,
         mirror: &DeviceMirror,
         record: &Arc<InFlight>,
         faults: bool,
-        first: bool,
+        by: By<'_>,
     ) -> Result<(), NotYet> {
         let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
         args.push(Arg::Plain(&self.value));
@@ -126,7 +127,7 @@ impl Prepared {
             args.push(Arg::Range { at, access: t.access, mapping: *mapping });
         }
         let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups: Groups::All, args: &args };
-        mirror.try_submit(&launch, record, &self.touches, faults, first)
+        mirror.try_submit(&launch, record, &self.touches, faults, by)
     }
 }
 
@@ -165,9 +166,16 @@ impl Runtime {
         let record = InFlight::new(self.next_launch(), code.name, Arc::clone(mirror), prepared.touches.clone(), sink);
         let alone = inner.sched.is_idle() && !prepared.touches.iter().any(|t| used_elsewhere(t, mirror.slot()));
         if alone {
-            match prepared.submit(mirror, &record, false, true) {
+            match prepared.submit(mirror, &record, false, By::Caller) {
                 Ok(()) => {
                     counters.resident_launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let tick = inner.space.tick();
+                    for t in &prepared.touches {
+                        mirror.note_use(&t.seg.pages_of(&t.bytes), tick);
+                    }
+                    if mirror.ranks_are_due() {
+                        mirror.settle_ranks(&mut Free::at_entry());
+                    }
                     return Ok(Pending(record));
                 }
                 Err(NotYet::Populate) => record.record(),

@@ -14,10 +14,11 @@ use parking_lot::{Condvar, Mutex};
 use sterna_hal::{Absent, Access};
 
 use crate::Error;
+use crate::hmm::devmem::keep;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Want};
-use crate::hmm::mirror::{DeviceMirror, NotYet};
+use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::os;
 use crate::hmm::range::populate;
 use crate::hmm::segment::overlap;
@@ -47,6 +48,20 @@ struct State {
     /// Jobs so far, and how many of them were carried out: in order, so that whoever drains waits for those before it only.
     asked: u64,
     done: u64,
+}
+
+impl Queue {
+    /// A job was carried out; `counted` says that `pending` was lowered for it already.
+    fn finished(&self, counted: bool) {
+        // Under the lock, so that `drain` does not miss it between its check and its wait.
+        let mut state = self.jobs.lock();
+        state.done += 1;
+        if !counted {
+            self.pending.fetch_sub(1, Ordering::AcqRel);
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
 }
 
 pub(crate) struct Scheduler {
@@ -94,9 +109,8 @@ impl Scheduler {
                     let Some(job) = state.jobs.pop_back() else { return };
                     drop(state);
                     let _ = e;
-                    carry_out(job, self.space, &self.policy);
-                    self.queue.jobs.lock().done += 1;
-                    self.queue.pending.fetch_sub(1, Ordering::AcqRel);
+                    let counted = carry_out(job, self.space, &self.policy, &self.queue.pending);
+                    self.queue.finished(counted);
                     return;
                 }
             }
@@ -151,24 +165,19 @@ fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
                 queue.changed.wait(&mut state);
             }
         };
-        carry_out(job, space, policy);
-        // Under the lock, so that `drain` does not miss it between its check and its wait.
-        let mut state = queue.jobs.lock();
-        state.done += 1;
-        queue.pending.fetch_sub(1, Ordering::AcqRel);
-        drop(state);
-        queue.changed.notify_all();
+        let counted = carry_out(job, space, policy, &queue.pending);
+        queue.finished(counted);
     }
 }
 
-fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
+/// Carries a job out; says whether `pending` was lowered for it already.
+fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>, pending: &AtomicUsize) -> bool {
     let mut free = Free::at_entry();
     match job {
-        Job::Launch(p, record) => {
-            if let Err(e) = launch(&mut free, &p, &record, space, policy) {
-                record.refuse(e);
-            }
-        }
+        Job::Launch(p, record) => match launch(&mut free, &p, &record, policy, pending) {
+            Ok(()) => return true,
+            Err(e) => record.refuse(e),
+        },
         Job::Prefetch(seg, pages, Some(m)) => {
             // A hint: what cannot be brought stays where it is. It evicts nothing, since nobody has asked for a launch yet.
             let want = Want { access: Access::Read, rank: space.tick(), cause: Cause::Prefetch };
@@ -180,14 +189,15 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
             let _ = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Prefetch);
         }
     }
+    false
 }
 
 fn launch(
     free: &mut Free,
     p: &Prepared,
     record: &Arc<InFlight>,
-    space: &'static Space,
     policy: &Mutex<Box<dyn Policy>>,
+    pending: &AtomicUsize,
 ) -> Result<(), Error> {
     let mirror = record.mirror();
     for t in &p.touches {
@@ -203,11 +213,15 @@ fn launch(
         .iter()
         .map(|t| ArgEvent { segment: u64::from(t.seg.slot()), bytes: t.bytes.clone(), access: t.access })
         .collect();
-    let now = space.tick();
+    let now = mirror.space().tick();
     let mut places = Vec::with_capacity(args.len());
     let budget = mirror.device().memory().budget;
     policy.lock().launch(&LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args }, &mut places);
     places.resize(args.len(), Place::Migrate);
+    for t in &p.touches {
+        // No argument makes room for another.
+        keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
+    }
     let faults = may_fault(mirror);
     let mut attempt = 0;
     loop {
@@ -216,7 +230,7 @@ fn launch(
         for (t, place) in p.touches.iter().zip(&places) {
             let place = if *place == Place::Demand && !faults { Place::Migrate } else { *place };
             demand |= place == Place::Demand;
-            full |= populate_touch(free, mirror, t, place, now)?;
+            full |= populate_touch(free, record, t, place, now)?;
         }
         if full && !faults {
             let needs = p.touches.iter().map(|t| t.seg.pages_of(&t.bytes).bytes()).sum();
@@ -226,7 +240,7 @@ fn launch(
         // On a device that faults, what was taken away again meanwhile comes by demand.
         attempt += 1;
         let may = faults && (demand || full || attempt > 2);
-        match p.submit(mirror, record, may, false) {
+        match p.submit(mirror, record, may, By::Scheduler(pending)) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
             Err(NotYet::Populate) if mirror.is_lost() => {
@@ -244,11 +258,13 @@ fn launch(
 
 /// Populates one argument; says whether something found no room. Pages that are replaced only in part keep the rest of
 /// their bytes, so they are brought as for reading and writing.
-fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
+fn populate_touch(free: &mut Free, record: &InFlight, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
+    let mirror = record.mirror();
     let pages = t.seg.pages_of(&t.bytes);
     let want = |access| Want { access, rank: now, cause: Cause::Launch };
-    if t.access != Access::Write {
-        return Ok(populate(free, mirror, &t.seg, &pages, place, want(t.access))?.full);
+    // An earlier launch that is not done may still fault on what this one replaces: its bytes have to come along.
+    if t.access != Access::Write || used_before(t, record) {
+        return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);
     }
     // Whole grains are replaced; the segment's end counts as a border, since nothing lies behind it.
     let grain = mirror.pods().pages_per_grain() as u64;
@@ -269,6 +285,14 @@ fn populate_touch(free: &mut Free, mirror: &Arc<DeviceMirror>, t: &Touch, place:
         }
     }
     Ok(full)
+}
+
+/// Whether an earlier launch on the same device uses the bytes and is not done.
+fn used_before(t: &Touch, record: &InFlight) -> bool {
+    let slot = record.mirror().slot();
+    t.seg.uses.lock().iter().any(|u| {
+        u.launch.id < record.id && u.launch.mirror().slot() == slot && overlap(&u.bytes, &t.bytes) && !u.launch.poll_only()
+    })
 }
 
 /// Waits for earlier launches of other devices that conflict with this use.

@@ -80,3 +80,17 @@ fn four_times_the_memory_in_one_launch() {
     }
     println!("{}", rt.stats());
 }
+
+#[test]
+fn an_argument_that_is_replaced_keeps_its_bytes_for_earlier_launches() {
+    let rt = runtime(4 << 20);
+    let n = 2 << 20;
+    for _ in 0..5 {
+        let mut x = rt.shared_with(n, |_| 1.0_f32).unwrap();
+        let mut y = rt.shared::<f32>(n).unwrap();
+        rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap();
+        rt.launch(&fill(9.0_f32), (&mut x,)).unwrap();
+        assert!(y.iter().all(|v| *v == 1.0));
+        assert!(x.iter().all(|v| *v == 9.0));
+    }
+}

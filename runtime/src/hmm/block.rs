@@ -40,6 +40,8 @@ pub(crate) struct Block {
     lock: Futex,
     /// Bumped when `busy` shrinks; whoever waits for that sleeps here, without a lock.
     epoch: AtomicU32,
+    /// Threads that sleep there.
+    sleepers: AtomicU32,
     /// Segment slot plus one; 0: no segment.
     seg: AtomicU32,
     /// Pages that belong to the segment, whole granules.
@@ -84,6 +86,9 @@ pub(crate) struct Body {
     pub(crate) huge: bool,
     /// How often pages left for a device, up to 255.
     pub(crate) moves: u8,
+    /// Bit `d`: device `d` has, or had, a part in the block. What is not set has never been written in `dev`, so that a record
+    /// costs memory for the devices that used it only.
+    pub(crate) known: u8,
     /// Decided beforehand by the policy: how far a host fault, and a device fault, grows (see [`Grow`]).
     pub(crate) host_grow: Grow,
     pub(crate) device_grow: Grow,
@@ -164,6 +169,41 @@ impl DevPages {
 }
 
 impl Body {
+    /// Device `slot` gets a part in the block.
+    pub(crate) fn admit(&mut self, slot: usize) {
+        self.known |= 1 << slot;
+    }
+
+    /// Devices that have, or had, a part in the block.
+    pub(crate) fn devices(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + use<> {
+        let known = self.known;
+        (0..MAX_DEVICES).filter(move |d| known >> d & 1 == 1)
+    }
+
+    /// Pages that are valid on some device.
+    pub(crate) fn replicated(&self) -> Mask {
+        self.devices().fold(Mask::EMPTY, |m, d| m | self.dev[d].valid)
+    }
+
+    /// Back to the state of a block that nobody has touched. The devices have taken their frames away.
+    pub(crate) fn reset(&mut self) {
+        for d in self.devices() {
+            let dev = &mut self.dev[d];
+            for mask in [&mut dev.valid, &mut dev.dirty, &mut dev.mapped, &mut dev.writable, &mut dev.alias] {
+                *mask = Mask::EMPTY;
+            }
+            dev.rank = 0;
+            dev.ready.store(0, Ordering::Relaxed);
+        }
+        let masks = [&mut self.revoked, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
+        for mask in masks.into_iter().chain([&mut self.hole, &mut self.pinned]) {
+            *mask = Mask::EMPTY;
+        }
+        (self.arrived, self.side, self.slice, self.moves, self.known) = (0, 0, 0, 0, 0);
+        (self.missing, self.full, self.huge) = (false, false, false);
+        (self.host_grow, self.device_grow) = (Grow::default(), Grow::default());
+    }
+
     /// Notes that pages changed sides at `now`; a page that goes to and fro gets a longer slice each time.
     pub(crate) fn arrive(&mut self, side: usize, now: u64) {
         const QUIET_NS: u64 = 50_000_000;
@@ -272,13 +312,18 @@ impl Block {
 
     /// Sleeps until some `busy` bit was cleared after `seen` was read, or `timeout` has passed. Signal-safe.
     pub(crate) fn wait_epoch(&self, seen: u32, timeout: Option<Duration>) {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
         os::futex_wait(&self.epoch, seen, timeout);
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Tells whoever waits that `busy` shrank, or that a parked fault was served. Signal-safe.
     pub(crate) fn bump(&self) {
-        self.epoch.fetch_add(1, Ordering::Release);
-        os::futex_wake(&self.epoch, i32::MAX);
+        // Either this thread sees the sleeper, or the sleeper sees the new value.
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            os::futex_wake(&self.epoch, i32::MAX);
+        }
     }
 }
 

@@ -5,18 +5,21 @@
 //!
 //! **Eviction** brings the blocks with the lowest rank home, one block lock at a time, and skips what is busy. The policy
 //! writes the ranks; least recently used by launch and fault means that a rank is the clock's tick at that launch or fault.
-//! A launch passes its own tick as `below`, so that it never evicts what it has just brought in.
+//! A launch gives its rank to what it has there before it takes frames, and evicts lower ranks only: never its own. What
+//! submitted launches use goes last: a launch waits for the oldest of them first, a fault, which may not wait, takes it.
+//! On devices that cannot fault it is not taken at all.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames};
 
-use super::addr::{BLOCK, BlockId, Mask, PAGES_PER_BLOCK, Span, runs_of};
+use super::addr::{BLOCK, BlockId, Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::DevPages;
 use super::lock::Free;
-use super::migrate::{self, Home};
+use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
+use super::segment::{Segment, overlap};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -38,14 +41,14 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
-    /// Takes `grains` grains for `place`, evicting blocks of a rank below `below` if need be. Waits only for copies, and, on
-    /// devices that cannot fault, for the oldest launch when everything is pinned.
+    /// Takes `grains` grains for `place`, evicting blocks of a rank below `want.rank` if need be. Waits for copies, and for a
+    /// launch waits for earlier ones when everything else is in use.
     pub(crate) fn take(
         free: &mut Free,
         mirror: &Arc<DeviceMirror>,
         place: DevAddr,
         grains: u32,
-        below: u64,
+        want: Want,
     ) -> Result<Self, Error> {
         let mut frames = Vec::new();
         loop {
@@ -58,7 +61,14 @@ impl Reserved {
                     let memory = mirror.device().memory();
                     let free_now = memory.budget.saturating_sub(memory.in_use) / mirror.caps().grain;
                     let short = u64::from(grains).saturating_sub(free_now).max(1);
-                    if evict(free, mirror, short as u32, below)? == 0 && !wait_for_pins(free, mirror) {
+                    let short = short as u32;
+                    if evict(free, mirror, short, want.rank, false)? > 0
+                        || want.cause == Cause::Launch && wait_for_oldest(free, mirror)
+                    {
+                        continue;
+                    }
+                    let pins = mirror.caps().absent == Absent::Undefined || want.cause == Cause::Prefetch;
+                    if pins || evict(free, mirror, short, want.rank, true)? == 0 {
                         return Err(mirror.noticed(e));
                     }
                 }
@@ -98,11 +108,8 @@ impl Drop for Reserved {
     }
 }
 
-/// On devices that cannot fault: waits for the oldest launch, which pins what it uses. False if there is none.
-fn wait_for_pins(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
-    if mirror.caps().absent != Absent::Undefined {
-        return false;
-    }
+/// Waits for the oldest launch that has not retired. False if there is none.
+fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
     mirror.reap();
     let Some(oldest) = mirror.oldest() else { return false };
     oldest.wait(free, None);
@@ -110,9 +117,22 @@ fn wait_for_pins(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
     true
 }
 
-/// Frees at least `grains` grains if blocks with a rank below `below` hold that many; says how many it freed.
-pub(crate) fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) -> Result<u32, Error> {
-    let victims = choose(free, mirror, grains, below);
+/// Gives the blocks of `pages` that are on the device the rank of a launch or fault that uses them.
+pub(crate) fn keep(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, rank: u64) {
+    let per = mirror.pods().pages_per_grain();
+    for (id, _) in pages.blocks() {
+        let mut body = seg.claim(id).lock(free);
+        if body.dev[mirror.slot()].has_frames(per) {
+            mirror.set_rank(id, &mut body, rank);
+        }
+    }
+}
+
+/// Frees at least `grains` grains if blocks with a rank below `below` hold that many, those that submitted launches use only
+/// with `in_use`; says how many it freed.
+fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, in_use: bool) -> Result<u32, Error> {
+    mirror.settle_ranks(free);
+    let victims = choose(free, mirror, grains, below, in_use);
     let counters = &mirror.pods().counters;
     let mut freed = 0;
     let mut rest = &victims[..];
@@ -140,9 +160,8 @@ pub(crate) fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, be
 /// Whole blocks, since a block leaves in one copy and its neighbours are seldom needed longer. Not where a block is a large part
 /// of the memory: there the workers' instructions need grains of a few blocks only, and each fault would take what another
 /// instruction has just been given. Such a device gives up single grains, in turn.
-fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) -> Vec<Span> {
+fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, in_use: bool) -> Vec<Span> {
     let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
-    let pinning = mirror.caps().absent == Absent::Undefined;
     let small = mirror.device().memory().budget < u64::from(mirror.caps().min_frames) * BLOCK;
     let candidates: Vec<(u64, BlockId)> = mirror.order.lock().0.range(..(below, BlockId(0))).copied().collect();
     let mut victims = Vec::new();
@@ -152,8 +171,7 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) 
             break;
         }
         let block = mirror.space().block(id);
-        let Some(rec) = block.segment() else { continue };
-        if pinning && mirror.space().rec(rec).view[slot].active.load(Ordering::Acquire) > 0 {
+        if !in_use && mirror.space().segment_of(id).is_some_and(|seg| is_used(&seg, id, slot)) {
             continue;
         }
         let Some(body) = block.try_lock(free) else { continue };
@@ -168,6 +186,20 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64) 
     }
     victims.sort_unstable_by_key(|s| s.block);
     victims
+}
+
+/// Whether a launch that the device has, and has not finished, uses a block.
+fn is_used(seg: &Segment, id: BlockId, slot: usize) -> bool {
+    if seg.rec().view[slot].active.load(Ordering::Acquire) == 0 {
+        return false;
+    }
+    let start = id.offset() - seg.offset();
+    let bytes = start..start + BLOCK;
+    let uses = seg.uses.lock();
+    uses.iter().any(|u| {
+        let l = &u.launch;
+        l.mirror().slot() == slot && overlap(&u.bytes, &bytes) && l.is_submitted() && !l.poll_only()
+    })
 }
 
 /// The next `n` grains of a block that have frames, going round.

@@ -119,11 +119,18 @@ impl InFlight {
             let writes = t.access.writes();
             let mut uses = t.seg.uses.lock();
             if t.access.reads() {
-                let before =
-                    uses.iter().filter(|u| u.writes && overlap(&u.bytes, &t.bytes) && !Arc::ptr_eq(&u.launch, self));
-                self.upstream.lock().extend(before.map(|u| Arc::clone(&u.launch)));
+                // Newest first, as far as one that wrote all of it: that one answers for those before it.
+                let mut upstream = self.upstream.lock();
+                for u in uses.iter().rev() {
+                    if u.writes && overlap(&u.bytes, &t.bytes) && !Arc::ptr_eq(&u.launch, self) {
+                        upstream.push(Arc::clone(&u.launch));
+                        if u.bytes.start <= t.bytes.start && t.bytes.end <= u.bytes.end {
+                            break;
+                        }
+                    }
+                }
             }
-            uses.push(Use { bytes: t.bytes.clone(), writes, launch: Arc::clone(self) });
+            uses.push_back(Use { bytes: t.bytes.clone(), writes, launch: Arc::clone(self) });
         }
     }
 
@@ -261,7 +268,13 @@ impl InFlight {
                 Ok(()) if t.access == Access::Write => t.seg.heal(&t.bytes),
                 _ => {}
             }
-            t.seg.uses.lock().retain(|u| !Arc::ptr_eq(&u.launch, self));
+            {
+                // Launches retire oldest first, so it stands near the front.
+                let mut uses = t.seg.uses.lock();
+                if let Some(i) = uses.iter().position(|u| Arc::ptr_eq(&u.launch, self)) {
+                    uses.remove(i);
+                }
+            }
             let rec = t.seg.rec();
             rec.view[self.mirror.slot()].active.fetch_sub(1, Ordering::AcqRel);
             rec.gate.users.fetch_sub(1, Ordering::AcqRel);

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -118,6 +118,8 @@ pub(crate) struct DeviceMirror {
     kernels: RwLock<HashMap<Code, KernelId>>,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
+    /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
+    used: Mutex<Vec<(BlockId, u32, u64)>>,
     /// Where in a block the next grain is taken from that leaves alone.
     pub(crate) hand: AtomicU32,
     lost: AtomicBool,
@@ -134,6 +136,15 @@ impl fmt::Debug for DeviceMirror {
 pub(crate) struct Zap {
     edits: Vec<Edit>,
     after: SmallVec<[Arc<InFlight>; 4]>,
+}
+
+/// Who submits a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By<'a> {
+    /// The thread that launches; the launch is recorded with it.
+    Caller,
+    /// The scheduler, whose count of what it has still to do is lowered with it.
+    Scheduler(&'a AtomicUsize),
 }
 
 /// Why a launch was not submitted.
@@ -185,6 +196,7 @@ impl DeviceMirror {
             kernels: RwLock::default(),
             order: Mutex::default(),
             live: Mutex::default(),
+            used: Mutex::default(),
             hand: AtomicU32::new(0),
             lost: AtomicBool::new(false),
         });
@@ -318,6 +330,44 @@ impl DeviceMirror {
         }
         if rank != 0 {
             order.0.insert((rank, id));
+        }
+    }
+
+    /// Notes that a launch uses `pages`, for a device with something resident, without looking at a block: the ranks are
+    /// written when somebody asks for them.
+    pub(crate) fn note_use(&self, pages: &Pages, tick: u64) {
+        if pages.is_empty() {
+            return;
+        }
+        let (first, last) = (Page(pages.0.start).block(), Page(pages.0.end - 1).block());
+        let (id, n) = (first, last.0 - first.0 + 1);
+        let mut used = self.used.lock();
+        match used.iter_mut().find(|u| (u.0, u.1) == (id, n)) {
+            Some(u) => u.2 = tick,
+            None => used.push((id, n, tick)),
+        }
+    }
+
+    /// Whether so many uses are noted that writing their ranks is due.
+    pub(crate) fn ranks_are_due(&self) -> bool {
+        self.used.lock().len() > 64
+    }
+
+    /// Writes the ranks of uses that were only noted.
+    pub(crate) fn settle_ranks(&self, free: &mut Free) {
+        let mut used = std::mem::take(&mut *self.used.lock());
+        used.sort_unstable_by_key(|u| u.2);
+        let per = self.pods().pages_per_grain();
+        for (first, n, tick) in used {
+            for id in (0..n).map(|i| first.plus(i)) {
+                let block = self.space.block(id);
+                let mut body = block.lock(free);
+                // The blocks may be another segment's by now, or evicted.
+                let dev = &body.dev[self.slot];
+                if dev.rank != 0 && dev.rank < tick && dev.has_frames(per) {
+                    self.set_rank(id, &mut body, tick);
+                }
+            }
         }
     }
 
@@ -487,7 +537,7 @@ impl DeviceMirror {
         record: &Arc<InFlight>,
         touches: &[super::inflight::Touch],
         faults: bool,
-        first: bool,
+        by: By<'_>,
     ) -> Result<(), NotYet> {
         let _driver = self.pods().lock.hold();
         for t in touches {
@@ -500,8 +550,13 @@ impl DeviceMirror {
                 return Err(NotYet::Populate);
             }
         }
-        if first {
-            record.record();
+        match by {
+            By::Caller => record.record(),
+            // From here on a launch that finds everything resident comes behind this one, by the driver lock. Lowered before
+            // the device can finish it, so that whoever waits for it and launches again finds the way free.
+            By::Scheduler(unscheduled) => {
+                unscheduled.fetch_sub(1, Ordering::AcqRel);
+            }
         }
         // SAFETY: the arguments were checked against the kernel; their segments live until the launch retires; the gate keeps
         // the host's references away, order between launches keeps other devices away.
@@ -511,7 +566,12 @@ impl DeviceMirror {
                 self.live.lock().push_back(Arc::clone(record));
                 Ok(())
             }
-            Err(e) => Err(NotYet::Failed(e)),
+            Err(e) => {
+                if let By::Scheduler(unscheduled) = by {
+                    unscheduled.fetch_add(1, Ordering::AcqRel);
+                }
+                Err(NotYet::Failed(e))
+            }
         }
     }
 

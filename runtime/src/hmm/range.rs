@@ -56,7 +56,7 @@ use std::time::{Duration, Instant};
 use sterna_hal::{Access, Edit, HostAt, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
-use super::block::{Body, MAX_DEVICES};
+use super::block::Body;
 use super::lock::Free;
 use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
@@ -174,7 +174,7 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
             } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) {
                 Pfn::NONE
             } else {
-                let shared = (0..MAX_DEVICES).any(|d| body.dev[d].valid.has(p));
+                let shared = body.replicated().has(p);
                 let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
                 Pfn::new(block.backing(id) / PAGE + p as u64, flags)
             };
@@ -269,7 +269,7 @@ pub(crate) fn map_remote(
             let block = seg.claim(id);
             let mut body = block.lock(free);
             let fix = needy(&body, mask).widened(per);
-            let held = (0..MAX_DEVICES).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+            let held = body.replicated();
             if fix.meets(body.busy | body.gone | held) {
                 again = true;
                 continue;
@@ -292,6 +292,7 @@ pub(crate) fn map_remote(
                 .collect();
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
             unsafe { mirror.device().edit(&edits, &[]) }.map_err(|e| Error::device(mirror.device(), e))?;
+            body.admit(slot);
             let dev = &mut body.dev[slot];
             dev.mapped |= fix;
             dev.alias |= fix;

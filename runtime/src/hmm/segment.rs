@@ -12,6 +12,7 @@
 //! [`InFlight`](super::inflight::InFlight) when it is recorded and when it retires. `uses`, `taints`, `pins`: under their mutex,
 //! held for word operations.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -127,7 +128,7 @@ pub struct Segment {
     blocks: u32,
     bytes: u64,
     views: [OnceLock<DevRange>; MAX_DEVICES],
-    pub(crate) uses: Mutex<Vec<Use>>,
+    pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<Pages>>,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
-use super::block::{Block, Body, MAX_DEVICES};
+use super::block::{Block, MAX_DEVICES};
 use super::device_fault::DeviceFaults;
 use super::host::{Host, Mechanism};
 use super::lock::{Free, Futex};
@@ -290,8 +290,7 @@ impl Space {
             let block = self.block(id);
             let mut body = block.lock(&mut free);
             was_missing |= body.missing;
-            // SAFETY: all zero is the state of a block that nobody has touched.
-            *body = unsafe { std::mem::zeroed::<Body>() };
+            body.reset();
             drop(body);
             block.assign(None);
         }

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
-use super::super::block::{Block, BlockGuard, MAX_DEVICES};
+use super::super::block::{Block, BlockGuard};
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::space::Space;
@@ -55,8 +55,9 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
     };
     let rec = space.rec(slot);
     // Pages that other devices alone have are left to faults of their own: bytes are copied from one device.
-    let owner = (0..MAX_DEVICES).find(|d| body.dev[*d].dirty.has(p));
-    let others = || (0..MAX_DEVICES).filter(|d| Some(*d) != owner);
+    let owner = body.devices().find(|d| body.dev[*d].dirty.has(p));
+    let known = body.devices();
+    let others = || known.clone().filter(|d| Some(*d) != owner);
     let region = region & !others().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
     let mut copied = Mask::EMPTY;
     // The owner last: where a device has to be waited for, nothing has begun that would have to be undone.
@@ -103,7 +104,7 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
         counters.moved_out(Cause::HostFault, u64::from(copied.count()) * PAGE);
     }
     counters.host_faults.fetch_add(1, Ordering::Relaxed);
-    let held = (0..MAX_DEVICES).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+    let held = body.replicated();
     let mask = region & !held & !body.gone & !body.busy;
     space.host.restore(space, block, &mut body, Span { block: id, mask });
     let wanted = body.wanted & copied;

@@ -158,7 +158,8 @@ impl Host {
                 let whole = seg.limit(s.block.0 - seg.first().0) == Mask::FULL;
                 (body.full, body.full && !body.huge && body.moves == 1 && whole)
             };
-            let holes = if full { Mask::EMPTY } else { self.holes(space, s.block, seg.limit(s.block.0 - seg.first().0)) };
+            let limit = seg.limit(s.block.0 - seg.first().0);
+            let holes = if full { Mask::EMPTY } else { self.settle_holes(space, s.block, s.mask & limit)? };
             let huge = promote && {
                 let at = space.view_at(block.backing(s.block)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
@@ -167,7 +168,7 @@ impl Host {
             let mut body = block.lock(free);
             body.hole = (body.hole & !s.mask) | (holes & s.mask);
             body.huge |= huge;
-            body.full |= holes.is_empty();
+            body.full |= holes.is_empty() && s.mask.covers(limit);
             if self.faults() {
                 body.revoked |= s.mask;
             }
@@ -221,7 +222,8 @@ impl Host {
         Ok(())
     }
 
-    /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile.
+    /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile. Looks at all the storage that
+    /// follows without a gap: for introspection, not for moving.
     pub(crate) fn holes(&self, space: &Space, id: BlockId, mask: Mask) -> Mask {
         let base = space.block(id).backing(id);
         let mut data = Mask::EMPTY;
@@ -231,11 +233,31 @@ impl Host {
         mask & !data
     }
 
+    /// Makes storage uniform for a move: each run of `mask` that has some gets all of it, and the pages of the others, which
+    /// have none, are the answer. Finding each hole would cost more than filling them, and a copy through the view has to map
+    /// the pages in any case.
+    fn settle_holes(&self, space: &Space, id: BlockId, mask: Mask) -> Result<Mask, Error> {
+        let base = space.block(id).backing(id);
+        let mut holes = Mask::EMPTY;
+        for r in mask.runs() {
+            let bytes = base + r.start as u64 * PAGE..base + r.end as u64 * PAGE;
+            if os::has_data(&space.fd, &bytes) {
+                let at = space.view_at(bytes.start).as_ptr().addr();
+                // SAFETY: the segment's own storage in the view.
+                unsafe { os::populate_read(at, (bytes.end - bytes.start) as usize) }
+                    .map_err(|e| Error::driver("madvise(MADV_POPULATE_READ)", &e))?;
+            } else {
+                holes |= Mask::range(r);
+            }
+        }
+        Ok(holes)
+    }
+
     /// Gives pages without storage some, so that they can be mapped.
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
-            for r in self.holes(space, id, mask).runs() {
+            for r in mask.runs() {
                 let at = space.view_at(block.backing(id) + r.start as u64 * PAGE).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_write(at, r.len() * PAGE as usize) }
@@ -254,7 +276,8 @@ impl Host {
                 continue;
             }
             let block = seg.claim(id);
-            if !self.holes(space, id, Mask::FULL).covers(Mask::FULL) || block.lock(free).missing {
+            let base = block.backing(id);
+            if os::has_data(&space.fd, &(base..base + BLOCK)) || block.lock(free).missing {
                 continue;
             }
             let at = space.view_at(block.backing(id));
@@ -297,9 +320,10 @@ impl Host {
                     // SAFETY: a load of the segment's own storage allocates a page where there is none.
                     let _ = unsafe { view.as_ptr().read_volatile() };
                 }
-                let _ = uffd.map(at, bytes);
+                if uffd.map(at, bytes).is_err() {
+                    uffd.wake(at, bytes);
+                }
             }
-            uffd.wake(at, bytes);
         }
     }
 

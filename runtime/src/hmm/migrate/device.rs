@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 use sterna_hal::{Access, DevRange, Edit, Target};
 
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
-use super::super::block::{Body, MAX_DEVICES};
-use super::super::devmem::Reserved;
+use super::super::block::Body;
+use super::super::devmem::{Reserved, keep};
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -39,6 +39,8 @@ pub(crate) fn to_device(
     want: Want,
 ) -> Result<Moved, Error> {
     let view = mirror.view(seg)?;
+    // Before any frame is taken: what is there already must not make room for the rest.
+    keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
     let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
@@ -48,7 +50,7 @@ pub(crate) fn to_device(
         let part = Pages(at..end);
         at = end;
         let grains = missing_grains(free, mirror, seg, &part, want.access);
-        let mut reserved = match Reserved::take(free, mirror, view.at, grains, want.rank) {
+        let mut reserved = match Reserved::take(free, mirror, view.at, grains, want) {
             Ok(r) => r,
             Err(Error::OutOfDeviceMemory { .. }) => {
                 // What fits goes; one block at a time finds out how much that is.
@@ -85,7 +87,7 @@ fn trickle(
     for (id, mask) in pages.blocks() {
         let part = pages_of(id, mask);
         let grains = missing_grains(free, mirror, seg, &part, want.access);
-        match Reserved::take(free, mirror, view.at, grains, want.rank) {
+        match Reserved::take(free, mirror, view.at, grains, want) {
             Ok(mut reserved) => {
                 let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
                 total.add(batch.start(free)?.finalize_and_map(free)?);
@@ -155,7 +157,7 @@ fn collect(
                 fix &= !set;
             }
         };
-        let elsewhere = (0..MAX_DEVICES).filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
+        let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
         refuse(elsewhere, &mut result.foreign);
         refuse(body.pinned, &mut result.pinned);
         if access.reads() {
@@ -169,6 +171,7 @@ fn collect(
                     fix &= !Mask::range(g * per..(g + 1) * per);
                     continue;
                 }
+                body.admit(slot);
                 body.dev[slot].frames[g] = reserved.pop() + 1;
             }
         }
@@ -178,6 +181,7 @@ fn collect(
         if fix.is_empty() {
             continue;
         }
+        body.admit(slot);
         body.busy |= fix;
         spans.push(Span { block: id, mask: fix });
     }
@@ -216,6 +220,7 @@ impl Batch<Copying> {
                 release(space, free, s);
                 continue;
             }
+            let travelled = !body.dev[slot].valid.covers(s.mask);
             m.change(&core.seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
                 dev.valid |= s.mask;
@@ -232,12 +237,14 @@ impl Batch<Copying> {
             if writes {
                 body.gone |= s.mask;
                 body.lost &= !s.mask;
-                for d in (0..MAX_DEVICES).filter(|d| *d != slot) {
+                for d in body.devices().filter(|d| *d != slot) {
                     // Their entries went with the window; only the books are left.
                     body.dev[d].valid &= !s.mask;
                 }
             }
-            body.moves = body.moves.saturating_add(1);
+            if travelled {
+                body.moves = body.moves.saturating_add(1);
+            }
             body.arrive(slot + 1, now);
             debug_assert_eq!(body.check(space.host.faults()), Ok(()));
             drop(body);

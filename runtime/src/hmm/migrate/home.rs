@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use sterna_hal::Access;
 
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
-use super::super::block::{Block, Body, MAX_DEVICES};
+use super::super::block::{Block, Body};
 use super::super::devmem::push_frame;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
@@ -110,7 +110,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
 
 /// Pages that would still be valid on some device after `home`.
 fn valid_anywhere(body: &Body, home: Home) -> Mask {
-    (0..MAX_DEVICES).filter(|d| !home.ends_on(*d)).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid)
+    body.devices().filter(|d| !home.ends_on(*d)).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid)
 }
 
 impl Batch<Copying> {
@@ -141,7 +141,7 @@ impl Batch<Copying> {
                 body.full = true;
             }
             body.arrive(0, os::now_ns());
-            let map = core.home.map && (0..MAX_DEVICES).all(|d| !body.dev[d].valid.meets(s.mask));
+            let map = core.home.map && !body.replicated().meets(s.mask);
             if map {
                 space.host.restore(space, block, &mut body, s);
             }

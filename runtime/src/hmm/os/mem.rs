@@ -139,7 +139,7 @@ pub(crate) unsafe fn collapse(at: usize, bytes: usize) -> bool {
     ok
 }
 
-/// Makes every page of a shared mapping's range present and writable, so that a copy into it takes no faults.
+/// Gives every page of a shared mapping's range storage and maps it for writing, so that a copy into it takes no faults.
 ///
 /// # Safety
 /// The range lies in a shared mapping of the engine's.
@@ -147,6 +147,23 @@ pub(crate) unsafe fn populate_write(at: usize, bytes: usize) -> io::Result<()> {
     const MADV_POPULATE_WRITE: libc::c_int = 23;
     // SAFETY: the caller's.
     check(unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_WRITE) }).map(drop)
+}
+
+/// As [`populate_write`], for a copy out of it.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's.
+pub(crate) unsafe fn populate_read(at: usize, bytes: usize) -> io::Result<()> {
+    const MADV_POPULATE_READ: libc::c_int = 22;
+    // SAFETY: the caller's.
+    check(unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_READ) }).map(drop)
+}
+
+/// Whether any byte of `range` has storage.
+pub(crate) fn has_data(fd: &OwnedFd, range: &Range<u64>) -> bool {
+    // SAFETY: our own descriptor, whose position nobody uses.
+    let next = unsafe { libc::lseek(fd.as_raw_fd(), range.start as i64, libc::SEEK_DATA) };
+    next >= 0 && (next as u64) < range.end
 }
 
 /// Frees the storage of `range` (bytes of the file); it reads as zeros afterwards, through every mapping.

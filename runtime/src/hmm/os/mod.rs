@@ -10,7 +10,8 @@ use std::time::Duration;
 use std::{io, ptr};
 
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, memfd, memory, populate_write, process_limit, punch_hole,
+    Mapping, collapse, data_extents, discard_mapping, has_data, memfd, memory, populate_read, populate_write, process_limit,
+    punch_hole,
 };
 
 /// The error that the last call left. Signal-safe.

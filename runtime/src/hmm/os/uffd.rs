@@ -76,21 +76,27 @@ impl Uffd {
     ///
     /// Fails with `EFAULT` where there is no storage.
     pub(crate) fn map(&self, at: usize, bytes: usize) -> Result<(), i32> {
-        let (mut at, end) = (at, at + bytes);
+        let (start, end) = (at, at + bytes);
+        let mut at = start;
+        let mut skipped = false;
         while at < end {
             let mut arg = sys::uffdio_continue { range: Self::range(at, end - at), mode: 0, mapped: 0 };
             match self.ioctl(nr::UFFDIO_CONTINUE, &mut arg) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 Err(e) => {
                     if arg.mapped > 0 {
                         at += arg.mapped as usize;
                     } else if e == libc::EEXIST {
-                        at += 4096;
+                        (at, skipped) = (at + 4096, true);
                     } else if e != libc::EAGAIN {
                         return Err(e);
                     }
                 }
             }
+        }
+        if skipped {
+            // What this call mapped it has woken.
+            self.wake(start, bytes);
         }
         Ok(())
     }
