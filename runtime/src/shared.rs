@@ -361,6 +361,18 @@ macro_rules! reading {
 
 macro_rules! writing {
     ($T:ident) => {
+        /// Waits for unfinished launches that use any of it, as `deref_mut` does, and returns the error for which that would
+        /// panic. Afterwards indexing costs what it costs on a slice, until the next launch: without it each access through the
+        /// handle first looks whether the launch has ended, which keeps a loop from being vectorised.
+        ///
+        /// # Errors
+        /// As [`try_read`](Self::try_read).
+        pub fn settle(&mut self) -> Result<&mut [$T], Error> {
+            fork::check()?;
+            self.0.core.settle(true)?;
+            Ok(self.0.get_mut())
+        }
+
         /// A view of some elements, to be written by launches and the host.
         ///
         /// # Errors

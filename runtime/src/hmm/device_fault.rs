@@ -236,7 +236,9 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
             return Err(now + AGAIN_NS);
         }
         // Only pages that go to and fro have a slice worth waiting for.
-        if body.slice > 0 && usize::from(body.side) != r.slot + 1 && now < body.stays_until() {
+        let elsewhere = usize::from(body.side).checked_sub(1);
+        let used = elsewhere != Some(r.slot) && elsewhere.and_then(|d| space.device(d)).is_none_or(|m| !m.is_idle());
+        if body.slice > 0 && used && now < body.stays_until() {
             return Err(body.stays_until());
         }
         let mut region =

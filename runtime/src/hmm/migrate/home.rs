@@ -140,7 +140,10 @@ impl Batch<Copying> {
             if body.missing && body.hole.is_empty() {
                 body.full = true;
             }
-            body.arrive(0, os::now_ns());
+            if core.home.release.is_none() {
+                // Eviction brings pages home that the host has not asked for: they have no slice there.
+                body.arrive(0, os::now_ns());
+            }
             let map = core.home.map && !body.replicated().meets(s.mask);
             if map {
                 space.host.restore(space, block, &mut body, s);
