@@ -164,7 +164,8 @@ impl Runtime {
         counters.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let sink = Arc::clone(&inner.errors);
         let record = InFlight::new(self.next_launch(), code.name, Arc::clone(mirror), prepared.touches.clone(), sink);
-        let alone = inner.sched.is_idle() && !prepared.touches.iter().any(|t| used_elsewhere(t, mirror.slot()));
+        let waits = |t: &Touch| used_elsewhere(t, mirror.slot()) || is_tainted(t);
+        let alone = inner.sched.is_idle() && !prepared.touches.iter().any(waits);
         if alone {
             match prepared.submit(mirror, &record, false, By::Caller) {
                 Ok(()) => {
@@ -260,6 +261,14 @@ impl Runtime {
 fn used_elsewhere(t: &Touch, slot: usize) -> bool {
     let views = &t.seg.rec().view;
     (0..views.len()).any(|d| d != slot && views[d].active.load(std::sync::atomic::Ordering::Acquire) > 0)
+}
+
+/// Whether it reads what a failed launch would have written: the scheduler refuses it.
+fn is_tainted(t: &Touch) -> bool {
+    // A taint keeps the gate up.
+    t.access.reads()
+        && t.seg.rec().gate.writers.load(std::sync::atomic::Ordering::Acquire) != 0
+        && t.seg.taint(&t.bytes).is_some()
 }
 
 /// Whether a launch that found no room for everything may run all the same.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use crate::hmm::fork;
 use crate::hmm::lock::Free;
 use crate::hmm::{Mask, PAGE};
 use crate::shared::Core;
 use crate::stats::human;
 
-/// Where the pages of an allocation or view are, counted in pages of 4 KiB. A snapshot: pages move meanwhile.
+/// Where the pages of an allocation or view are, counted in pages of 4 KiB. A snapshot: pages move meanwhile. In a forked child
+/// nothing but their number is known.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Residency {
@@ -37,7 +39,8 @@ pub struct DeviceResidency {
 
 impl Residency {
     pub(crate) fn of(core: &Core) -> Self {
-        let (seg, mirrors) = (&core.seg, &core.rt.0.devices);
+        let mirrors: &[_] = if fork::forked() { &[] } else { &core.rt.0.devices };
+        let seg = &core.seg;
         let pages = seg.pages_of(&core.bytes);
         let device = |id: &str| DeviceResidency { device: id.to_string(), pages: 0, in_place: 0 };
         let mut r = Self {
@@ -47,6 +50,9 @@ impl Residency {
             replicated: 0,
             lost: 0,
         };
+        if fork::forked() {
+            return r; // the records stay with the parent
+        }
         let mut free = Free::at_entry();
         let mut seen = 0;
         for id in seg.claimed() {

@@ -292,7 +292,13 @@ impl Runtime {
         Stats {
             mechanism: self.0.space.mechanism(),
             policy: self.0.policy_name,
-            devices: devices.map(|m| m.pods().counters.read(m.device().info().id.clone(), m.device().memory())).collect(),
+            devices: devices
+                .map(|m| {
+                    // In a forked child the device's locks may be held for ever.
+                    let memory = if fork::forked() { hal::Memory { budget: 0, in_use: 0 } } else { m.device().memory() };
+                    m.pods().counters.read(m.device().info().id.clone(), memory)
+                })
+                .collect(),
         }
     }
 

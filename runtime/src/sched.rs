@@ -179,7 +179,7 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>, p
             Err(e) => record.refuse(e),
         },
         Job::Prefetch(seg, pages, Some(m)) => {
-            // A hint: what cannot be brought stays where it is. It evicts nothing, since nobody has asked for a launch yet.
+            // A hint: what cannot be brought stays where it is, and what launches use is not evicted for it.
             let want = Want { access: Access::Read, rank: space.tick(), cause: Cause::Prefetch };
             let _ = populate(&mut free, &m, &seg, &pages, Place::Migrate, want);
         }

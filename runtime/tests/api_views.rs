@@ -53,7 +53,9 @@ fn left_for_the_device_right_for_the_host(rt: &Runtime, mid: usize, len: usize, 
             for v in b.iter_mut() {
                 *v += 1;
             }
-            b.last_mut().map(|v| *v += 1);
+            if let Some(v) = b.last_mut() {
+                *v += 1;
+            }
             if round % 4 == 3 {
                 assert_eq!(a[mid - 1], (mid - 1) as u32 + 1000 * (round + 1), "{how}, {mid} of {len}, round {round}");
             }

@@ -94,3 +94,19 @@ fn an_argument_that_is_replaced_keeps_its_bytes_for_earlier_launches() {
         assert!(x.iter().all(|v| *v == 9.0));
     }
 }
+
+#[test]
+fn a_resident_launch_that_reads_what_a_failed_one_wrote_is_refused() {
+    use sterna::Error;
+    use sterna::kernel::{Group, Kernel, each_mut};
+    let rt = runtime(16 << 20);
+    let mut x = rt.shared::<f32>(1 << 18).unwrap();
+    let mut y = rt.shared::<f32>(1 << 18).unwrap();
+    rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap().wait().unwrap();
+    rt.launch(&fill(1.0_f32), (&mut x,)).unwrap().wait().unwrap();
+    let bad = Kernel::new("bad", (), (each_mut(4096),), |_: Group, _: (), _: &mut [f32]| panic!("planned"));
+    let failed = rt.launch(&bad, (&mut x,)).unwrap().wait();
+    assert!(matches!(failed, Err(Error::Kernel { .. })), "{failed:?}");
+    let refused = rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap().wait();
+    assert!(matches!(refused, Err(Error::Upstream { .. })), "{refused:?}");
+}

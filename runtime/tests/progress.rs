@@ -179,7 +179,9 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
                     pending.push_back(rt.launch(&kernel, (&mut *device,)).unwrap());
                     launches += 1;
                     if pending.len() > 8 {
-                        pending.pop_front().map(|p| p.wait().unwrap());
+                        if let Some(p) = pending.pop_front() {
+                            p.wait().unwrap();
+                        }
                     }
                 }
                 launches

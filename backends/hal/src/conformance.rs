@@ -2,10 +2,14 @@
 //!
 //! A backend's tests make a device, announce some host storage to it, and call [`all`]:
 //!
-//! ```ignore
+//! ```
+//! # use std::ptr::NonNull;
+//! # use sterna_hal::{Device, RegionId, conformance::{Bench, all}};
+//! # fn suite(device: &dyn Device, region: RegionId, base: NonNull<u8>, bytes: u64) {
 //! // SAFETY: the region was attached as said, and nobody else touches it.
-//! let bench = unsafe { Bench::new(&device, region, base, bytes) };
+//! let bench = unsafe { Bench::new(device, region, base, bytes) };
 //! all(&bench).check();
+//! # }
 //! ```
 //!
 //! Each check is also a function of its own. A check leaves the device as it found it; [`all`] verifies that by the memory in

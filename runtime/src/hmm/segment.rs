@@ -276,6 +276,9 @@ impl Segment {
             for p in self.pins.lock().iter() {
                 pinned |= p.part_of(id);
             }
+            if !pinned.is_empty() {
+                self.space.host.before_guard(self.space, id, &body);
+            }
             body.pinned = (body.pinned & !mask) | (pinned & mask);
         }
     }

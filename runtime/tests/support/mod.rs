@@ -27,7 +27,9 @@ pub(crate) fn under_each(test: &str, limit: Duration, body: impl FnOnce(Mechanis
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for m in Mechanism::ALL {
         if !available(m) {
-            println!("{test}: {m} is not available to this user, left out");
+            println!("SKIP {test} under {m}: not available to this user");
+            let required = std::env::var("STERNA_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|r| r.trim() == m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
             continue;
         }
         let out = child(test).env(FORCED, m.to_string()).output().unwrap();

@@ -304,7 +304,8 @@ impl Host {
         body.hole &= !s.mask;
         let window = space.window_at(s.block.offset()).as_ptr().addr();
         // The last part of a block in one folio brings the whole block back under one entry.
-        if body.huge && body.revoked.is_empty() {
+        // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
+        if body.huge && body.revoked.is_empty() && body.pinned.is_empty() {
             // SAFETY: the window is a shared mapping of the engine's.
             if unsafe { os::collapse(window, BLOCK as usize) } {
                 uffd.wake(window, BLOCK as usize);
@@ -324,6 +325,16 @@ impl Host {
                     uffd.wake(at, bytes);
                 }
             }
+        }
+    }
+
+    /// A first guard comes to a block: if the block is mapped by one entry, that has to go, since a neighbour that leaves would
+    /// take it along. With the block's lock held.
+    pub(crate) fn before_guard(&self, space: &Space, id: BlockId, body: &Body) {
+        if self.mechanism == Mechanism::Signal && body.huge && body.pinned.is_empty() {
+            let at = space.window_at(id.offset()).as_ptr().addr();
+            // SAFETY: the window is a shared mapping of the engine's. If it fails the entry stays, as before.
+            let _ = unsafe { os::discard_mapping(at, BLOCK as usize) };
         }
     }
 
