@@ -178,10 +178,10 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
                 while !stop.load(Ordering::Relaxed) {
                     pending.push_back(rt.launch(&kernel, (&mut *device,)).unwrap());
                     launches += 1;
-                    if pending.len() > 8 {
-                        if let Some(p) = pending.pop_front() {
-                            p.wait().unwrap();
-                        }
+                    if pending.len() > 8
+                        && let Some(p) = pending.pop_front()
+                    {
+                        p.wait().unwrap();
                     }
                 }
                 launches
