@@ -203,6 +203,7 @@ impl<T: Pod> Handle<T> {
         // A launch on a neighbour, or a move asked for, may take pages away meanwhile: only the window notices that.
         let quiet = part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
         core.home(&mut free, &pages, true)?;
+        core.seg.forgive(&mut free, &pages);
         let at = if quiet {
             core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
             core.seg.space().view_at(core.seg.offset() + part.start)

@@ -51,30 +51,29 @@ pub(crate) struct InFlight {
     /// Launches before it that write what it reads: if one of them fails, so does it.
     upstream: Mutex<SmallVec<[Arc<InFlight>; 2]>>,
     /// Somebody has been told of the error.
-    seen: AtomicBool,
+    seen: Arc<AtomicBool>,
     sink: Arc<ErrorSink>,
 }
 
-/// Failed launches that nobody may have seen yet, for `sync`. Keeps the oldest.
+/// Errors of launches that nobody may have been told of yet, for `sync`. Keeps the oldest.
 #[derive(Debug, Default)]
-pub(crate) struct ErrorSink(Mutex<Vec<Arc<InFlight>>>);
+pub(crate) struct ErrorSink(Mutex<Vec<(Error, Arc<AtomicBool>)>>);
 
 impl ErrorSink {
     const KEPT: usize = 64;
 
-    fn add(&self, launch: &Arc<InFlight>) {
+    fn add(&self, error: Error, seen: &Arc<AtomicBool>) {
         let mut list = self.0.lock();
         if list.len() < Self::KEPT {
-            list.push(Arc::clone(launch));
+            list.push((error, Arc::clone(seen)));
         }
     }
 
     /// The oldest error that nobody was told of.
     pub(crate) fn first_unseen(&self) -> Option<Error> {
         let mut list = self.0.lock();
-        let found = list.iter().find_map(|l| l.unseen_error());
-        list.retain(|l| !l.seen.load(Ordering::Acquire));
-        found
+        list.retain(|(_, seen)| !seen.load(Ordering::Acquire));
+        (!list.is_empty()).then(|| list.remove(0).0)
     }
 }
 
@@ -96,7 +95,7 @@ impl InFlight {
             touches: Mutex::new(touches),
             upstream: Mutex::default(),
             sink,
-            seen: AtomicBool::new(false),
+            seen: Arc::default(),
         })
     }
 
@@ -167,12 +166,6 @@ impl InFlight {
 
     pub(crate) fn error(&self) -> Option<&Error> {
         if self.has_ended() { self.error.get() } else { None }
-    }
-
-    /// The error, if nobody was told of it before.
-    pub(crate) fn unseen_error(&self) -> Option<Error> {
-        let e = self.error()?;
-        (!self.seen.swap(true, Ordering::AcqRel)).then(|| e.clone())
     }
 
     pub(crate) fn mark_seen(&self) {
@@ -284,9 +277,9 @@ impl InFlight {
         }
         // The last Arc of a dropped segment may be among them: no lock is held here.
         drop(touches);
-        self.advance(ENDED);
-        if result.is_err() {
-            self.sink.add(self);
+        if let Err(e) = result {
+            self.sink.add(e, &self.seen);
         }
+        self.advance(ENDED);
     }
 }

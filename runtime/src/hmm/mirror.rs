@@ -425,12 +425,31 @@ impl DeviceMirror {
         self.remove(free, &zap.edits)
     }
 
-    /// Removes entries; a lost device has none.
+    /// Removes entries; a lost device has none. The books say already that they are gone, and frames behind them will be
+    /// reused: a device that keeps refusing cannot be trusted with anything and counts as lost.
     fn remove(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
-        match self.edit(free, edits) {
-            Err(_) if self.is_lost() => Ok(()),
-            other => other,
+        const TRIES: usize = 4;
+        for left in (0..TRIES).rev() {
+            match self.edit(free, edits) {
+                Ok(()) => break,
+                Err(_) if self.is_lost() => break,
+                Err(e) if left == 0 => {
+                    let lost = DeviceError::Lost(format!("it does not remove page-table entries: {e}"));
+                    return Err(self.noticed(lost));
+                }
+                Err(_) => {}
+            }
         }
+        Ok(())
+    }
+
+    /// Makes entries, all or none: what was made of them before one failed is removed again.
+    pub(crate) fn install(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
+        self.edit(free, edits).inspect_err(|_| {
+            let undo: Vec<Edit> = edits.iter().map(|e| Edit { to: Target::Absent, access: Access::Read, ..*e }).collect();
+            // A failure here is a lost device, which the next call says.
+            let _ = self.remove(&mut Free::at_entry(), &undo);
+        })
     }
 
     /// Page-table edits, until they are done.

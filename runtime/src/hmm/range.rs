@@ -291,7 +291,15 @@ pub(crate) fn map_remote(
                 })
                 .collect();
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
-            unsafe { mirror.device().edit(&edits, &[]) }.map_err(|e| Error::device(mirror.device(), e))?;
+            if let Err(e) = unsafe { mirror.device().edit(&edits, &[]) } {
+                // Some may have been made: the books say *stale*, and the next launch removes them first.
+                let dev = &mut body.dev[slot];
+                dev.mapped |= fix;
+                dev.alias &= !fix;
+                seg.rec().view[slot].stale.store(1, Ordering::Release);
+                DeviceMirror::refresh_ready(space, seg.slot(), &body, slot, seg.limit(id.0 - seg.first().0));
+                return Err(Error::device(mirror.device(), e));
+            }
             body.admit(slot);
             let dev = &mut body.dev[slot];
             dev.mapped |= fix;

@@ -267,6 +267,17 @@ impl Segment {
         }
     }
 
+    /// `pages` are about to be replaced by the host: what was lost of them need not be found again.
+    pub(crate) fn forgive(&self, free: &mut Free, pages: &Pages) {
+        for id in self.claimed() {
+            let mask = pages.part_of(id);
+            let mut body = self.space.block(id).lock(free);
+            let lost = body.lost & mask;
+            body.lost &= !lost;
+            body.gone &= !lost;
+        }
+    }
+
     /// Sets or clears the `pinned` bits of `pages` from the list of pins, which the caller has changed.
     pub(crate) fn apply_pins(&self, free: &mut Free, pages: &Pages) {
         for (id, mask) in pages.blocks() {

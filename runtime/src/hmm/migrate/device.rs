@@ -209,7 +209,20 @@ impl Batch<Copying> {
                 });
             }
         }
-        m.edit(free, &edits)?;
+        if let Err(e) = m.install(free, &edits) {
+            // What stood there before is gone too: the books must not say that it is mapped.
+            for s in &core.spans {
+                let mut body = space.block(s.block).lock(free);
+                m.change(&core.seg, s.block, &mut body, |body| {
+                    let dev = &mut body.dev[slot];
+                    let gone = s.mask.widened(per);
+                    dev.mapped &= !gone;
+                    dev.writable &= !gone;
+                    dev.alias &= !gone;
+                });
+            }
+            return Err(e);
+        }
         let now = os::now_ns();
         for s in std::mem::take(&mut core.spans) {
             let block = space.block(s.block);
