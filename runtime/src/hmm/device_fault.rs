@@ -213,7 +213,8 @@ fn run(space: &'static Space) {
 
 /// Brings the page, or says when to try again.
 fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
-    let Some(mirror) = space.device(r.slot) else { return Ok(NOT_OURS) };
+    // Its runtime has ended. Only a lost device still has workers then, and they run out on scratch memory.
+    let Some(mirror) = space.device(r.slot) else { return Ok(SERVED) };
     if mirror.is_lost() {
         return Ok(SERVED); // a lost device lets its workers run out on scratch memory
     }

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -29,6 +30,7 @@ use super::block::Body;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::notifier::Notifier;
+use super::os;
 use super::segment::Segment;
 use super::space::{Slot, Space};
 use crate::Error;
@@ -111,7 +113,7 @@ pub(crate) struct Order(pub(crate) BTreeSet<(u64, BlockId)>);
 pub(crate) struct DeviceMirror {
     space: &'static Space,
     slot: usize,
-    device: Arc<dyn Device>,
+    device: ManuallyDrop<Arc<dyn Device>>,
     region: RegionId,
     notifier: Notifier,
     views: RwLock<BTreeMap<u64, (u64, Weak<Segment>)>>,
@@ -189,7 +191,7 @@ impl DeviceMirror {
         let this = Arc::new(Self {
             space,
             slot,
-            device,
+            device: ManuallyDrop::new(device),
             region,
             notifier: Notifier::default(),
             views: RwLock::default(),
@@ -695,7 +697,20 @@ impl DeviceMirror {
 
 impl Drop for DeviceMirror {
     fn drop(&mut self) {
-        self.space.device_faults.unwatch(self.slot);
-        self.space.give_slot(self.slot);
+        // SAFETY: taken once, here; nobody can use the mirror any more.
+        let device = unsafe { ManuallyDrop::take(&mut self.device) };
+        let (space, slot) = (self.space, self.slot);
+        let end = move || {
+            // A lost device ends its workers, which may be parked in a fault: faults are answered until it is gone.
+            drop(device);
+            space.device_faults.unwatch(slot);
+            space.give_slot(slot);
+        };
+        if os::serves_faults() {
+            // This thread is the one that answers them. If no other can be had, the device stays for ever.
+            let _ = std::thread::Builder::new().name("sterna-end".into()).spawn(end);
+        } else {
+            end();
+        }
     }
 }

@@ -267,7 +267,7 @@ impl Segment {
         }
     }
 
-    /// `pages` are about to be replaced by the host: what was lost of them need not be found again.
+    /// `pages` are about to be replaced by the host, which gives them storage: what was lost of them need not be found again.
     pub(crate) fn forgive(&self, free: &mut Free, pages: &Pages) {
         for id in self.claimed() {
             let mask = pages.part_of(id);
@@ -275,6 +275,7 @@ impl Segment {
             let lost = body.lost & mask;
             body.lost &= !lost;
             body.gone &= !lost;
+            body.hole &= !mask;
         }
     }
 

@@ -92,6 +92,7 @@ pub(crate) fn futex_wake_if_waiting(word: &AtomicU32) {
 /// program that touches shared memory would otherwise wait for the thread that it interrupted. Signals that say that this
 /// thread itself failed stay open.
 pub(crate) fn leave_signals_to_the_program() {
+    SERVES.with(|s| s.set(true));
     // SAFETY: initialised sets on the stack; changes this thread's mask only.
     unsafe {
         let mut set = std::mem::zeroed();
@@ -112,4 +113,13 @@ impl Drop for OrDie {
             die("sterna: a thread that serves faults has failed\n");
         }
     }
+}
+
+thread_local! {
+    static SERVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether this is a thread of the engine, on which somebody may be waiting.
+pub(crate) fn serves_faults() -> bool {
+    SERVES.with(std::cell::Cell::get)
 }
