@@ -110,3 +110,15 @@ fn a_resident_launch_that_reads_what_a_failed_one_wrote_is_refused() {
     let refused = rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap().wait();
     assert!(matches!(refused, Err(Error::Upstream { .. })), "{refused:?}");
 }
+
+#[test]
+fn a_segment_that_ends_inside_a_granule_becomes_ready_on_a_device_with_small_grains() {
+    use sterna::hal::Absent;
+    let config = CpuConfig { memory: 8 << 20, grain: 4096, absent: Absent::Undefined, ..CpuConfig::default() };
+    let rt = Runtime::builder().open_device(Arc::new(CpuDevice::new(0, config).unwrap())).build().unwrap();
+    let mut x = rt.shared::<u32>(5000).unwrap();
+    for i in 0..3 {
+        rt.launch(&fill(i), (&mut x,)).unwrap().wait().unwrap();
+        assert_eq!(x[4999], i);
+    }
+}

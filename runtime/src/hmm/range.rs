@@ -196,6 +196,9 @@ pub(crate) fn populate(
     place: Place,
     want: Want,
 ) -> Result<Moved, Error> {
+    // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
+    let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
+    let pages = &Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
     loop {
         mirror.view(seg)?;
         let moved = match place {
