@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use sterna::Mechanism;
 use sterna::cpu::CpuConfig;
 use sterna::hal::Absent;
+use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
 use sterna::kernel::{Group, Kernel, each_mut};
-use support::{duration, plain, seed, smallest, under_each};
+use support::{duration, plain, runtime, seed, smallest, tick, under_each};
 use workers::{Tally, round};
 
 const SETTINGS: usize = 6;
@@ -106,11 +107,47 @@ fn a_host_fault_beside_a_running_kernel_loses_none_of_its_stores() {
     });
 }
 
+/// A driver that takes its time, between the moment when a device's entries start to leave and the moment when they are gone.
+struct Slow;
+
+impl MirrorOps for Slow {
+    fn update(&self, _: Action, _: &Pages) {}
+
+    fn finish(&self, why: Action, _: &Pages) {
+        if matches!(why, Action::Migrate { to: Some(_) }) {
+            std::thread::sleep(Duration::from_millis(80));
+        }
+    }
+}
+
+/// Fails if a launch is submitted while an entry that names bytes out of date is on its way out: its stores are then lost.
+#[test]
+fn an_entry_out_of_date_is_not_used_while_it_leaves() {
+    under_each("an_entry_out_of_date_is_not_used_while_it_leaves", Duration::from_secs(20), |m| {
+        if m == Mechanism::None {
+            return; // nobody shares a page there
+        }
+        let rt = runtime("demand", vec![CpuConfig { memory: 16 << 20, ..CpuConfig::default() }; 2]);
+        let devices = rt.devices();
+        let mut all = rt.shared::<u64>(200).unwrap();
+        let (mut a, mut b) = all.split_at_mut(100).unwrap();
+        rt.on(&devices[0]).launch(&tick(10), (&mut a,)).unwrap().wait().unwrap();
+        // The page comes home inside the fault: the first device's entry stays behind.
+        assert!(a.iter().all(|v| *v == 1));
+        let _slow = Mirror::register(rt.space(), Slow);
+        let second = rt.on(&devices[1]).launch(&tick(10), (&mut b,)).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        rt.on(&devices[0]).launch(&tick(10), (&mut a,)).unwrap().wait().unwrap();
+        second.wait().unwrap();
+        assert!(a.iter().all(|v| *v == 2) && b.iter().all(|v| *v == 1), "{:?} {:?}", &a[..], &b[..]);
+    });
+}
+
 /// What the host reads of pages that only a device has ever written.
 fn never_touched_by_the_host() -> u64 {
     let rt = plain();
     let mut y = rt.shared::<u64>(1 << 18).unwrap();
-    rt.launch(&support::tick(4096), (&mut y,)).unwrap();
+    rt.launch(&tick(4096), (&mut y,)).unwrap();
     y.iter().filter(|v| **v != 1).count() as u64
 }
 

@@ -132,6 +132,8 @@ pub(crate) struct DevPages {
     pub(crate) writable: Mask,
     /// … and names host storage.
     pub(crate) alias: Mask,
+    /// … and is on its way out: it may still be used until the edit is done, and no launch is submitted on its strength.
+    pub(crate) leaving: Mask,
     /// Eviction order: the block with the lowest rank goes first. 0: not in the order.
     pub(crate) rank: u64,
     /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
@@ -154,12 +156,12 @@ impl DevPages {
 
     /// Pages a kernel may read without a fault or a table change.
     pub(crate) fn readable(&self) -> Mask {
-        self.mapped & (self.valid | self.alias)
+        self.mapped & !self.leaving & (self.valid | self.alias)
     }
 
     /// Pages a kernel may write without a fault, a table change, or a change of state.
     pub(crate) fn owned(&self) -> Mask {
-        self.mapped & self.writable & (self.dirty | self.alias)
+        self.mapped & !self.leaving & self.writable & (self.dirty | self.alias)
     }
 
     /// Entries that name bytes out of date.
@@ -189,7 +191,9 @@ impl Body {
     pub(crate) fn reset(&mut self) {
         for d in self.devices() {
             let dev = &mut self.dev[d];
-            for mask in [&mut dev.valid, &mut dev.dirty, &mut dev.mapped, &mut dev.writable, &mut dev.alias] {
+            for mask in
+                [&mut dev.valid, &mut dev.dirty, &mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving]
+            {
                 *mask = Mask::EMPTY;
             }
             dev.rank = 0;
@@ -281,7 +285,7 @@ impl Block {
         // SAFETY: as above; these masks change only under the driver lock, which the caller holds.
         let (mapped, writable, valid, dirty, alias) = unsafe {
             let dev = &raw const (*self.body.get()).dev[slot];
-            ((*dev).mapped, (*dev).writable, (*dev).valid, (*dev).dirty, (*dev).alias)
+            ((*dev).mapped & !(*dev).leaving, (*dev).writable, (*dev).valid, (*dev).dirty, (*dev).alias)
         };
         if write { (mapped & writable & (dirty | alias)).covers(mask) } else { (mapped & (valid | alias)).covers(mask) }
     }

@@ -137,6 +137,7 @@ impl fmt::Debug for DeviceMirror {
 #[derive(Debug, Default)]
 pub(crate) struct Zap {
     edits: Vec<Edit>,
+    leaving: Vec<(Arc<Segment>, Span)>,
     after: SmallVec<[Arc<InFlight>; 4]>,
 }
 
@@ -375,8 +376,9 @@ impl DeviceMirror {
 
     // ── windows ──
 
-    /// First pass of a window: takes the entries of `runs` out of the books. The launches that may be using them are noted
-    /// for devices that cannot fault.
+    /// First pass of a window: marks the entries of `runs` as leaving, so that no launch counts on them. They stay in the books
+    /// until they are gone: a launch that faults asks there for entries that name bytes out of date. The launches that may be
+    /// using them are noted for devices that cannot fault.
     pub(crate) fn zap_start(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Zap {
         let mut zap = Zap::default();
         let per = self.pods().pages_per_grain();
@@ -403,11 +405,9 @@ impl DeviceMirror {
                 continue;
             }
             self.change(seg, id, &mut body, |body| {
-                let dev = &mut body.dev[self.slot];
-                dev.mapped &= !gone;
-                dev.writable &= !gone;
-                dev.alias &= !gone;
+                body.dev[self.slot].leaving |= gone;
             });
+            zap.leaving.push((Arc::clone(seg), Span { block: id, mask: gone }));
             for r in gone.runs() {
                 zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
@@ -424,7 +424,17 @@ impl DeviceMirror {
         for l in &zap.after {
             l.wait(free, None);
         }
-        self.remove(free, &zap.edits)
+        self.remove(free, &zap.edits)?;
+        for (seg, s) in &zap.leaving {
+            let mut body = self.space.block(s.block).lock(free);
+            self.change(seg, s.block, &mut body, |body| {
+                let dev = &mut body.dev[self.slot];
+                for mask in [&mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving] {
+                    *mask &= !s.mask;
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Removes entries; a lost device has none. The books say already that they are gone, and frames behind them will be
@@ -679,6 +689,7 @@ impl DeviceMirror {
                     dev.mapped = Mask::EMPTY;
                     dev.writable = Mask::EMPTY;
                     dev.alias = Mask::EMPTY;
+                    dev.leaving = Mask::EMPTY;
                     body.lost |= gone;
                     lost.push(Span { block: id, mask: gone });
                 });

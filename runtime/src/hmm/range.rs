@@ -255,7 +255,7 @@ pub(crate) fn map_remote(
     let mut result = Moved::default();
     let needy = |body: &Body, want: Mask| {
         let dev = &body.dev[slot];
-        let ready = dev.mapped & dev.alias & if access.writes() { dev.writable } else { Mask::FULL };
+        let ready = dev.mapped & !dev.leaving & dev.alias & if access.writes() { dev.writable } else { Mask::FULL };
         want & !ready
     };
     let deadline = Instant::now() + BUDGET;

@@ -200,7 +200,7 @@ impl Batch<Copying> {
             let body = space.block(s.block).lock(free);
             let dev = &body.dev[slot];
             // An entry left over that allows stores would let a clean page become dirty without a fault.
-            let enough = dev.mapped & !dev.alias & if writes { dev.writable } else { !dev.writable };
+            let enough = dev.mapped & !dev.leaving & !dev.alias & if writes { dev.writable } else { !dev.writable };
             for (g, r) in by_grain((s.mask & !enough).widened(per), per) {
                 edits.push(Edit {
                     at: m.addresses(&core.seg, view, s.block, &r),
