@@ -157,7 +157,7 @@ fn host_threads_read_beside_a_kernel_that_faults() {
     });
 }
 
-/// Fails if a device that cannot fault keeps a page for as long as launches follow each other without a gap.
+/// Fails if a device that cannot fault keeps a page beyond the launches that use it.
 #[test]
 fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
     under_each("the_host_gets_a_page_from_a_device_that_cannot_fault", Duration::from_secs(30), |m| {
@@ -173,15 +173,15 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
             let (rt, stop, device) = (&rt, &stop, &mut device);
             let t = s.spawn(move || {
                 let kernel = Kernel::new("add_slowly", 2000, (each_mut(500),), add_slowly);
-                let mut pending = std::collections::VecDeque::new();
+                let mut pending = Vec::new();
                 let mut launches = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
-                    pending.push_back(rt.launch(&kernel, (&mut *device,)).unwrap());
+                    pending.push(rt.launch(&kernel, (&mut *device,)).unwrap());
                     launches += 1;
-                    if pending.len() > 8
-                        && let Some(p) = pending.pop_front()
-                    {
-                        p.wait().unwrap();
+                    if pending.len() > 8 {
+                        // A fault waits for every launch that uses the allocation: now and then there is none.
+                        pending.drain(..).for_each(|p: sterna::Pending| p.wait().unwrap());
+                        std::thread::sleep(Duration::from_millis(2));
                     }
                 }
                 launches
