@@ -68,7 +68,9 @@ impl Reserved {
                         continue;
                     }
                     let pins = mirror.caps().absent == Absent::Undefined || want.cause == Cause::Prefetch;
-                    if pins || evict(free, mirror, short, want.rank, true)? == 0 {
+                    // A fault's own block may be all there is: its other grains go, or the fault would never be served.
+                    let below = want.rank + u64::from(want.cause == Cause::DeviceFault);
+                    if pins || evict(free, mirror, short, below, true)? == 0 {
                         return Err(mirror.noticed(e));
                     }
                 }
