@@ -297,7 +297,7 @@ fn bring(
     access: Access,
 ) -> Result<Brought, Error> {
     let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-    let pages = Pages(first + a as u64..first + b as u64);
+    let pages = Pages(first + a as u64..first + b as u64).widened(mirror.pods().pages_per_grain() as u64);
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);

@@ -199,6 +199,8 @@ pub(crate) fn populate(
     // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
     let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
     let pages = &Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
+    // What keeps a page away may lie beside it: pages come by whole grains.
+    let per = mirror.pods().pages_per_grain() as u64;
     loop {
         mirror.view(seg)?;
         let moved = match place {
@@ -218,7 +220,7 @@ pub(crate) fn populate(
             }
             // A guard keeps pages at home: the device uses those there.
             let mut pinned = Vec::new();
-            for (block, mask) in pages.blocks() {
+            for (block, mask) in pages.widened(per).blocks() {
                 let mask = mask & pinned_pages(free, seg, block);
                 pinned.push(Span { block, mask });
             }
@@ -227,7 +229,7 @@ pub(crate) fn populate(
             }
         }
         if moved.foreign {
-            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::SHARED }, want.cause)?;
+            migrate::bring_home(free, seg, &pages.widened(per), Home { map: false, ..Home::SHARED }, want.cause)?;
         } else if let Some(blocked) = moved.blocked {
             migrate::wait_blocked(free, seg.space(), blocked);
         } else {
