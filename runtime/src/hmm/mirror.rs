@@ -257,14 +257,14 @@ impl DeviceMirror {
     // ── views ──
 
     /// The device's addresses for `seg`, reserved at first use.
-    pub(crate) fn view(&self, seg: &Arc<Segment>) -> Result<DevRange, Error> {
+    pub(crate) fn view(self: &Arc<Self>, seg: &Arc<Segment>) -> Result<DevRange, Error> {
         if let Some(v) = seg.view(self.slot) {
             return Ok(v);
         }
         // Entries are made by whole grains and a fault may bring in a granule: reserve what those cover.
         let bytes = seg.bytes().max(1).next_multiple_of(self.caps().grain.max(GRANULE));
         let range = self.device.reserve(bytes).map_err(|e| self.noticed(e))?;
-        let got = seg.set_view(self.slot, range);
+        let got = seg.set_view(self, range);
         if got == range {
             self.views.write().insert(range.at.0, (range.bytes, Arc::downgrade(seg)));
         } else {

@@ -25,6 +25,7 @@ use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, MAX_DEVICES};
 use super::inflight::InFlight;
 use super::lock::Free;
+use super::mirror::DeviceMirror;
 use super::space::Space;
 use crate::policy::FaultRule;
 
@@ -127,7 +128,9 @@ pub struct Segment {
     first: BlockId,
     blocks: u32,
     bytes: u64,
-    views: [OnceLock<DevRange>; MAX_DEVICES],
+    /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
+    /// the segment last.
+    views: [OnceLock<(DevRange, Arc<DeviceMirror>)>; MAX_DEVICES],
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<Pages>>,
@@ -218,11 +221,11 @@ impl Segment {
 
     /// The device's addresses for it, once [`DeviceMirror::view`](super::mirror::DeviceMirror::view) has reserved them.
     pub(crate) fn view(&self, slot: usize) -> Option<DevRange> {
-        self.views[slot].get().copied()
+        self.views[slot].get().map(|(range, _)| *range)
     }
 
-    pub(crate) fn set_view(&self, slot: usize, range: DevRange) -> DevRange {
-        *self.views[slot].get_or_init(|| range)
+    pub(crate) fn set_view(&self, mirror: &Arc<DeviceMirror>, range: DevRange) -> DevRange {
+        self.views[mirror.slot()].get_or_init(|| (range, Arc::clone(mirror))).0
     }
 
     /// Where bytes of a block lie on a device: the view's start plus the block's place in the segment.
