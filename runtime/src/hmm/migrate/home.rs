@@ -145,8 +145,10 @@ impl Batch<Copying> {
                 body.arrive(0, os::now_ns());
             }
             let map = core.home.map && !body.replicated().meets(s.mask);
-            if map {
-                space.host.restore(space, block, &mut body, s);
+            // What was written off meanwhile has not come: its device was lost under this batch.
+            let come = Span { block: s.block, mask: s.mask & !body.gone };
+            if map && !come.mask.is_empty() {
+                space.host.restore(space, block, &mut body, come);
             }
             debug_assert_eq!(body.check(space.host.faults()), Ok(()));
             drop(body);
