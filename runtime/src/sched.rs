@@ -202,12 +202,8 @@ fn launch(
     let mirror = record.mirror();
     for t in &p.touches {
         wait_elsewhere(free, t, record);
-        if t.access.reads()
-            && let Some(e) = t.seg.taint(&t.bytes)
-        {
-            return Err(Error::Upstream { kernel: p.name, source: Box::new(e) });
-        }
     }
+    record.untainted()?;
     let args: Vec<ArgEvent> = p
         .touches
         .iter()

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use sterna_hal::{Access, DeviceError, Outcome, Point, Ticket};
+use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 
 use super::host::Mechanism;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::os;
-use super::segment::{Segment, Use, overlap};
+use super::segment::{Segment, Use, overlap, without};
 use crate::Error;
 
 const QUEUED: u32 = 0;
@@ -50,6 +50,8 @@ pub(crate) struct InFlight {
     touches: Mutex<SmallVec<[Touch; 4]>>,
     /// Launches before it that write what it reads: if one of them fails, so does it.
     upstream: Mutex<SmallVec<[Arc<InFlight>; 2]>>,
+    /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
+    tainted: OnceLock<Error>,
     /// Somebody has been told of the error.
     seen: Arc<AtomicBool>,
     sink: Arc<ErrorSink>,
@@ -94,6 +96,7 @@ impl InFlight {
             error: OnceLock::new(),
             touches: Mutex::new(touches),
             upstream: Mutex::default(),
+            tainted: OnceLock::new(),
             sink,
             seen: Arc::default(),
         })
@@ -129,8 +132,23 @@ impl InFlight {
                     }
                 }
             }
-            uses.push_back(Use { bytes: t.bytes.clone(), writes, launch: Arc::clone(self) });
+            if t.access.reads() {
+                // A taint that a launch under way will heal does not count: if that one fails it says so itself.
+                let healing = uses.iter().filter(|u| u.replaces).map(|u| u.bytes.clone());
+                let left = healing.fold(vec![t.bytes.clone()], |left, r| left.iter().flat_map(|l| without(l, &r)).collect());
+                if let Some(e) = left.iter().find_map(|bytes| t.seg.taint(bytes)) {
+                    let _ = self.tainted.set(e);
+                }
+            }
+            let replaces = t.access == Access::Write;
+            uses.push_back(Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self) });
         }
+    }
+
+    /// Whether what it reads was good when it was asked for.
+    pub(crate) fn untainted(&self) -> Result<(), Error> {
+        let upstream = |e: &Error| Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) };
+        self.tainted.get().map_or(Ok(()), |e| Err(upstream(e)))
     }
 
     /// The device has it.
@@ -235,6 +253,11 @@ impl InFlight {
         let mut missed = Vec::new();
         let result = match self.mirror.device().outcome(ticket, &mut missed) {
             Outcome::Done => Ok(()),
+            Outcome::Failed(KernelError::Lost(text)) => {
+                // With the device goes what it alone had, whoever asks for that.
+                let _ = self.mirror.noticed(DeviceError::Lost(text.clone()));
+                Err(Error::Kernel { kernel: self.kernel, source: KernelError::Lost(text) })
+            }
             Outcome::Failed(source) => Err(Error::Kernel { kernel: self.kernel, source }),
             // `DeviceMirror::new` refuses devices whose launches can miss.
             Outcome::Missed(_) => Err(Error::Internal("a launch missed on a device that cannot")),
@@ -244,6 +267,9 @@ impl InFlight {
 
     /// Lowers the gates; with an error, taints; without, heals what was replaced whole.
     fn finish(self: &Arc<Self>, mut result: Result<(), Error>) {
+        if result.is_ok() {
+            result = self.untainted();
+        }
         for before in std::mem::take(&mut *self.upstream.lock()) {
             // It ended before this one did: on this device by order, elsewhere because the scheduler waited.
             before.wait(&mut Free::at_entry(), None);

@@ -110,6 +110,8 @@ pub(crate) struct ViewRec {
 pub(crate) struct Use {
     pub(crate) bytes: Range<u64>,
     pub(crate) writes: bool,
+    /// It writes all of them and reads none.
+    pub(crate) replaces: bool,
     pub(crate) launch: Arc<InFlight>,
 }
 
@@ -252,11 +254,7 @@ impl Segment {
         let before = taints.len();
         let mut left = Vec::new();
         for t in taints.drain(..) {
-            for part in [t.bytes.start..t.bytes.end.min(bytes.start), t.bytes.start.max(bytes.end)..t.bytes.end] {
-                if part.start < part.end {
-                    left.push(Taint { bytes: part, error: t.error.clone() });
-                }
-            }
+            left.extend(without(&t.bytes, bytes).map(|part| Taint { bytes: part, error: t.error.clone() }));
         }
         *taints = left;
         let gate = &self.rec().gate;
@@ -272,6 +270,10 @@ impl Segment {
 
     /// `pages` are about to be replaced by the host, which gives them storage: what was lost of them need not be found again.
     pub(crate) fn forgive(&self, free: &mut Free, pages: &Pages) {
+        let mut pages = pages.clone();
+        if pages.0.end == self.pages_of(&(0..self.bytes)).0.end {
+            pages.0.end = self.pages().0.end; // what lies behind the last byte was lost with it
+        }
         for id in self.claimed() {
             let mask = pages.part_of(id);
             let mut body = self.space.block(id).lock(free);
@@ -329,6 +331,11 @@ impl Segment {
         ids.sort_unstable();
         ids
     }
+}
+
+/// What is left of `a` without `b`.
+pub(crate) fn without(a: &Range<u64>, b: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    [a.start..a.end.min(b.start), a.start.max(b.end)..a.end].into_iter().filter(|part| part.start < part.end)
 }
 
 /// Whether two ranges have a byte in common.
