@@ -1,0 +1,250 @@
+//! A device that is lost: what only it had is lost and said to be, everything else survives.
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+
+use common::*;
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hal::{Absent, Device as _};
+use sterna::kernel::{EachMut, Group, Kernel, each_mut};
+use sterna::kernels::fill;
+use sterna::{Error, Runtime};
+
+fn two() -> (Runtime, Arc<CpuDevice>, Arc<CpuDevice>) {
+    let (a, b) = (device(small(8 * MIB)), device(small(8 * MIB)));
+    let open = |b: sterna::Builder, d: &Arc<CpuDevice>| b.open_device(Arc::clone(d) as Arc<dyn sterna::hal::Device>);
+    let rt = open(open(Runtime::builder(), &a), &b).build().unwrap();
+    (rt, a, b)
+}
+
+fn is_lost(e: &Error) -> bool {
+    e.to_string().contains("lost")
+}
+
+/// Has the runtime meet the loss: any call that reaches the device does.
+fn meet(rt: &Runtime) {
+    let mut probe = rt.shared::<u32>(10).unwrap();
+    let e = rt.launch(&add(1), (&mut probe,)).and_then(|p| p.wait()).unwrap_err();
+    assert!(is_lost(&e), "{e:?}");
+    let _ = rt.sync();
+}
+
+#[test]
+fn what_only_the_device_had_is_lost_and_the_rest_is_not() {
+    let _limit = limit();
+    for (how, config) in kinds(8 * MIB) {
+        let dev = device(config);
+        let rt = over(&dev);
+        let clean = rt.shared_with(200_000, |i| i as u32).unwrap(); // on both sides
+        let mut dirty = rt.shared_with(200_000, |i| i as u32).unwrap(); // on the device alone
+        let mut back = rt.shared_with(200_000, |i| i as u32).unwrap(); // was there and came home
+        let home = rt.shared_with(200_000, |i| i as u32).unwrap(); // never left
+        rt.launch(&copy_add(1), (&clean, &mut dirty)).unwrap();
+        rt.launch(&add(1), (&mut back,)).unwrap();
+        rt.sync().unwrap();
+        assert!(back.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+        dev.inject().lose();
+        meet(&rt);
+        let e = dirty.try_read().expect_err("lost");
+        assert!(matches!(&e, Error::Lost { device } if device == "cpu:0"), "{how}: {e:?}");
+        assert!(is_lost(&dirty.host(..).unwrap_err()), "{how}");
+        assert!(panic_text(|| assert_eq!(dirty[5], 6)).contains("lost"), "{how}");
+        assert!(panic_text(|| dirty[5] = 6).contains("lost"), "{how}");
+        let r = dirty.residency();
+        assert!(r.lost > 0 && r.host + r.lost == r.pages && r.devices[0].pages == 0, "{how}: {r}");
+        assert!(clean.iter().enumerate().all(|(i, v)| *v == i as u32), "{how}");
+        assert!(back.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
+        assert!(home.iter().enumerate().all(|(i, v)| *v == i as u32), "{how}");
+        drop((clean, dirty, back, home));
+        drop(rt);
+        eventually("everything is given back", || dev.memory().in_use == 0 && Arc::strong_count(&dev) == 1);
+    }
+}
+
+#[test]
+fn what_was_lost_can_be_written_anew() {
+    let _limit = limit();
+    let (rt, a, _) = two();
+    let other = rt.devices()[1].clone();
+    let lost = || {
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        x
+    };
+    let (mut x, mut y, mut z) = (lost(), lost(), lost());
+    a.inject().lose();
+    meet(&rt);
+    assert!([&x, &y, &z].iter().all(|v| v.try_read().is_err()));
+    // By the host.
+    x.fill_with(|i| i as u32 + 5).unwrap();
+    assert!(x.try_read().unwrap().iter().enumerate().all(|(i, v)| *v == i as u32 + 5));
+    rt.on(&other).launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    assert_eq!(x[99_999], 100_005);
+    // By a launch on a device that is there.
+    let e = rt.on(&other).launch(&add(1), (&mut y,)).unwrap().wait().unwrap_err();
+    assert!(is_lost(&e), "{e:?}");
+    rt.on(&other).launch(&fill(3_u32), (&mut y,)).unwrap().wait().unwrap();
+    assert!(y.try_read().unwrap().iter().all(|v| *v == 3));
+    // By values, in two parts.
+    z.range_mut(..512 * PAGE_ELEMS / 8).unwrap().fill_with(|_| 1).unwrap();
+    assert_eq!(z.range(..1000).unwrap()[7], 1);
+    assert!(z.try_read().is_err());
+    z.range_mut(512 * PAGE_ELEMS / 8..).unwrap().fill_with(|_| 2).unwrap();
+    assert_eq!((z[0], z[99_999]), (1, 2));
+}
+
+#[test]
+fn the_other_device_goes_on() {
+    let _limit = limit();
+    let (rt, a, b) = two();
+    let [da, db] = &rt.devices()[..] else { panic!() };
+    let mut x = rt.shared_with(300_000, |i| i as u32).unwrap();
+    let mut mine = rt.shared_with(300_000, |i| i as u32).unwrap();
+    rt.on(da).launch(&add(1), (&mut mine,)).unwrap().wait().unwrap();
+    rt.on(db).launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    a.inject().lose();
+    meet(&rt);
+    for _ in 0..5 {
+        rt.on(db).launch(&add(1), (&mut x,)).unwrap();
+    }
+    assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32 + 6));
+    assert!(mine.try_read().is_err());
+    drop((x, mine));
+    rt.sync().unwrap();
+    eventually("all memory is given back", || (a.memory().in_use, b.memory().in_use) == (0, 0));
+}
+
+#[test]
+fn a_launch_is_running_when_the_device_goes() {
+    let _limit = limit();
+    static HOLD: Hold = Hold::new();
+    fn body(_: Group, (): (), y: &mut [u32]) {
+        y.fill(7);
+        HOLD.wait();
+    }
+    let held: Kernel<(EachMut<u32>,)> = Kernel::new("held", (), (each_mut(1 << 30),), body);
+    let dev = device(small(8 * MIB));
+    let rt = over(&dev);
+    let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+    let kept = rt.shared_with(100_000, |i| i as u32).unwrap();
+    let mut y = rt.shared::<u32>(100_000).unwrap();
+    rt.launch(&copy_add(0), (&kept, &mut y)).unwrap().wait().unwrap();
+    let p = rt.launch(&held, (&mut x,)).unwrap();
+    let q = rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
+    HOLD.entered();
+    dev.inject().lose();
+    let e = p.wait().unwrap_err();
+    assert!(is_lost(&e), "{e:?}");
+    HOLD.release();
+    assert!(is_lost(&q.wait().unwrap_err()));
+    // The runtime has been told by the launch alone: nothing more may be believed of the device.
+    assert!(is_lost(&x.try_read().unwrap_err()));
+    assert!(is_lost(&y.try_read().unwrap_err()));
+    assert!(kept.iter().enumerate().all(|(i, v)| *v == i as u32));
+    rt.sync().unwrap(); // everybody has been told
+    drop((x, y, kept, p, q));
+    drop(rt);
+    eventually("everything is given back", || dev.memory().in_use == 0 && Arc::strong_count(&dev) == 1);
+}
+
+/// What a launch that ended well has written is as lost as the rest, even if the loss is first told by another launch.
+#[test]
+fn a_launch_tells_of_the_loss_and_another_allocation_is_gone() {
+    let _limit = limit();
+    static HOLD: Hold = Hold::new();
+    fn body(_: Group, (): (), y: &mut [u32]) {
+        y.fill(7);
+        HOLD.wait();
+    }
+    let held: Kernel<(EachMut<u32>,)> = Kernel::new("held", (), (each_mut(1 << 30),), body);
+    let dev = device(CpuConfig { host_readable: false, ..small(8 * MIB) });
+    let rt = over(&dev);
+    let mut x = rt.shared::<u32>(1000).unwrap();
+    let mut done = rt.shared_with(100_000, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut done,)).unwrap().wait().unwrap();
+    let p = rt.launch(&held, (&mut x,)).unwrap();
+    HOLD.entered();
+    dev.inject().lose();
+    HOLD.release();
+    assert!(is_lost(&p.wait().unwrap_err()));
+    assert!(matches!(done.try_read(), Err(Error::Lost { .. })));
+    assert_eq!(done.residency().lost, done.residency().pages);
+}
+
+#[test]
+fn pages_are_being_demanded_when_the_device_goes() {
+    let _limit = limit();
+    for after in [1, 5, 20, 60, 100] {
+        let dev = device(small(4 * MIB));
+        let open: Arc<dyn sterna::hal::Device> = Arc::clone(&dev) as _;
+        let rt = Runtime::builder().open_device(open).policy("demand").unwrap().build().unwrap();
+        let x = rt.shared_with(4 * MIB, |i| i as u32).unwrap();
+        let mut y = rt.shared_with(4 * MIB, |_| 1_u32).unwrap();
+        let before = dev.inject().copies();
+        let p = rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
+        eventually("pages come and go", || dev.inject().copies() >= before + after || p.is_done());
+        dev.inject().lose();
+        let ended = p.wait();
+        if ended.is_ok() {
+            meet(&rt);
+        }
+        assert!(y.try_read().is_err(), "after {after} copies");
+        assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32), "after {after} copies");
+        drop((x, y, p));
+        drop(rt);
+        eventually("everything is given back", || dev.memory().in_use == 0 && Arc::strong_count(&dev) == 1);
+    }
+}
+
+#[test]
+fn a_prefetch_and_a_fetch_home_meet_the_loss() {
+    let _limit = limit();
+    let dev = device(small(8 * MIB));
+    let rt = over(&dev);
+    let x = rt.shared_with(MIB, |i| i as u32).unwrap();
+    dev.inject().lose();
+    x.prefetch_to(&rt.devices()[0]);
+    let _ = rt.sync();
+    assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32));
+    let dev = device(CpuConfig { absent: Absent::Undefined, ..small(8 * MIB) });
+    let rt = over(&dev);
+    let mut x = rt.shared_with(MIB, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    dev.inject().lose();
+    x.prefetch_to_host();
+    let _ = rt.sync();
+    assert!(is_lost(&x.try_read().unwrap_err()));
+}
+
+/// A reference was handed out before the loss: its load cannot return.
+#[test]
+fn a_load_that_meets_a_lost_page_ends_the_process() {
+    let name = "a_load_that_meets_a_lost_page_ends_the_process";
+    if is_child() {
+        let dev = device(CpuConfig { host_readable: false, ..small(8 * MIB) });
+        let rt = over(&dev);
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        if !faults(&rt) {
+            println!("no faults, no such load");
+            return;
+        }
+        let slice = &x[..];
+        dev.inject().lose();
+        meet(&rt);
+        println!("alive {}", slice[50_000]);
+        return;
+    }
+    let o = child(name).output().unwrap();
+    let text = said(&o);
+    if text.contains("no such load") {
+        return;
+    }
+    assert_eq!(o.status.signal(), Some(libc::SIGABRT), "{text}");
+    assert!(
+        text.contains("sterna: a load met a page whose only copy was lost with its device") && !text.contains("alive"),
+        "{text}"
+    );
+}
