@@ -306,6 +306,7 @@ pub(crate) fn map_remote(
                 return Err(Error::device(mirror.device(), e));
             }
             body.admit(slot);
+            body.hole &= !fix; // the device's accesses give them storage
             let dev = &mut body.dev[slot];
             dev.mapped |= fix;
             dev.alias |= fix;

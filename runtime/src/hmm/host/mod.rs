@@ -298,8 +298,8 @@ impl Host {
         body.revoked &= !s.mask;
         for p in (s.mask & body.hole).runs().flatten() {
             let at = space.view_at(block.backing(s.block) + p as u64 * PAGE);
-            // SAFETY: the segment's own storage; the store allocates the page, whose contents are zeros.
-            unsafe { at.as_ptr().write_volatile(0) };
+            // SAFETY: the segment's own storage; a load allocates a page where there is none, and spoils none that there is.
+            let _ = unsafe { at.as_ptr().read_volatile() };
         }
         body.hole &= !s.mask;
         let window = space.window_at(s.block.offset()).as_ptr().addr();
