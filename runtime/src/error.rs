@@ -146,6 +146,12 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The policy panicked when it was asked about a launch; its message went where panics go.
+    #[error("kernel `{kernel}` was not run: the policy panicked when it was asked where its memory should be")]
+    Policy {
+        /// The kernel's name.
+        kernel: &'static str,
+    },
     /// The device is gone, and with it the only copy of some pages.
     #[error("{device} was lost, and with it pages that only it had")]
     Lost {

@@ -179,7 +179,7 @@ impl Runtime {
                     }
                     return Ok(Pending(record));
                 }
-                Err(NotYet::Populate) => record.record(),
+                Err(NotYet::Populate | NotYet::Held) => record.record(),
                 Err(NotYet::Failed(e)) => {
                     record.refuse(mirror.noticed(e));
                     return Ok(Pending(record));

@@ -7,6 +7,7 @@
 //! **Lock**: the queue's mutex, a leaf; the policy's mutex, held while the policy is asked, with no engine lock.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +16,7 @@ use sterna_hal::{Absent, Access};
 
 use crate::Error;
 use crate::hmm::devmem::keep;
+use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Want};
@@ -212,7 +214,13 @@ fn launch(
     let now = mirror.space().tick();
     let mut places = Vec::with_capacity(args.len());
     let budget = mirror.device().memory().budget;
-    policy.lock().launch(&LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args }, &mut places);
+    let event = LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args };
+    let mut asked = policy.lock();
+    // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches.
+    if catch_unwind(AssertUnwindSafe(|| asked.launch(&event, &mut places))).is_err() {
+        return Err(Error::Policy { kernel: p.name });
+    }
+    drop(asked);
     places.resize(args.len(), Place::Migrate);
     for t in &p.touches {
         // No argument makes room for another.
@@ -242,6 +250,7 @@ fn launch(
             Err(NotYet::Populate) if mirror.is_lost() => {
                 return Err(Error::Lost { device: mirror.device().info().id.clone() });
             }
+            Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
             Err(NotYet::Populate) => {}
         }
         if may || mirror.caps().absent != Absent::Faults {

@@ -308,3 +308,32 @@ fn elements_wider_than_a_chunk_and_kernels_that_share_nothing() {
     rt.launch(&Kernel::new("index", (), (each_mut(100),), body), (&mut x,)).unwrap();
     assert!(x.iter().enumerate().all(|(i, v)| *v == [1, 2 + (i / 100) as u64, 3]));
 }
+
+/// A policy is the program's own code.
+#[test]
+fn a_policy_that_panics_fails_the_launch_and_no_other() {
+    let _limit = limit();
+    struct Nervous(u32);
+    impl Policy for Nervous {
+        fn name(&self) -> &'static str {
+            "nervous"
+        }
+        fn launch(&mut self, event: &LaunchEvent<'_>, places: &mut Vec<Place>) {
+            self.0 += 1;
+            assert!(self.0 != 2, "not again");
+            places.extend(event.args.iter().map(|_| Place::Migrate));
+        }
+    }
+    for (how, config) in kinds(8 * MIB) {
+        let rt = Runtime::builder().open_device(device(config)).custom_policy(Nervous(0)).build().unwrap();
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        let mut y = rt.shared_with(100_000, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        let e = rt.launch(&add(1), (&mut y,)).unwrap().wait().unwrap_err();
+        assert!(matches!(e, Error::Policy { kernel: "add" }), "{how}: {e:?}");
+        assert!(matches!(y.try_read(), Err(Error::Policy { .. })), "{how}");
+        y.fill_with(|i| i as u32).unwrap();
+        rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
+        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
+    }
+}

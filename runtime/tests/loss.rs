@@ -198,6 +198,25 @@ fn pages_are_being_demanded_when_the_device_goes() {
     }
 }
 
+/// Launches and evictions are under way at the loss: what can be read is right.
+#[test]
+fn several_launches_are_under_way_when_the_device_goes() {
+    let _limit = limit();
+    for round in 0..10 {
+        let dev = device(small(4 * MIB));
+        let rt = over(&dev);
+        let mut y = rt.shared::<u32>(4 * MIB).unwrap();
+        let p: Vec<_> = (0..4).map(|i| rt.launch(&add(i), (&mut y,)).unwrap()).collect();
+        std::thread::sleep(std::time::Duration::from_micros(300 * round));
+        dev.inject().lose();
+        let ended = p.iter().filter(|p| p.wait().is_ok()).count() as u32;
+        if let Ok(v) = y.try_read() {
+            let sum = ended * ended.saturating_sub(1) / 2;
+            assert!(v.iter().all(|v| *v == sum), "{ended} launches ended well");
+        }
+    }
+}
+
 #[test]
 fn a_prefetch_and_a_fetch_home_meet_the_loss() {
     let _limit = limit();

@@ -157,7 +157,7 @@ fn host_threads_read_beside_a_kernel_that_faults() {
     });
 }
 
-/// Fails if a device that cannot fault keeps a page beyond the launches that use it.
+/// Fails if a device that cannot fault keeps a page beyond the launches that use it, however closely the next ones follow.
 #[test]
 fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
     under_each("the_host_gets_a_page_from_a_device_that_cannot_fault", Duration::from_secs(30), |m| {
@@ -179,9 +179,8 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
                     pending.push(rt.launch(&kernel, (&mut *device,)).unwrap());
                     launches += 1;
                     if pending.len() > 8 {
-                        // A fault waits for every launch that uses the allocation: now and then there is none.
-                        pending.drain(..).for_each(|p: sterna::Pending| p.wait().unwrap());
-                        std::thread::sleep(Duration::from_millis(2));
+                        // Never a moment without a launch.
+                        pending.drain(..4).for_each(|p: sterna::Pending| p.wait().unwrap());
                     }
                 }
                 launches
@@ -197,6 +196,6 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
         });
         assert!(device.iter().all(|v| *v == launches * 2000));
         println!("{m}: {launches} launches, {rounds} rounds of the host");
-        assert!(rounds >= 3, "{rounds} rounds beside {launches} launches");
+        assert!(rounds >= 20, "{rounds} rounds beside {launches} launches");
     });
 }

@@ -20,6 +20,7 @@ use sterna_hal::{Access, DevAddr};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, grow};
 use super::block::MAX_DEVICES;
+use super::hold;
 use super::host::{chain_sigsegv, install_sigsegv};
 use super::lock::{Free, Futex};
 use super::migrate::{self, Home, Want};
@@ -213,6 +214,16 @@ fn run(space: &'static Space) {
 
 /// Brings the page, or says when to try again.
 fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
+    let answer = attempt(space, free, r);
+    if answer.is_ok()
+        && let Some((seg, _)) = space.device(r.slot).and_then(|m| m.resolve(DevAddr(r.at as u64)))
+    {
+        hold::release(&seg, hold::DEVICES);
+    }
+    answer
+}
+
+fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
     // Its runtime has ended. Only a lost device still has workers then, and they run out on scratch memory.
     let Some(mirror) = space.device(r.slot) else { return Ok(SERVED) };
     if mirror.is_lost() {
@@ -307,6 +318,10 @@ fn bring(
         return Ok(Brought::Maybe);
     }
     if moved.foreign {
+        // The other device may be one that cannot fault: then between two launches of it.
+        if !hold::quiet(seg, hold::DEVICES) {
+            return Ok(Brought::Not);
+        }
         let home = Home { map: false, wait: false, ..Home::SHARED };
         migrate::bring_home(free, seg, &pages, home, Cause::DeviceFault)?;
         let again = migrate::to_device(free, mirror, seg, &pages, want)?;

@@ -27,6 +27,7 @@ use sterna_hal::{Absent, Access, Caps, DevAddr, DevRange, Device, DeviceError, E
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::Body;
+use super::hold;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::notifier::Notifier;
@@ -155,6 +156,8 @@ pub(crate) enum By<'a> {
 pub(crate) enum NotYet {
     /// Something it needs is not resident, or some entry is stale.
     Populate,
+    /// A fault waits for a moment without launches; see [`hold`].
+    Held,
     /// The device refused it.
     Failed(DeviceError),
 }
@@ -579,6 +582,9 @@ impl DeviceMirror {
             };
             if !ok {
                 return Err(NotYet::Populate);
+            }
+            if hold::held(&t.seg, self.slot) {
+                return Err(NotYet::Held);
             }
         }
         match by {

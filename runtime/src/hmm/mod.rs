@@ -27,6 +27,7 @@ pub(crate) mod block;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
 pub(crate) mod fork;
+pub(crate) mod hold;
 pub(crate) mod host;
 pub(crate) mod inflight;
 pub(crate) mod lock;

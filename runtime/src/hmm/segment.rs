@@ -84,7 +84,7 @@ pub(crate) struct SegRec {
 impl SegRec {
     /// Back to 'no segment'. Nobody uses it meanwhile.
     pub(crate) fn reset(&self) {
-        let views = self.view.iter().flat_map(|v| [&v.ready_read, &v.ready_write, &v.active, &v.stale]);
+        let views = self.view.iter().flat_map(|v| [&v.ready_read, &v.ready_write, &v.active, &v.stale, &v.hold]);
         for word in [&self.gate.writers, &self.gate.users, &self.gate.away, &self.blocks].into_iter().chain(views) {
             word.store(0, Ordering::Relaxed);
         }
@@ -103,6 +103,8 @@ pub(crate) struct ViewRec {
     pub(crate) active: AtomicU32,
     /// Whether some entry may name bytes out of date.
     pub(crate) stale: AtomicU32,
+    /// Who holds launches back; see [`hold`](super::hold).
+    pub(crate) hold: AtomicU32,
 }
 
 /// A use of a segment's bytes by a launch, from its recording until it retires.

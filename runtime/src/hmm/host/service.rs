@@ -1,8 +1,8 @@
 //! The service thread: brings pages home that a fault handler could not fetch itself.
 //!
 //! **Guarantee.** A parked fault is served as soon as its page may move: after the time slice of the device that has it, and on
-//! devices that cannot fault after the launches that use it. A fault that cannot go on is set aside and looked at again; the
-//! thread never waits for a kernel.
+//! devices that cannot fault after the launches submitted before ([`hold`]). A fault that cannot go on is set aside and looked
+//! at again; the thread never waits for a kernel.
 //!
 //! **Lock**: the queue's futex, held for word operations; fault handlers take it.
 
@@ -11,10 +11,9 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use sterna_hal::Absent;
-
 use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::super::block::MAX_DEVICES;
+use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
 use super::super::os;
@@ -130,15 +129,7 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
         }
     };
     if let (Some(region), Some(seg)) = (region, space.segment_of(id)) {
-        let pinned = space.devices().iter().any(|m| {
-            m.caps().absent == Absent::Undefined
-                && seg
-                    .uses
-                    .lock()
-                    .iter()
-                    .any(|u| u.launch.mirror().slot() == m.slot() && !u.launch.has_ended() && !u.launch.poll_only())
-        });
-        if pinned {
+        if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
         let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
@@ -149,6 +140,9 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
         let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
         space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
+    }
+    if let Some(seg) = space.segment_of(id) {
+        hold::release(&seg, hold::HOST);
     }
     let mut body = block.lock(free);
     let parked_elsewhere = body.busy.has(p);

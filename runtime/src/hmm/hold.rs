@@ -1,0 +1,67 @@
+//! Launches held back: on a device that cannot fault, pages in use may move only between launches.
+//!
+//! **Guarantee.** Once [`quiet`] has said yes, no launch is running on a device that cannot fault and has the segment, and none is
+//! submitted until [`release`]. Whoever serves faults asks again and again and never waits; launches submitted before end by
+//! themselves, and later ones wait, so that a program which launches without a gap starves nobody.
+//!
+//! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
+//! served. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sterna_hal::Absent;
+
+use super::block::MAX_DEVICES;
+use super::os;
+use super::segment::Segment;
+
+/// The thread that serves the host's faults.
+pub(crate) const HOST: u32 = 1;
+/// The thread that serves the devices' faults.
+pub(crate) const DEVICES: u32 = 2;
+
+/// Holds back further launches over `seg` on devices that cannot fault; says whether those before have ended.
+pub(crate) fn quiet(seg: &Segment, who: u32) -> bool {
+    let mut quiet = true;
+    for m in seg.space().devices() {
+        if m.caps().absent != Absent::Undefined || seg.view(m.slot()).is_none() {
+            continue;
+        }
+        {
+            let _driver = m.pods().lock.hold();
+            seg.rec().view[m.slot()].hold.fetch_or(who, Ordering::AcqRel);
+        }
+        let running = seg
+            .uses
+            .lock()
+            .iter()
+            .any(|u| u.launch.mirror().slot() == m.slot() && u.launch.is_submitted() && !u.launch.poll_only());
+        quiet &= !running;
+    }
+    quiet
+}
+
+/// Lets launches go on.
+pub(crate) fn release(seg: &Segment, who: u32) {
+    for slot in 0..MAX_DEVICES {
+        let word = &seg.rec().view[slot].hold;
+        if word.load(Ordering::Acquire) & who != 0 && word.fetch_and(!who, Ordering::AcqRel) == who {
+            os::futex_wake(word, i32::MAX);
+        }
+    }
+}
+
+/// Whether launches on device `slot` are held back. Under the driver lock.
+pub(crate) fn held(seg: &Segment, slot: usize) -> bool {
+    seg.rec().view[slot].hold.load(Ordering::Acquire) != 0
+}
+
+/// Waits until launches on device `slot` are no longer held back, or a while. Never on a thread that serves faults.
+pub(crate) fn wait(seg: &Segment, slot: usize) {
+    let word = &seg.rec().view[slot].hold;
+    let now = word.load(Ordering::Acquire);
+    if now != 0 {
+        os::futex_wait(word, now, Some(Duration::from_millis(10)));
+    }
+}
