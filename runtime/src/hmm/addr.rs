@@ -155,6 +155,11 @@ impl Mask {
         below(range.end) & !below(range.start.min(range.end))
     }
 
+    /// Its 512 bits, lowest page first.
+    pub(crate) fn words(self) -> [u64; 8] {
+        self.0
+    }
+
     /// One page.
     #[must_use]
     pub fn page(page: usize) -> Self {

@@ -49,7 +49,20 @@ pub(crate) struct Block {
     /// Byte offset of the block's storage in the arena's file, less its offset in the window, wrapping: all zero is where a
     /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet.
     moved: AtomicU64,
+    /// What the fast path of a launch may know without the lock.
+    shown: [Shown; MAX_DEVICES],
     body: UnsafeCell<Body>,
+}
+
+/// What one device's kernels may touch without a fault or a change of state: the sum of its masks, for whoever holds the driver
+/// lock and not the block's.
+#[repr(C)]
+#[derive(Debug)]
+struct Shown {
+    /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
+    ready: AtomicU32,
+    readable: [AtomicU64; PAGES_PER_BLOCK / 64],
+    owned: [AtomicU64; PAGES_PER_BLOCK / 64],
 }
 
 // SAFETY: `body` is only touched through a guard, which holds the lock; the rest is atomic.
@@ -136,8 +149,6 @@ pub(crate) struct DevPages {
     pub(crate) leaving: Mask,
     /// Eviction order: the block with the lowest rank goes first. 0: not in the order.
     pub(crate) rank: u64,
-    /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
-    pub(crate) ready: AtomicU32,
     /// Grain number plus one by grain of the block; 0: none.
     pub(crate) frames: [u32; PAGES_PER_BLOCK],
 }
@@ -197,7 +208,6 @@ impl Body {
                 *mask = Mask::EMPTY;
             }
             dev.rank = 0;
-            dev.ready.store(0, Ordering::Relaxed);
         }
         let masks = [&mut self.revoked, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
         for mask in masks.into_iter().chain([&mut self.hole, &mut self.pinned]) {
@@ -274,20 +284,28 @@ impl Block {
         self.seg.load(Ordering::Acquire).checked_sub(1)
     }
 
-    /// The block's bits in its view's `ready` words, for whoever holds the device's driver lock.
-    pub(crate) fn ready(&self, slot: usize) -> u32 {
-        // SAFETY: an atomic field of a record that is never unmapped; no reference to the rest is made.
-        unsafe { (*self.body.get()).dev[slot].ready.load(Ordering::Relaxed) }
+    /// Shows what `body` says of device `slot` now; gives the block's bits in its view's `ready` words, before and after. With
+    /// the block's lock and the driver lock held.
+    pub(crate) fn show(&self, body: &Body, slot: usize) -> (u32, u32) {
+        let (dev, shown, limit) = (&body.dev[slot], &self.shown[slot], self.limit());
+        let (readable, owned) = (dev.readable(), dev.owned());
+        for (words, mask) in [(&shown.readable, readable), (&shown.owned, owned)] {
+            for (word, bits) in words.iter().zip(mask.words()) {
+                word.store(bits, Ordering::Relaxed);
+            }
+        }
+        let now = u32::from(readable.covers(limit)) | u32::from(owned.covers(limit)) << 1;
+        (shown.ready.swap(now, Ordering::Relaxed), now)
     }
 
     /// Whether a kernel may read, or with `write` write, pages `mask`, for whoever holds the device's driver lock.
     pub(crate) fn is_ready(&self, slot: usize, mask: Mask, write: bool) -> bool {
-        // SAFETY: as above; these masks change only under the driver lock, which the caller holds.
-        let (mapped, writable, valid, dirty, alias) = unsafe {
-            let dev = &raw const (*self.body.get()).dev[slot];
-            ((*dev).mapped & !(*dev).leaving, (*dev).writable, (*dev).valid, (*dev).dirty, (*dev).alias)
-        };
-        if write { (mapped & writable & (dirty | alias)).covers(mask) } else { (mapped & (valid | alias)).covers(mask) }
+        let shown = &self.shown[slot];
+        if shown.ready.load(Ordering::Relaxed) & if write { 2 } else { 1 } != 0 {
+            return true;
+        }
+        let words = if write { &shown.owned } else { &shown.readable };
+        words.iter().zip(mask.words()).all(|(word, bits)| bits & !word.load(Ordering::Relaxed) == 0)
     }
 
     /// The pages that belong to the segment.

@@ -313,7 +313,7 @@ fn bring(
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
-    if moved.pinned && mirror.caps().map_host {
+    if moved.pinned && mirror.may_alias() {
         map_remote(free, mirror, seg, &pages, access)?;
         return Ok(Brought::Maybe);
     }

@@ -26,7 +26,7 @@ use sterna_hal::kernel::{Code, KernelId};
 use sterna_hal::{Absent, Access, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
-use super::block::Body;
+use super::block::{Block, Body};
 use super::hold;
 use super::inflight::InFlight;
 use super::lock::Free;
@@ -229,6 +229,12 @@ impl DeviceMirror {
         self.device.caps()
     }
 
+    /// Whether its entries may name host storage. Such an entry is made in one step with the retry check, so it has to be there
+    /// when the edit returns.
+    pub(crate) fn may_alias(&self) -> bool {
+        self.caps().map_host && !self.caps().queued_edits
+    }
+
     pub(crate) fn space(&self) -> &'static Space {
         self.space
     }
@@ -296,11 +302,9 @@ impl DeviceMirror {
 
     // ── state of a block; all with the block's lock and the driver lock held ──
 
-    /// Recounts a block in its view's `ready` words.
-    pub(crate) fn refresh_ready(space: &Space, rec: u32, body: &Body, slot: usize, limit: Mask) {
-        let dev = &body.dev[slot];
-        let now = u32::from(dev.readable().covers(limit)) | u32::from(dev.owned().covers(limit)) << 1;
-        let was = dev.ready.swap(now, Ordering::Relaxed);
+    /// Shows a block's masks to launches and recounts it in its view's `ready` words.
+    pub(crate) fn refresh_ready(space: &Space, rec: u32, block: &Block, body: &Body, slot: usize) {
+        let (was, now) = block.show(body, slot);
         let view = &space.rec(rec).view[slot];
         for (bit, word) in [(1, &view.ready_read), (2, &view.ready_write)] {
             match (was & bit, now & bit) {
@@ -320,7 +324,7 @@ impl DeviceMirror {
     pub(crate) fn change<R>(&self, seg: &Segment, id: BlockId, body: &mut Body, f: impl FnOnce(&mut Body) -> R) -> R {
         let _driver = self.pods().lock.hold();
         let r = f(body);
-        Self::refresh_ready(self.space, seg.slot(), body, self.slot, seg.limit(id.0 - seg.first().0));
+        Self::refresh_ready(self.space, seg.slot(), self.space.block(id), body, self.slot);
         r
     }
 
@@ -547,7 +551,7 @@ impl DeviceMirror {
     /// Whether a kernel may touch `bytes` of `seg` without a fault or a change of state. Under the driver lock.
     fn ready(&self, seg: &Segment, bytes: &Range<u64>, access: Access) -> bool {
         let rec = seg.rec();
-        let (view, bit) = (&rec.view[self.slot], if access.writes() { 2 } else { 1 });
+        let view = &rec.view[self.slot];
         let word = if access.writes() { &view.ready_write } else { &view.ready_read };
         if word.load(Ordering::Relaxed) == seg.blocks() {
             return true;
@@ -558,8 +562,7 @@ impl DeviceMirror {
         seg.pages_of(bytes).blocks().all(|(id, mask)| {
             let block = self.space.block(id);
             // A part of a block may be ready when the rest is elsewhere.
-            block.segment().is_some()
-                && (block.ready(self.slot) & bit != 0 || block.is_ready(self.slot, mask, access.writes()))
+            block.segment().is_some() && block.is_ready(self.slot, mask, access.writes())
         })
     }
 

@@ -208,14 +208,14 @@ pub(crate) fn populate(
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
-            Place::Remote if mirror.caps().map_host => map_remote(free, mirror, seg, pages, want.access)?,
+            Place::Remote if mirror.may_alias() => map_remote(free, mirror, seg, pages, want.access)?,
             Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, want)?,
         };
         if moved.lost {
             return Err(Error::Lost { device: "a device".into() });
         }
         if moved.pinned {
-            if !mirror.caps().map_host {
+            if !mirror.may_alias() {
                 return Err(Error::Pinned);
             }
             // A guard keeps pages at home: the device uses those there.
@@ -295,6 +295,7 @@ pub(crate) fn map_remote(
                     access: if access.writes() { Access::ReadWrite } else { Access::Read },
                 })
                 .collect();
+            // Under the driver lock, since the retry check holds only there: such an edit is one call that waits for nothing.
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
             if let Err(e) = unsafe { mirror.device().edit(&edits, &[]) } {
                 // Some may have been made: the books say *stale*, and the next launch removes them first.
@@ -302,7 +303,7 @@ pub(crate) fn map_remote(
                 dev.mapped |= fix;
                 dev.alias &= !fix;
                 seg.rec().view[slot].stale.store(1, Ordering::Release);
-                DeviceMirror::refresh_ready(space, seg.slot(), &body, slot, seg.limit(id.0 - seg.first().0));
+                DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
                 return Err(Error::device(mirror.device(), e));
             }
             body.admit(slot);
@@ -311,7 +312,7 @@ pub(crate) fn map_remote(
             dev.mapped |= fix;
             dev.alias |= fix;
             dev.writable = if access.writes() { dev.writable | fix } else { dev.writable & !fix };
-            DeviceMirror::refresh_ready(space, seg.slot(), &body, slot, seg.limit(id.0 - seg.first().0));
+            DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
             result.resident += u64::from(fix.count());
         }
         mirror.pods().counters.mapped_remote.fetch_add(std::mem::take(&mut result.resident) * PAGE, Ordering::Relaxed);

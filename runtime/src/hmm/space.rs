@@ -290,7 +290,11 @@ impl Space {
             let block = self.block(id);
             let mut body = block.lock(&mut free);
             was_missing |= body.missing;
+            let known = body.devices();
             body.reset();
+            for d in known {
+                block.show(&body, d);
+            }
             drop(body);
             block.assign(None);
         }

@@ -83,7 +83,7 @@ pub(super) fn serve(space: &'static Space, at: usize) -> Served {
             // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
             body.busy |= dirty;
             copied |= dirty;
-            DeviceMirror::refresh_ready(space, slot, &body, d, block.limit());
+            DeviceMirror::refresh_ready(space, slot, block, &body, d);
         }
         pods.lock.unlock();
         if !idle {
