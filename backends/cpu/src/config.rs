@@ -13,6 +13,9 @@ pub struct CpuConfig {
     pub map_host: bool,
     /// Whether the host may read device memory with plain loads. Default true.
     pub host_readable: bool,
+    /// Whether the host may use device memory in place, for loads and stores, also in mappings of its own: imitates a device
+    /// whose memory is coherent with the host's (`DEVICE_COHERENT` in Linux HMM). Needs `host_readable`. Default false.
+    pub coherent: bool,
     /// [`Absent::Faults`] (default), or [`Absent::Undefined`] to imitate a device that cannot fault: nobody is told where its
     /// window is, and an access to an absent page is a crash. [`Absent::Reports`] is refused.
     pub absent: Absent,
@@ -29,6 +32,7 @@ impl Default for CpuConfig {
             workers: 0,
             map_host: true,
             host_readable: true,
+            coherent: false,
             absent: Absent::Faults,
             grain: 64 << 10,
             window: 8 << 40,

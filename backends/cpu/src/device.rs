@@ -11,7 +11,7 @@
 //! **Locks:** those of the parts, none held across two parts; `regions` around the list of host regions.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -84,6 +84,9 @@ impl CpuDevice {
         if config.absent == Absent::Reports {
             return Err(sys::invalid("CpuDevice::new", "the CPU device faults; it does not report misses"));
         }
+        if config.coherent && !config.host_readable {
+            return Err(sys::invalid("CpuDevice::new", "coherent memory is readable by the host: set `host_readable` too"));
+        }
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let count = if config.workers == 0 { processors } else { config.workers };
         let memory = DeviceMemory::new(config.memory, grain)?;
@@ -97,6 +100,7 @@ impl CpuDevice {
             grain,
             queued_edits: false,
             map_host: config.map_host,
+            coherent: config.coherent,
             read_only: true,
             max_reservation: window.bytes(),
             min_frames: if faults { min_frames(count) } else { 0 },
@@ -296,6 +300,10 @@ impl Device for CpuDevice {
 
     fn frames_base(&self) -> Option<NonNull<u8>> {
         self.host_readable.then(|| self.memory.base())
+    }
+
+    fn frames_file(&self) -> Option<i32> {
+        self.caps.coherent.then(|| self.memory.fd().as_raw_fd())
     }
 
     unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Host, device, host_for};
-use sterna_cpu::CpuConfig;
+use common::{Host, alloc, device, host_for};
+use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::conformance::{Bench, all};
 use sterna_hal::{Absent, Device};
 
@@ -46,6 +46,39 @@ fn unreadable_by_the_host() {
     let config = CpuConfig { host_readable: false, ..CpuConfig::default() };
     assert!(device(config.clone()).frames_base().is_none());
     conforms(config);
+}
+
+#[test]
+fn coherent() {
+    for config in [CpuConfig::default(), CpuConfig { grain: 4 << 10, map_host: false, ..CpuConfig::default() }] {
+        conforms(CpuConfig { coherent: true, ..config });
+    }
+    let refused = CpuDevice::new(0, CpuConfig { coherent: true, host_readable: false, ..CpuConfig::default() });
+    assert!(refused.unwrap_err().to_string().contains("host_readable"));
+}
+
+/// What a coherent device is for: its frames mapped where the host wants them.
+#[test]
+fn frames_of_a_coherent_device_can_be_mapped() {
+    let device = device(CpuConfig { memory: 1 << 20, coherent: true, ..CpuConfig::default() });
+    let (fd, base) = (device.frames_file().unwrap(), device.frames_base().unwrap());
+    let frames = alloc(&device, 3).unwrap();
+    let at = u64::from(frames[0].first) * device.caps().grain;
+    // SAFETY: a new mapping of frames that are this test's own, seen through both mappings by this thread alone.
+    unsafe {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let p = libc::mmap(std::ptr::null_mut(), 3 << 16, prot, libc::MAP_SHARED, fd, at as i64);
+        assert_ne!(p, libc::MAP_FAILED);
+        let p = p.cast::<u32>();
+        p.add(5).write_volatile(9);
+        assert_eq!(base.as_ptr().cast::<u32>().add(at as usize / 4 + 5).read_volatile(), 9);
+        base.as_ptr().cast::<u32>().add(at as usize / 4 + 6).write_volatile(10);
+        assert_eq!(p.add(6).read_volatile(), 10);
+        libc::munmap(p.cast(), 3 << 16);
+        device.free(&frames);
+    }
+    // The device keeps its own.
+    assert!(CpuDevice::new(1, CpuConfig::default()).unwrap().frames_file().is_none());
 }
 
 #[test]

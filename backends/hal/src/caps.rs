@@ -39,6 +39,10 @@ pub struct Caps {
     pub queued_edits: bool,
     /// An entry may name host storage (the device *aliases* it). If false the device holds *replicas*.
     pub map_host: bool,
+    /// The host may use device frames in place, for loads and stores, also while kernels use them: both see one memory
+    /// (`DEVICE_COHERENT` in Linux HMM). Then [`Device::frames_base`](crate::Device::frames_base) and
+    /// [`Device::frames_file`](crate::Device::frames_file) lead to them. If false a page that the host touches comes home.
+    pub coherent: bool,
     /// Entries can forbid stores. If false the engine trusts the declared access.
     pub read_only: bool,
     /// Longest reservation in bytes. A larger segment cannot be contiguous on this device.

@@ -93,8 +93,16 @@ pub trait Device: Send + Sync {
     /// Each grain came from `alloc` on this device, was not given back, and no entry names it.
     unsafe fn free(&self, frames: &[Frames]);
     /// Where frame 0 starts in this process, if all frames can be read by plain loads at `base + number · grain`.
-    /// Lets a fault handler bring a page home without calling the driver.
+    /// Lets a fault handler bring a page home without calling the driver. Plain stores are allowed there only on devices that
+    /// are [`coherent`](crate::Caps::coherent).
     fn frames_base(&self) -> Option<NonNull<u8>> {
+        None
+    }
+
+    /// Where [`Caps::coherent`](crate::Caps::coherent): a descriptor whose byte `number · grain` is the first of frame `number`,
+    /// for as long as the device exists. A shared mapping of it shows what the device's own accesses see, at once and without
+    /// further calls; the device stays its owner, and whoever wants to keep it duplicates it. None on every other device.
+    fn frames_file(&self) -> Option<i32> {
         None
     }
 

@@ -79,6 +79,7 @@ pub(crate) fn kinds(memory: usize) -> Vec<(&'static str, CpuConfig)> {
         ("rigid", rigid(memory)),
         ("rigid, page grain", CpuConfig { grain: 4096, ..rigid(memory) }),
         ("rigid, no aliases, unreadable", CpuConfig { map_host: false, host_readable: false, ..rigid(memory) }),
+        ("coherent", CpuConfig { coherent: true, ..small(memory) }),
     ]
 }
 

@@ -3,11 +3,13 @@
 use super::check::{Check, Verdict};
 use crate::kernel::Group;
 
+mod coherent;
 mod copies;
 mod entries;
 mod launches;
 mod memory;
 
+pub use coherent::*;
 pub use copies::*;
 pub use entries::*;
 pub use launches::*;
@@ -26,7 +28,7 @@ list! {
     frames_come_back, copies_keep_every_byte, large_copies_of_odd_length, many_runs_in_one_copy, zero_is_a_source, copies_wait_for_their_points,
     points_are_reached_in_order, waiting_can_time_out, every_group_runs_once, parts_of_a_grid, plain_values_arrive,
     launches_run_in_order, launches_wait_for_copies, entries_can_be_changed, read_only_entries_can_be_read,
-    host_storage_can_be_aliased, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
+    host_storage_can_be_aliased, coherent_frames_are_one_memory, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
     threads_may_call_at_once,
 }
 
