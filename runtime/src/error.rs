@@ -260,8 +260,8 @@ fn remedy(mechanism: Mechanism) -> &'static str {
         Mechanism::Transparent => {
             "; run as root or with CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or use STERNA_HOST_FAULTS=signal"
         }
-        Mechanism::Signal => "; a sandbox may forbid userfaultfd: use STERNA_HOST_FAULTS=none",
-        Mechanism::None => "",
+        Mechanism::Signal => "; a sandbox may forbid userfaultfd: use STERNA_HOST_FAULTS=guard",
+        Mechanism::Guard | Mechanism::None => "",
     }
 }
 

@@ -128,7 +128,7 @@ fn names_that_nothing_has() {
     let e = Runtime::builder().policy("belady").unwrap_err().to_string();
     assert!(sterna::policy::NAMES.iter().all(|n| e.contains(n)) && e.contains("belady"), "{e}");
     let e = "magic".parse::<Mechanism>().unwrap_err().to_string();
-    assert!(["transparent", "signal", "none", "magic"].iter().all(|n| e.contains(n)), "{e}");
+    assert!(["transparent", "signal", "guard", "none", "magic"].iter().all(|n| e.contains(n)), "{e}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn unreadable_values_are_errors() {
         ("STERNA_DEVICE", &["gpu", "cpu:9", "cpu:0,,cpu:1", "cpu:0,x"], "cpu:0"),
         ("STERNA_DEVICE_MEMORY", &["lots", "0", "1.5GiB", "64 kb", "-3", "99999999999TiB"], "64KiB"),
         ("STERNA_POLICY", &["belady", "Declared"], "declared, demand, remote"),
-        ("STERNA_HOST_FAULTS", &["magic", "Signal", "transparent,none"], "transparent, signal, none"),
+        ("STERNA_HOST_FAULTS", &["magic", "Signal", "transparent,none"], "transparent, signal, guard, none"),
         ("STERNA_CPU_WORKERS", &["0", "many", "-1", "1.5"], "whole number"),
     ];
     for (variable, values, hint) in cases {
@@ -92,6 +92,47 @@ fn the_builder_overrides_the_environment() {
     let mut c = child(name);
     c.env("STERNA_DEVICE", "bad").env("STERNA_POLICY", "bad").env("STERNA_DEVICE_MEMORY", "bad");
     succeeds(c.env("STERNA_HOST_FAULTS", "bad"));
+}
+
+/// Has the kernel refuse userfaultfd to this thread, and to those that it starts, as the filters of containers do.
+fn forbid_userfaultfd() {
+    let filter = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, equal, answer) =
+        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET);
+    let mut program = [
+        filter(load, 0, 0, 0), // the call's number
+        filter(equal, 0, 1, libc::SYS_userfaultfd as u32),
+        filter(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        filter(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filters = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel copies the filter.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filters), 0);
+    }
+}
+
+#[test]
+fn where_userfaultfd_is_forbidden() {
+    let name = "where_userfaultfd_is_forbidden";
+    if is_child() {
+        forbid_userfaultfd();
+        for forced in [Mechanism::Transparent, Mechanism::Signal] {
+            let e = Runtime::builder().device("cpu:0").host_faults(forced).build().unwrap_err();
+            let text = e.to_string();
+            assert!(matches!(e, Error::Mechanism { mechanism, .. } if mechanism == forced), "{e:?}");
+            assert!(
+                text.contains("STERNA_HOST_FAULTS=") && !text.contains(&format!("=`{forced}`")),
+                "names the remedy: {text}"
+            );
+        }
+        let rt = Runtime::builder().device("cpu:0").build().unwrap();
+        assert_eq!(rt.stats().mechanism, Mechanism::Guard);
+        works(&rt);
+        return;
+    }
+    succeeds(child(name).env_remove("STERNA_HOST_FAULTS"));
 }
 
 #[test]
@@ -180,7 +221,7 @@ fn nobody_in_particular_may_use_it_too() {
         }
         succeeds(&mut c)
     };
-    for m in ["signal", "none"] {
+    for m in ["signal", "guard", "none"] {
         assert!(run(m).contains(&format!("works with {m}")), "{m}");
     }
     let text = run("transparent");

@@ -57,12 +57,13 @@ pub fn host_faults(rt: &Runtime) -> String {
         _ if std::env::var_os("STERNA_HOST_FAULTS").is_some_and(|v| !v.is_empty()) => "STERNA_HOST_FAULTS says so",
         Mechanism::Transparent => "full userfaultfd is allowed",
         Mechanism::Signal => "full userfaultfd is not allowed, the part that needs no privilege is",
-        Mechanism::None => "userfaultfd is not to be had here",
+        Mechanism::Guard => "userfaultfd is not to be had here",
+        Mechanism::None => "nothing else is to be had here",
         _ => "the best there is here",
     };
     let what = match mechanism {
         Mechanism::Transparent => "a touch of an absent page brings it home, in system calls too",
-        Mechanism::Signal => "a touch of an absent page brings it home, but not in system calls",
+        Mechanism::Signal | Mechanism::Guard => "a touch of an absent page brings it home, but not in system calls",
         Mechanism::None => "an allocation comes home as a whole when the host looks at it",
         _ => "pages come home when they are needed",
     };

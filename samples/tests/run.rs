@@ -99,7 +99,7 @@ fn heat() {
 
 #[test]
 fn tour_under_every_mechanism() {
-    for mechanism in ["transparent", "signal", "none"] {
+    for mechanism in ["transparent", "signal", "guard", "none"] {
         let out = command(TOUR, &[]).env("STERNA_HOST_FAULTS", mechanism).output().unwrap();
         let (said, complaint) = (text(&out.stdout), text(&out.stderr));
         if complaint.contains("is not available") {

@@ -21,7 +21,7 @@ use sterna_hal::{Access, DevAddr};
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, grow};
 use super::block::MAX_DEVICES;
 use super::hold;
-use super::host::{chain_sigsegv, install_sigsegv};
+use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv};
 use super::lock::{Free, Futex};
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
@@ -82,7 +82,7 @@ impl DeviceFaults {
 
     pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
         let failed = |e: std::io::Error| Error::driver("starting the device-fault thread", &e);
-        install_sigsegv(on_sigsegv).map_err(failed)?;
+        install_sigsegv(space.mechanism(), on_sigsegv).map_err(failed)?;
         std::thread::Builder::new().name("sterna-device-fault".into()).spawn(move || run(space)).map(drop).map_err(failed)
     }
 
@@ -143,9 +143,15 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let errno = os::errno();
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
-    let ours =
-        Space::existing().filter(|_| !crate::hmm::fork::forked()).and_then(|s| s.device_faults.whose(at).map(|d| (s, d)));
-    let Some((space, slot)) = ours else {
+    let space = Space::existing().filter(|_| !crate::hmm::fork::forked());
+    // With mechanism `guard` the host's own faults come here too. A jump into shared memory is nobody's to serve.
+    if let Some(space) = space.filter(|s| s.mechanism() == Mechanism::Guard && !is_fetch(context))
+        && in_window(space, at)
+    {
+        os::set_errno(errno);
+        return;
+    }
+    let Some((space, slot)) = space.and_then(|s| s.device_faults.whose(at).map(|d| (s, d))) else {
         chain_sigsegv(signal, info, context);
         os::set_errno(errno);
         return;
@@ -164,21 +170,30 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     os::set_errno(errno);
 }
 
-/// Whether the access that faulted was a store, from the processor's error code; `Read` where that is not known: the access
-/// then faults a second time, on an entry that forbids stores.
-fn wanted(context: *mut libc::c_void) -> Access {
+/// The processor's error code for a page fault (Intel SDM vol. 3, 4.7); 0 where it is not known.
+fn error_code(context: *mut libc::c_void) -> i64 {
     #[cfg(target_arch = "x86_64")]
     {
-        const WRITE: i64 = 2; // Intel SDM vol. 3, 4.7: page-fault error code, bit 1 (W/R)
         // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext.
-        let error = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] };
-        if error & WRITE != 0 { Access::ReadWrite } else { Access::Read }
+        unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = context;
-        Access::Read
+        0
     }
+}
+
+/// Whether an instruction was to be fetched: bit 4 (I/D).
+fn is_fetch(context: *mut libc::c_void) -> bool {
+    error_code(context) & 16 != 0
+}
+
+/// Whether the access that faulted was a store, from the processor's error code; `Read` where that is not known: the access
+/// then faults a second time, on an entry that forbids stores.
+fn wanted(context: *mut libc::c_void) -> Access {
+    const WRITE: i64 = 2; // bit 1 (W/R)
+    if error_code(context) & WRITE != 0 { Access::ReadWrite } else { Access::Read }
 }
 
 fn run(space: &'static Space) {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub static COPY_BEFORE_UNMAP: AtomicBool = AtomicBool::new(false);
 /// Pages come home inside a fault although a launch may be using them.
 pub static INLINE_WHILE_ACTIVE: AtomicBool = AtomicBool::new(false);
+/// The kernel has no guard markers, so that mechanism `guard` protects pages instead: no defect, and only before the first runtime.
+pub static NO_MARKERS: AtomicBool = AtomicBool::new(false);
 /// Pages without storage leave for a device although the window does not report touches of them.
 pub static NO_MISSING: AtomicBool = AtomicBool::new(false);
 

@@ -285,11 +285,11 @@ impl Space {
         for m in self.devices() {
             m.forget(&mut free, seg);
         }
-        let mut was_missing = false;
+        let mut away = false;
         for id in seg.claimed() {
             let block = self.block(id);
             let mut body = block.lock(&mut free);
-            was_missing |= body.missing;
+            away |= self.host.marks(&body);
             let known = body.devices();
             body.reset();
             for d in known {
@@ -303,8 +303,8 @@ impl Space {
         if let Err(e) = os::punch_hole(&self.fd, at..at + bytes) {
             os::die(&format!("sterna: cannot free shared memory: {e}\n"));
         }
-        if was_missing {
-            self.host.expect_minor_only(self.window_at(at).as_ptr().addr(), bytes as usize);
+        if away {
+            self.host.vacate(self.window_at(at).as_ptr().addr(), bytes as usize);
         }
         let rec = self.rec(seg.slot());
         debug_assert!(rec.view.iter().all(|v| v.active.load(Ordering::Relaxed) == 0));

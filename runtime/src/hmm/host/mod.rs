@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`Transparent`](Mechanism::Transparent) | userfaultfd messages; the kernel's own accesses too | handler threads |
 //! | [`Signal`](Mechanism::Signal) | userfaultfd raises SIGBUS | the faulting thread |
+//! | [`Guard`](Mechanism::Guard) | SIGSEGV, from a guard marker or a protection | the faulting thread |
 //! | [`None`](Mechanism::None) | not at all | `deref` |
 //!
 //! **Revoke** ([`Host::revoke`]) and **restore** ([`Host::restore`]) work under a block's lock, one system call each. Facts and
@@ -14,9 +15,10 @@
 //!
 //! The window is registered for *minor* faults: a page that has storage and is not mapped. A page without storage that
 //! leaves for a device would come back as silent zeros, so a block with such pages is also registered for *missing* faults,
-//! before it is unmapped.
+//! before it is unmapped. Guards need no such thing: they stand where a page was taken away, with storage or without.
 
 mod fault;
+mod guard;
 mod service;
 mod signal;
 mod transparent;
@@ -25,8 +27,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use sterna_hal::DeviceError;
-
 use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::block::{Block, Body};
 use super::lock::Free;
@@ -34,8 +34,9 @@ use super::os::{self, uffd::Uffd};
 use super::segment::Segment;
 use super::space::Space;
 use crate::Error;
+use guard::Guard;
 
-pub(crate) use signal::{chain_sigsegv, install_sigsegv};
+pub(crate) use signal::{chain_sigsegv, in_window, install_sigsegv};
 
 /// How the host's own accesses to shared memory are served.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -45,13 +46,15 @@ pub enum Mechanism {
     Transparent,
     /// Accesses of the program's own code; a system call on an absent page fails with `EFAULT`.
     Signal,
+    /// As [`Signal`](Self::Signal), where userfaultfd is not to be had.
+    Guard,
     /// No faults: `deref` brings the range home.
     None,
 }
 
 impl Mechanism {
     /// Every mechanism, best first.
-    pub const ALL: [Self; 3] = [Self::Transparent, Self::Signal, Self::None];
+    pub const ALL: [Self; 4] = [Self::Transparent, Self::Signal, Self::Guard, Self::None];
 }
 
 impl fmt::Display for Mechanism {
@@ -59,6 +62,7 @@ impl fmt::Display for Mechanism {
         f.write_str(match self {
             Self::Transparent => "transparent",
             Self::Signal => "signal",
+            Self::Guard => "guard",
             Self::None => "none",
         })
     }
@@ -75,11 +79,19 @@ impl FromStr for Mechanism {
     }
 }
 
+/// What keeps the program out of pages that are away.
+#[derive(Debug)]
+enum Door {
+    Uffd(Uffd),
+    Guard(Guard),
+    None,
+}
+
 /// The host side of the space.
 #[derive(Debug)]
 pub(crate) struct Host {
     mechanism: Mechanism,
-    uffd: Option<Uffd>,
+    door: Door,
     pub(crate) service: service::Service,
     started: OnceLock<()>,
 }
@@ -93,18 +105,19 @@ impl Host {
                 continue;
             }
             let opened = match mechanism {
-                Mechanism::Transparent => Uffd::full().map(Some),
-                Mechanism::Signal => Uffd::sigbus().map(Some),
-                Mechanism::None => Ok(None),
+                Mechanism::Transparent => Uffd::full().map(Door::Uffd),
+                Mechanism::Signal => Uffd::sigbus().map(Door::Uffd),
+                Mechanism::Guard => Ok(Door::Guard(Guard::probe(window))),
+                Mechanism::None => Ok(Door::None),
             };
-            let registered = opened.and_then(|uffd| {
-                if let Some(u) = &uffd {
+            let registered = opened.and_then(|door| {
+                if let Door::Uffd(u) = &door {
                     u.register(window, bytes, os::uffd::MINOR).map_err(std::io::Error::from_raw_os_error)?;
                 }
-                Ok(uffd)
+                Ok(door)
             });
             match registered {
-                Ok(uffd) => return Ok(Self { mechanism, uffd, service: service::Service::new(), started: OnceLock::new() }),
+                Ok(door) => return Ok(Self { mechanism, door, service: service::Service::new(), started: OnceLock::new() }),
                 Err(e) => refused = Some((mechanism, e)),
             }
         }
@@ -122,7 +135,7 @@ impl Host {
     }
 
     fn uffd(&self) -> Option<&Uffd> {
-        self.uffd.as_ref()
+        if let Door::Uffd(u) = &self.door { Some(u) } else { None }
     }
 
     /// Starts the threads or installs the handler that serves faults.
@@ -134,6 +147,8 @@ impl Host {
         match self.mechanism {
             Mechanism::Transparent => transparent::start(space).map_err(failed)?,
             Mechanism::Signal => signal::install_sigbus().map_err(failed)?,
+            // SIGSEGV is installed for the faults of devices, on every mechanism.
+            Mechanism::Guard => {}
             Mechanism::None => return Ok(()),
         }
         self.service.start(space).map_err(failed)
@@ -175,13 +190,25 @@ impl Host {
         }
         if self.faults() {
             for run in runs {
-                let at = space.window_at(run.0.start * PAGE).as_ptr().addr();
-                // SAFETY: the window is a shared mapping of the engine's.
-                unsafe { os::discard_mapping(at, run.bytes() as usize) }
-                    .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code)))?;
+                self.shut(space, run)?;
             }
         }
         Ok(())
+    }
+
+    /// Unmaps a run of the window, so that the next touch is noticed.
+    fn shut(&self, space: &Space, run: &Pages) -> Result<(), Error> {
+        let at = space.window_at(run.0.start * PAGE).as_ptr().addr();
+        #[cfg(feature = "planted")]
+        let planted = super::planted::on(&super::planted::NO_MISSING);
+        #[cfg(not(feature = "planted"))]
+        let planted = false;
+        match &self.door {
+            Door::Guard(guard) if !planted => guard.shut(at, run.bytes() as usize),
+            // SAFETY: the window is a shared mapping of the engine's.
+            _ => unsafe { os::discard_mapping(at, run.bytes() as usize) }
+                .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code))),
+        }
     }
 
     /// Has touches of pages without storage reported, for blocks that may have such pages.
@@ -206,14 +233,8 @@ impl Host {
             }
             let at = space.window_at(blocks[i].offset()).as_ptr().addr();
             let bytes = (end - i) * BLOCK as usize;
-            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING).map_err(|code| {
-                let e = DeviceError::Driver {
-                    call: "ioctl(UFFDIO_REGISTER)",
-                    code,
-                    text: "the window could not be split further; raise vm.max_map_count".into(),
-                };
-                Error::System(e)
-            })?;
+            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING)
+                .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
             for id in &blocks[i..end] {
                 space.block(*id).lock(free).missing = true;
             }
@@ -294,15 +315,23 @@ impl Host {
 
     /// Puts pages back into the window, with the block's lock held and the pages' bytes in place. Signal-safe.
     pub(crate) fn restore(&self, space: &Space, block: &Block, body: &mut Body, s: Span) {
-        let Some(uffd) = self.uffd() else { return };
         body.revoked &= !s.mask;
+        let window = space.window_at(s.block.offset()).as_ptr().addr();
+        let uffd = match &self.door {
+            Door::Uffd(uffd) => uffd,
+            Door::Guard(guard) => {
+                // What has no storage gets some from the kernel at its first touch.
+                s.mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize));
+                return;
+            }
+            Door::None => return,
+        };
         for p in (s.mask & body.hole).runs().flatten() {
             let at = space.view_at(block.backing(s.block) + p as u64 * PAGE);
             // SAFETY: the segment's own storage; a load allocates a page where there is none, and spoils none that there is.
             let _ = unsafe { at.as_ptr().read_volatile() };
         }
         body.hole &= !s.mask;
-        let window = space.window_at(s.block.offset()).as_ptr().addr();
         // The last part of a block in one folio brings the whole block back under one entry.
         // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
         if body.huge && body.revoked.is_empty() && body.pinned.is_empty() {
@@ -363,9 +392,20 @@ impl Host {
         // Threads in the signal handler sleep on the block's epoch, which was bumped.
     }
 
+    /// Whether a block has marks in the window that its next owner must not find.
+    pub(crate) fn marks(&self, body: &Body) -> bool {
+        match self.door {
+            Door::Uffd(_) => body.missing,
+            Door::Guard(_) => !body.revoked.is_empty(),
+            Door::None => false,
+        }
+    }
+
     /// A freed stretch: touches of pages without storage are the kernel's business again.
-    pub(crate) fn expect_minor_only(&self, at: usize, bytes: usize) {
-        if let Some(uffd) = self.uffd() {
+    pub(crate) fn vacate(&self, at: usize, bytes: usize) {
+        if let Door::Guard(guard) = &self.door {
+            guard.open(at, bytes);
+        } else if let Some(uffd) = self.uffd() {
             // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch
             // a freed stretch meanwhile. If registering fails its pages could leave and come back as zeros: better to end.
             uffd.unregister(at, bytes);

@@ -1,4 +1,5 @@
-//! Signal handlers: SIGBUS for host faults of mechanism `signal`, SIGSEGV for faults of devices in their windows.
+//! Signal handlers: SIGBUS for host faults of mechanism `signal`; SIGSEGV for faults of devices in their windows and, with
+//! mechanism `guard`, for host faults.
 //!
 //! **Guarantee.** A signal that is not ours goes to the handler that was there before, with the same arguments; where there was
 //! none, the default action is put back and the instruction runs again. Handlers run with every other signal blocked and
@@ -6,7 +7,8 @@
 //!
 //! The SIGBUS handler runs on the thread's own stack: the alternate stacks that threads have are small, and a thread that
 //! takes a fault has a stack to stand on. The SIGSEGV handler uses the alternate stack, as the standard library's own does, so
-//! that stack overflows still reach it.
+//! that stack overflows still reach it; except with mechanism `guard`, where it serves host faults and needs more room: there a
+//! stack overflow ends the process without the standard library's message.
 
 use std::io;
 use std::ptr;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use super::super::os;
 use super::super::space::Space;
+use super::Mechanism;
 use super::fault::{Served, serve};
 
 type Action = libc::sigaction;
@@ -44,12 +47,14 @@ pub(super) fn install_sigbus() -> io::Result<()> {
 
 /// Installs the SIGSEGV handler, once.
 pub(crate) fn install_sigsegv(
+    mechanism: Mechanism,
     handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void),
 ) -> io::Result<()> {
     static ONCE: Once = Once::new();
+    let flags = if mechanism == Mechanism::Guard { 0 } else { libc::SA_ONSTACK };
     let mut result = Ok(());
     ONCE.call_once(|| {
-        result = install(libc::SIGSEGV, handler as *const () as usize, libc::SA_ONSTACK, &raw mut SEGV);
+        result = install(libc::SIGSEGV, handler as *const () as usize, flags, &raw mut SEGV);
     });
     result
 }
@@ -64,18 +69,25 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let errno = os::errno();
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
-    let served = match Space::existing() {
-        Some(space) if !crate::hmm::fork::forked() => serve(space, at),
-        _ => Served::Foreign,
-    };
-    match served {
-        Served::Mapped => {}
-        // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only.
-        Served::Parked(block, epoch) => block.wait_epoch(epoch, Some(Duration::from_millis(100))),
+    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at));
+    if !ours {
         // SAFETY: written before the handler was installed, never after.
-        Served::Foreign => unsafe { chain(&raw const BUS, signal, info, context) },
+        unsafe { chain(&raw const BUS, signal, info, context) }
     }
     os::set_errno(errno);
+}
+
+/// Serves a touch of window address `at` in the thread that faulted; false if it is not an address of the window. Signal-safe.
+pub(crate) fn in_window(space: &'static Space, at: usize) -> bool {
+    match serve(space, at) {
+        Served::Mapped => true,
+        // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only.
+        Served::Parked(block, epoch) => {
+            block.wait_epoch(epoch, Some(Duration::from_millis(100)));
+            true
+        }
+        Served::Foreign => false,
+    }
 }
 
 /// Calls the previous handler, or puts the default action back so that the instruction's next run takes it.

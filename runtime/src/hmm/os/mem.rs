@@ -6,7 +6,10 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 
+use sterna_hal::DeviceError;
+
 use super::{check, errno, set_errno};
+use crate::Error;
 
 const MADV_COLLAPSE: libc::c_int = 25;
 
@@ -124,6 +127,62 @@ pub(crate) unsafe fn discard_mapping(at: usize, bytes: usize) -> Result<(), i32>
     // SAFETY: the caller's; a shared mapping keeps its contents.
     let r = unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_DONTNEED) };
     if r == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// Has every access to `bytes` bytes at `at` raise SIGSEGV, until [`unguard`]; the storage keeps its contents. When it returns, no
+/// store through the mapping can land any more. Fails with `EINVAL` on kernels without guard markers. Signal-safe.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's.
+pub(crate) unsafe fn guard(at: usize, bytes: usize) -> Result<(), i32> {
+    const MADV_GUARD_INSTALL: libc::c_int = 102;
+    // SAFETY: the caller's.
+    unsafe { advise_again(at, bytes, MADV_GUARD_INSTALL) }
+}
+
+/// Takes guards away. Where there are none it does nothing. Signal-safe.
+///
+/// # Safety
+/// As [`guard`].
+pub(crate) unsafe fn unguard(at: usize, bytes: usize) -> Result<(), i32> {
+    const MADV_GUARD_REMOVE: libc::c_int = 103;
+    // SAFETY: the caller's.
+    unsafe { advise_again(at, bytes, MADV_GUARD_REMOVE) }
+}
+
+/// `madvise`, as long as the kernel asks to be called again.
+///
+/// # Safety
+/// As [`guard`]; the advice changes no contents.
+unsafe fn advise_again(at: usize, bytes: usize, advice: libc::c_int) -> Result<(), i32> {
+    loop {
+        // SAFETY: the caller's.
+        if unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, advice) } == 0 {
+            return Ok(());
+        }
+        match errno() {
+            libc::EINTR | libc::EAGAIN => {}
+            code => return Err(code),
+        }
+    }
+}
+
+/// Allows, or forbids, every access to `bytes` bytes at `at`. When it forbids, no store can land any more when it returns.
+/// Signal-safe.
+///
+/// # Safety
+/// As [`guard`].
+pub(crate) unsafe fn protect(at: usize, bytes: usize, allow: bool) -> Result<(), i32> {
+    let prot = if allow { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+    // SAFETY: the caller's.
+    let r = unsafe { libc::mprotect(ptr::without_provenance_mut(at), bytes, prot) };
+    if r == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// A call that would have split a mapping.
+pub(crate) fn too_many_mappings(call: &'static str, code: i32) -> Error {
+    let text = "the window could not be split further; raise vm.max_map_count".into();
+    Error::System(DeviceError::Driver { call, code, text })
 }
 
 /// Turns a 2 MiB range of a shared mapping into one huge folio under one page-table entry; false where the kernel declines.

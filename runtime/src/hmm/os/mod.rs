@@ -10,8 +10,8 @@ use std::time::Duration;
 use std::{io, ptr};
 
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, has_data, memfd, memory, populate_read, populate_write, process_limit,
-    punch_hole,
+    Mapping, collapse, data_extents, discard_mapping, guard, has_data, memfd, memory, populate_read, populate_write,
+    process_limit, protect, punch_hole, too_many_mappings, unguard,
 };
 
 /// The error that the last call left. Signal-safe.

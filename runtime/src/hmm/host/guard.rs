@@ -1,0 +1,61 @@
+//! Guards: pages of the window that raise SIGSEGV, where userfaultfd is not to be had.
+//!
+//! **Guarantee.** When [`shut`](Guard::shut) returns, no store through the range can land any more without a new fault, and each
+//! touch is noticed, with storage behind the page or without. [`open`](Guard::open) undoes it, and asks nothing of what lies there.
+//!
+//! Guard markers (`MADV_GUARD_INSTALL`, Linux 6.13, for files 6.15) are page-table entries: they split no mapping. Below that
+//! the pages are protected, which makes a mapping of each stretch, and so counts against `vm.max_map_count`.
+
+use super::super::os;
+use crate::Error;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Guard {
+    Markers,
+    Protection,
+}
+
+impl Guard {
+    /// The better one that the kernel has, tried on the window's first page, which nobody uses yet.
+    pub(super) fn probe(window: usize) -> Self {
+        #[cfg(feature = "planted")]
+        if super::super::planted::on(&super::super::planted::NO_MARKERS) {
+            return Self::Protection;
+        }
+        // SAFETY: the window is a shared mapping of the engine's, in which there is nothing yet.
+        let there =
+            unsafe { os::guard(window, super::PAGE as usize).is_ok() && os::unguard(window, super::PAGE as usize).is_ok() };
+        if there { Self::Markers } else { Self::Protection }
+    }
+
+    /// Has touches of the range noticed.
+    pub(super) fn shut(self, at: usize, bytes: usize) -> Result<(), Error> {
+        let failed = |call, code| Error::driver(call, &std::io::Error::from_raw_os_error(code));
+        // SAFETY: the window is a shared mapping of the engine's.
+        unsafe {
+            match self {
+                Self::Markers => os::guard(at, bytes).map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
+                Self::Protection => os::protect(at, bytes, false).map_err(|code| match code {
+                    libc::ENOMEM => os::too_many_mappings("mprotect", code),
+                    code => failed("mprotect", code),
+                }),
+            }
+        }
+    }
+
+    /// Lets the program in again. Signal-safe.
+    pub(super) fn open(self, at: usize, bytes: usize) {
+        // SAFETY: as above.
+        let opened = unsafe {
+            match self {
+                Self::Markers => os::unguard(at, bytes),
+                Self::Protection => os::protect(at, bytes, true),
+            }
+        };
+        if opened.is_err() {
+            // A page between two that stay away needs a mapping of its own, and there is none left. The touch that waits for it
+            // cannot be put off.
+            os::die("sterna: a page of shared memory cannot be mapped again; raise vm.max_map_count\n");
+        }
+    }
+}
