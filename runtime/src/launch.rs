@@ -15,6 +15,7 @@ use crate::hmm::fork;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
+use crate::owned::ReadOnly;
 use crate::pending::Pending;
 use crate::runtime::Runtime;
 use crate::shared::{Core, Shared, View, ViewMut};
@@ -71,6 +72,20 @@ macro_rules! writes {
 }
 reads!(Shared<T>, View<'_, T>, ViewMut<'_, T>);
 writes!(Shared<T>, ViewMut<'_, T>);
+
+impl<T: Pod> sealed::Sealed for &ReadOnly<T> {}
+
+impl<P: Param, T: Pod> LaunchArg<P> for &ReadOnly<T>
+where
+    for<'s> &'s Shared<T>: LaunchArg<P>,
+{
+    fn bind<'a>(self) -> Bound<'a>
+    where
+        Self: 'a,
+    {
+        <&Shared<T> as LaunchArg<P>>::bind(&self.0)
+    }
+}
 
 /// The arguments of a launch: a tuple that fits the kernel's parameters.
 pub trait Args<P: Params> {
@@ -225,7 +240,7 @@ impl Runtime {
                 }
             }
             if self.0.space.mechanism() == Mechanism::None {
-                let (total, grain) = (b.core.seg.bytes(), mirror.caps().grain);
+                let (total, grain) = (b.core.seg.used(), mirror.caps().grain);
                 let border = |at: u64| at == total || at.is_multiple_of(grain);
                 if !(border(bytes.start) && border(bytes.end)) {
                     return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total, grain });

@@ -61,6 +61,7 @@ mod guard;
 #[allow(unsafe_code, reason = "the engine: every block says why it is sound")]
 pub mod hmm;
 mod launch;
+mod owned;
 mod pending;
 pub mod policy;
 mod residency;
@@ -82,6 +83,7 @@ pub use error::Error;
 pub use guard::{HostMut, HostRef};
 pub use hmm::Mechanism;
 pub use launch::{Args, LaunchArg};
+pub use owned::ReadOnly;
 pub use pending::Pending;
 pub use residency::{DeviceResidency, Residency};
 pub use runtime::{Builder, On, Runtime};

@@ -7,6 +7,7 @@
 //! **Lock**: the queue's mutex, a leaf; the policy's mutex, held while the policy is asked, with no engine lock.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use sterna_hal::{Absent, Access};
 
 use crate::Error;
 use crate::hmm::devmem::keep;
+use crate::hmm::discard::discard;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
@@ -33,6 +35,8 @@ enum Job {
     Launch(Box<Prepared>, Arc<InFlight>),
     /// Pages to a device, or home.
     Prefetch(Arc<Segment>, Pages, Option<Arc<DeviceMirror>>),
+    /// A part of an allocation was dropped: its pages, and its bytes, which earlier launches may still use.
+    Discard(Arc<Segment>, Pages, Range<u64>),
 }
 
 struct Queue {
@@ -93,6 +97,11 @@ impl Scheduler {
             seg.rec().gate.away(false);
         }
         self.push(Job::Prefetch(seg, pages, to));
+    }
+
+    /// Has `pages` dropped once no launch uses `bytes` any more.
+    pub(crate) fn discard(&self, seg: Arc<Segment>, pages: Pages, bytes: Range<u64>) {
+        self.push(Job::Discard(seg, pages, bytes));
     }
 
     fn push(&self, job: Job) {
@@ -190,6 +199,15 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>, p
             let home = if keep { Home::SHARED } else { Home::EXCLUSIVE };
             let _ = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Prefetch);
         }
+        Job::Discard(seg, pages, bytes) => {
+            if Arc::strong_count(&seg) == 1 {
+                return false; // it goes as a whole
+            }
+            seg.wait_unused(&mut free, &bytes, true);
+            // What cannot be given back now goes with the rest of the allocation.
+            let _ = discard(&mut free, &seg, &pages);
+            seg.heal(&bytes);
+        }
     }
     false
 }
@@ -275,7 +293,7 @@ fn populate_touch(free: &mut Free, record: &InFlight, t: &Touch, place: Place, n
     let grain = mirror.pods().pages_per_grain() as u64;
     let base = t.seg.offset();
     let inner_start = (base + t.bytes.start).div_ceil(PAGE * grain) * grain;
-    let inner_end = if t.bytes.end == t.seg.bytes() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
+    let inner_end = if t.bytes.end == t.seg.used() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
     if inner_start >= inner_end {
         return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);
     }

@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytemuck::Pod;
 
 use crate::guard::{HostMut, HostRef};
+use crate::hmm::discard::discard;
 use crate::hmm::fork;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home};
 use crate::hmm::os::memory;
 use crate::hmm::segment::Gate;
-use crate::hmm::{Mechanism, PAGE, Pages, Segment};
+use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
 use crate::runtime::Runtime;
 use crate::stats::Cause;
@@ -37,6 +38,21 @@ pub(crate) struct Core {
     /// Bytes of the segment.
     pub(crate) bytes: Range<u64>,
     pub(crate) rt: Runtime,
+    /// It owns these bytes, and others own other bytes of the segment, which outlives it.
+    pub(crate) part: bool,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if !self.part || fork::forked() {
+            return;
+        }
+        let pages = self.seg.pages_of(&self.whole_pages(&self.bytes));
+        if !pages.is_empty() {
+            // Not here: a launch may still be using them.
+            self.rt.0.sched.discard(Arc::clone(&self.seg), pages, self.bytes.clone());
+        }
+    }
 }
 
 /// The part of handles and views that `deref` needs.
@@ -119,12 +135,12 @@ impl<T: Pod> Handle<T> {
     }
 
     /// Bytes of the segment that elements `range` are.
-    fn part(&self, range: &Range<usize>) -> Range<u64> {
+    pub(crate) fn part(&self, range: &Range<usize>) -> Range<u64> {
         let (start, size) = (self.core.bytes.start, size_of::<T>() as u64);
         start + range.start as u64 * size..start + range.end as u64 * size
     }
 
-    fn resolve(&self, range: impl RangeBounds<usize>) -> Result<Range<usize>, Error> {
+    pub(crate) fn resolve(&self, range: impl RangeBounds<usize>) -> Result<Range<usize>, Error> {
         let start = match range.start_bound() {
             Bound::Included(s) => *s,
             Bound::Excluded(s) => s.saturating_add(1),
@@ -138,8 +154,19 @@ impl<T: Pod> Handle<T> {
         if start > end || end > self.len { Err(Error::Range { start, end, len: self.len }) } else { Ok(start..end) }
     }
 
+    /// Gives the elements from `len` on away, to the answer.
+    pub(crate) fn cut(&mut self, len: usize) -> Handle<T> {
+        let range = len..self.len;
+        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(&range), rt: self.core.rt.clone(), part: false };
+        self.core.bytes.end = core.bytes.start;
+        self.len = len;
+        // A launch may be unfinished: each has its own gate.
+        self.note_write();
+        Self::new(core, true)
+    }
+
     fn view(&self, range: &Range<usize>) -> Self {
-        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone() };
+        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone(), part: false };
         // A launch may be unfinished: the view's gate decides, not the parent's.
         Self::new(core, true)
     }
@@ -151,7 +178,7 @@ impl<T: Pod> Handle<T> {
     /// The pages of the grains that hold nothing but this handle's bytes; the end of the allocation counts as a border.
     fn whole_grains(&self, grain: u64) -> Pages {
         let Range { start, end } = self.core.bytes;
-        let end = if end == self.core.seg.bytes() { end } else { end / grain * grain };
+        let end = if end == self.core.seg.used() { end } else { end / grain * grain };
         self.core.seg.pages_of(&(start.next_multiple_of(grain)..end))
     }
 
@@ -181,7 +208,7 @@ impl<T: Pod> Handle<T> {
         }
     }
 
-    fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {
+    pub(crate) fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {
         let bytes = (range.len() * size_of::<T>()) as u64;
         // What the system says could be had without swapping.
         let available = memory("MemAvailable");
@@ -225,17 +252,29 @@ fn hal_in_kernel() -> bool {
 impl Core {
     /// Waits for unfinished launches that conflict with a host access to this range.
     fn wait(&self, free: &mut Free, write: bool) {
-        loop {
-            let conflict =
-                |u: &&crate::hmm::segment::Use| (write || u.writes) && crate::hmm::segment::overlap(&u.bytes, &self.bytes);
-            let next = self.seg.uses.lock().iter().find(conflict).map(|u| Arc::clone(&u.launch));
-            match next {
-                Some(l) => {
-                    l.wait(free, None);
-                }
-                None => return,
-            }
+        self.seg.wait_unused(free, &self.bytes, write);
+    }
+
+    /// Waits for everything that may use `bytes`, launches and moves asked for, and drops the contents of the whole pages in them;
+    /// the pages are the answer.
+    pub(crate) fn discard(&self, bytes: &Range<u64>) -> Result<Range<u64>, Error> {
+        let mut free = Free::at_entry();
+        self.seg.wait_unused(&mut free, bytes, true);
+        if !self.rt.0.sched.is_idle() {
+            self.rt.0.sched.drain();
         }
+        let inner = self.whole_pages(bytes);
+        if inner.start < inner.end {
+            discard(&mut free, &self.seg, &self.seg.pages_of(&inner))?;
+        }
+        Ok(inner)
+    }
+
+    /// The part of `bytes` that is whole pages. Behind the end of the allocation is nothing but what its devices' grains hold.
+    fn whole_pages(&self, bytes: &Range<u64>) -> Range<u64> {
+        let all = u64::from(self.seg.blocks()) * BLOCK;
+        let end = if bytes.end >= self.seg.used() { all } else { bytes.end / PAGE * PAGE };
+        bytes.start.next_multiple_of(PAGE)..end
     }
 
     /// Makes the range fit for a host access, or says why it cannot be.
@@ -253,7 +292,7 @@ impl Core {
                 self.rt.0.sched.drain(); // moves asked for
             }
             self.home(&mut free, &self.seg.pages_of(&self.bytes), write)?;
-            if self.bytes == (0..self.seg.bytes()) {
+            if self.bytes == (0..self.seg.used()) {
                 self.seg.rec().gate.all_home(write);
             }
         }
@@ -496,7 +535,7 @@ pub struct ViewMut<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a mut T>);
 impl<T: Pod + Send + Sync> Shared<T> {
     pub(crate) fn new(rt: Runtime, seg: Arc<Segment>, len: usize) -> Self {
         let bytes = 0..(len * size_of::<T>()) as u64;
-        Self(Handle::new(Core { seg, bytes, rt }, false))
+        Self(Handle::new(Core { seg, bytes, rt, part: false }, false))
     }
 
     reading!(T);

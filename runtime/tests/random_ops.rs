@@ -23,6 +23,9 @@ enum Op {
     GuardWrite { of: usize, at: u16, len: u16, value: u32 },
     Replace { of: usize, at: u16, len: u16, value: u32 },
     BesideGuard { of: usize, dev: usize, at: u16, value: u32 },
+    Discard { of: usize, at: u16, len: u16 },
+    Truncate { of: usize, at: u16 },
+    Split { of: usize, at: u16 },
     Sync,
 }
 
@@ -48,6 +51,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(of, at, len, value)| Op::GuardWrite { of, at, len, value }),
         2 => (of.clone(), any::<u16>(), any::<u16>(), value.clone())
             .prop_map(|(of, at, len, value)| Op::Replace { of, at, len, value }),
+        2 => (of.clone(), any::<u16>(), any::<u16>()).prop_map(|(of, at, len)| Op::Discard { of, at, len }),
+        1 => (of.clone(), any::<u16>()).prop_map(|(of, at)| Op::Truncate { of, at }),
+        1 => (of.clone(), any::<u16>()).prop_map(|(of, at)| Op::Split { of, at }),
         1 => (of, dev, any::<u16>(), value).prop_map(|(of, dev, at, value)| Op::BesideGuard { of, dev, at, value }),
         1 => Just(Op::Sync),
     ]
@@ -165,6 +171,28 @@ impl World {
                 p.wait().unwrap();
                 v[r.clone()].iter_mut().for_each(|x| *x = x.wrapping_add(value));
                 v[r.end..].iter_mut().for_each(|x| *x ^= value);
+            }
+            Op::Discard { of, at, len } if n(of) > 0 => {
+                let r = part(n(of), at, len);
+                let (x, v) = &mut self.all[of];
+                x.discard(r.clone()).unwrap();
+                v[r].fill(0);
+            }
+            Op::Truncate { of, at } if n(of) > 0 => {
+                // A part's end is a border as any other.
+                let len = (part(n(of), at, 0).start + 1).next_multiple_of(self.unit).min(n(of));
+                let (x, v) = &mut self.all[of];
+                x.truncate(len).unwrap();
+                v.truncate(len);
+            }
+            Op::Split { of, at } if n(of) > self.unit && self.all.len() < 4 => {
+                let at = part(n(of) - 1, at, 0).start.next_multiple_of(self.unit).clamp(1, n(of) - 1);
+                if !at.is_multiple_of(self.unit) {
+                    return;
+                }
+                let (x, v) = &mut self.all[of];
+                let (y, w) = (x.split_off(at).unwrap(), v.split_off(at));
+                self.all.push((y, w));
             }
             Op::Sync => self.rt.sync().unwrap(),
             _ => {}

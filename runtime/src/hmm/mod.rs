@@ -16,6 +16,7 @@
 //! | `range` | snapshot and fault of a range; how a driver populates its table |
 //! | `migrate` | collect, unmap, copy, commit, map |
 //! | `devmem` | device frames and eviction |
+//! | `discard` | dropping contents |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
@@ -26,6 +27,7 @@ pub(crate) mod addr;
 pub(crate) mod block;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
+pub(crate) mod discard;
 pub(crate) mod fork;
 pub(crate) mod hold;
 pub(crate) mod host;

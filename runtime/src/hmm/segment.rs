@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sterna_hal::DevRange;
@@ -132,6 +132,8 @@ pub struct Segment {
     first: BlockId,
     blocks: u32,
     bytes: u64,
+    /// Bytes in use, from its start: nothing lies behind them. Less than `bytes` once the allocation was truncated.
+    used: AtomicU64,
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
     views: [OnceLock<(DevRange, Arc<DeviceMirror>)>; MAX_DEVICES],
@@ -160,6 +162,7 @@ impl Segment {
             first,
             blocks,
             bytes,
+            used: AtomicU64::new(bytes),
             views: Default::default(),
             uses: Mutex::default(),
             taints: Mutex::default(),
@@ -189,6 +192,16 @@ impl Segment {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes in use, from its start: what lies behind them is nobody's.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire)
+    }
+
+    /// What lies behind `to` is nobody's from now on.
+    pub(crate) fn shorten(&self, to: u64) {
+        self.used.fetch_min(to, Ordering::AcqRel);
     }
 
     /// Byte offset of its first byte in the window.
@@ -240,6 +253,20 @@ impl Segment {
     /// The error of a failed launch that would have written some of `bytes`.
     pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<crate::Error> {
         self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
+    }
+
+    /// Waits for unfinished launches that write bytes of `bytes`, with `write` also for those that read them.
+    pub(crate) fn wait_unused(&self, free: &mut Free, bytes: &Range<u64>, write: bool) {
+        loop {
+            let conflict = |u: &&Use| (write || u.writes) && overlap(&u.bytes, bytes);
+            let next = self.uses.lock().iter().find(conflict).map(|u| Arc::clone(&u.launch));
+            match next {
+                Some(l) => {
+                    l.wait(free, None);
+                }
+                None => return,
+            }
+        }
     }
 
     /// Marks what a failed launch would have written. The gate stays up until it is healed.

@@ -53,6 +53,16 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Bytes of host storage that this process's shared memory takes.
+#[must_use]
+pub(crate) fn storage() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let arena =
+        |f: &std::fs::DirEntry| std::fs::read_link(f.path()).is_ok_and(|l| l.to_string_lossy().contains("sterna-arena"));
+    let file = std::fs::read_dir("/proc/self/fd").expect("descriptors").flatten().find(arena).expect("an arena");
+    std::fs::metadata(file.path()).expect("a file").blocks() * 512
+}
+
 // ───────────── devices ─────────────
 
 /// A small device: 2 workers, little address space, `memory` bytes.

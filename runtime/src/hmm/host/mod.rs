@@ -357,6 +357,18 @@ impl Host {
         }
     }
 
+    /// Pages whose storage has just been freed, which took them out of the window: touches of them need no service any more. With
+    /// the block's lock held.
+    pub(crate) fn forget(&self, space: &Space, body: &mut Body, s: Span) {
+        if let Door::Guard(guard) = &self.door {
+            let window = space.window_at(s.block.offset()).as_ptr().addr();
+            (s.mask & body.revoked)
+                .runs()
+                .for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize));
+        }
+        body.revoked &= !s.mask;
+    }
+
     /// A first guard comes to a block: if the block is mapped by one entry, that has to go, since a neighbour that leaves would
     /// take it along. With the block's lock held.
     pub(crate) fn before_guard(&self, space: &Space, id: BlockId, body: &Body) {

@@ -159,7 +159,7 @@ impl Batch<Copying> {
 
 /// Frees the frames of a block's grains that hold nothing valid, are not mapped, and belong to no batch but the one that has
 /// `mine` busy: another batch may be copying into its frames.
-fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: Mask) -> u32 {
+pub(crate) fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: Mask) -> u32 {
     let (slot, per) = (m.slot(), m.pods().pages_per_grain());
     let mut frames = Vec::new();
     let mut n = 0;

@@ -39,7 +39,7 @@ use crate::Error;
 use crate::stats::Cause;
 
 pub(crate) use device::{Want, to_device};
-pub(crate) use home::bring_home;
+pub(crate) use home::{bring_home, free_frames};
 
 /// Blocks a batch: 64 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
 /// overlaps the copy of the one before.
@@ -151,7 +151,7 @@ impl Drop for Core {
 }
 
 /// Ends `busy` on a span and wakes whoever waits for it.
-pub(super) fn release(space: &Space, free: &mut Free, s: Span) {
+pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
     let block = space.block(s.block);
     let mut body = block.lock(free);
     body.busy &= !s.mask;

@@ -1,0 +1,111 @@
+//! Dropping contents: pages go back to the state in which nobody has touched them (`MADV_DONTNEED` of private memory).
+//!
+//! **Guarantee.** When [`discard`] returns, the pages read as zeros from every side, have no storage, no device has a copy or an
+//! entry for them, and the frames that held nothing else are free.
+//!
+//! **Order**: the pages are made busy; a window takes the devices' entries away; then the storage goes, which unmaps the host's
+//! side in the same step; then the books change. The caller sees to it that neither the host nor a launch uses the bytes.
+
+use std::sync::Arc;
+
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::lock::Free;
+use super::migrate::{free_frames, release, wait_blocked};
+use super::mirror::Action;
+use super::os;
+use super::segment::Segment;
+use crate::Error;
+
+/// Blocks a round: how many are busy at once.
+const ROUND: usize = 32;
+
+/// Drops the contents of `pages` of `seg`. Waits for pages that are on their way.
+///
+/// # Errors
+/// A device that does not give up its entries, which is then lost: asked again it is passed over. Storage that the system does not
+/// take back. Pages before the failing ones have been dropped.
+pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
+    let space = seg.space();
+    let claimed = seg.claimed();
+    // What the engine has never looked at has storage at most.
+    let mut untouched: Option<Pages> = None;
+    let mut todo: Vec<Span> = Vec::new();
+    for (block, mask) in pages.blocks() {
+        if mask == Mask::FULL && claimed.binary_search(&block).is_err() {
+            let first = block.first_page().0;
+            let all = Pages(first..first + PAGES_PER_BLOCK as u64);
+            match &mut untouched {
+                Some(run) if run.0.end == first => run.0.end = all.0.end,
+                _ => punch(seg, untouched.replace(all))?,
+            }
+        } else {
+            seg.claim(block);
+            todo.push(Span { block, mask });
+        }
+    }
+    punch(seg, untouched)?;
+    while !todo.is_empty() {
+        let mut blocked = None;
+        let mut taken = Vec::new();
+        todo.retain(|s| {
+            let block = space.block(s.block);
+            let mut body = block.lock(free);
+            if taken.len() == ROUND || body.busy.meets(s.mask) {
+                blocked = blocked.or(body.busy.meets(s.mask).then(|| (s.block, block.epoch())));
+                return true;
+            }
+            body.busy |= s.mask;
+            taken.push(*s);
+            false
+        });
+        let done = drop_contents(free, seg, &taken);
+        for s in &taken {
+            release(space, free, *s);
+        }
+        done?;
+        if let (Some(blocked), true) = (blocked, taken.is_empty()) {
+            // Nothing of ours is busy while we wait for somebody else.
+            wait_blocked(free, space, blocked);
+        }
+    }
+    Ok(())
+}
+
+/// Frees the storage of pages that lie in one piece in the arena's file.
+fn punch(seg: &Segment, run: Option<Pages>) -> Result<(), Error> {
+    let Some(run) = run else { return Ok(()) };
+    let space = seg.space();
+    let block = super::addr::Page(run.0.start).block();
+    let at = space.block(block).backing(block) + (run.0.start - block.first_page().0) * PAGE;
+    os::punch_hole(&space.fd, at..at + run.bytes()).map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))
+}
+
+fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error> {
+    let space = seg.space();
+    drop(space.window(free, Action::Invalidate, &runs_of(spans))?);
+    let devices = space.devices();
+    for s in spans {
+        let block = space.block(s.block);
+        let first = s.block.first_page().0;
+        for r in s.mask.runs() {
+            punch(seg, Some(Pages(first + r.start as u64..first + r.end as u64)))?;
+        }
+        let mut body = block.lock(free);
+        for m in &devices {
+            let slot = m.slot();
+            m.change(seg, s.block, &mut body, |body| {
+                let dev = &mut body.dev[slot];
+                dev.valid &= !s.mask;
+                dev.dirty &= !s.mask;
+            });
+            free_frames(m, s.block, &mut body, s.mask);
+        }
+        body.gone &= !s.mask;
+        body.lost &= !s.mask;
+        body.hole |= s.mask;
+        (body.full, body.huge) = (false, false);
+        space.host.forget(space, &mut body, *s);
+        debug_assert_eq!(body.check(space.host.faults()), Ok(()));
+    }
+    Ok(())
+}
