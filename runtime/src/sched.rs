@@ -25,6 +25,7 @@ use crate::hmm::migrate::{self, Home, Want};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::os;
 use crate::hmm::range::populate;
+use crate::hmm::schedule::{self, Server, Serving};
 use crate::hmm::segment::overlap;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
 use crate::launch::{Prepared, at_edges, may_fault};
@@ -135,7 +136,7 @@ impl Scheduler {
         let mut state = self.queue.jobs.lock();
         let upto = state.asked;
         while state.done < upto {
-            self.queue.changed.wait(&mut state);
+            schedule::wait(&self.queue.changed, &mut state);
         }
     }
 
@@ -163,6 +164,7 @@ impl Scheduler {
 
 fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
     os::leave_signals_to_the_program();
+    let _serving = Serving::begin(Server::Scheduler);
     loop {
         let job = {
             let mut state = queue.jobs.lock();
@@ -173,7 +175,7 @@ fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
                 if state.stop {
                     return;
                 }
-                queue.changed.wait(&mut state);
+                schedule::wait(&queue.changed, &mut state);
             }
         };
         let counted = carry_out(job, space, policy, &queue.pending);

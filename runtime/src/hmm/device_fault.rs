@@ -27,6 +27,7 @@ use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
 use super::range::map_remote;
+use super::schedule::{Server, Serving};
 use super::space::Space;
 use crate::Error;
 use crate::stats::Cause;
@@ -199,6 +200,7 @@ fn wanted(context: *mut libc::c_void) -> Access {
 fn run(space: &'static Space) {
     os::leave_signals_to_the_program();
     let _or_die = os::OrDie;
+    let _serving = Serving::begin(Server::Devices);
     let faults = &space.device_faults;
     let mut free = Free::at_entry();
     let mut waiting: Vec<Request> = Vec::with_capacity(CAPACITY);

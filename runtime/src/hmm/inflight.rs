@@ -21,6 +21,7 @@ use super::host::Mechanism;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::os;
+use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
 use crate::Error;
 
@@ -220,6 +221,9 @@ impl InFlight {
                 ENDED => return true,
                 SUBMITTED => {
                     let Some(ticket) = self.ticket.get() else { continue };
+                    if left.is_none() {
+                        schedule::until(|| self.mirror.device().reached(ticket.point));
+                    }
                     match self.mirror.device().wait(ticket.point, left.unwrap_or(Duration::from_secs(3600))) {
                         Ok(true) => {
                             // Oldest first: a launch asks those before it how they ended, and a long chain of them must not

@@ -12,7 +12,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::os;
+use super::{os, schedule};
 
 /// Says that this thread holds no engine lock. Not `Send`; one is made at each entry into the engine.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ impl Futex {
     /// Takes the lock, sleeping if need be. Holders never wait, so this ends soon.
     #[inline]
     pub(crate) fn lock(&self) {
+        schedule::point();
         if !self.try_lock() {
             self.lock_contended();
         }
@@ -76,6 +77,7 @@ impl Futex {
         if self.0.swap(OPEN, Ordering::Release) == CONTENDED {
             os::futex_wake(&self.0, 1);
         }
+        schedule::point();
     }
 
     /// Takes the lock until the guard is dropped.

@@ -32,6 +32,7 @@ use super::inflight::InFlight;
 use super::lock::Free;
 use super::notifier::Notifier;
 use super::os;
+use super::schedule;
 use super::segment::Segment;
 use super::space::{Slot, Space};
 use crate::Error;
@@ -484,6 +485,7 @@ impl DeviceMirror {
 
     /// Waits for a point of a copy or an edit, never of a kernel.
     pub(crate) fn reach(&self, _free: &mut Free, point: Point) -> Result<(), Error> {
+        schedule::until(|| self.device.reached(point));
         while !self.device.reached(point) {
             self.device.wait(point, Duration::from_secs(3600)).map_err(|e| self.noticed(e))?;
         }

@@ -43,6 +43,11 @@ pub(crate) mod pfn;
 #[doc(hidden)]
 pub mod planted;
 pub(crate) mod range;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub mod schedule;
+#[cfg(not(feature = "planted"))]
+pub(crate) mod schedule;
 pub(crate) mod segment;
 pub(crate) mod space;
 

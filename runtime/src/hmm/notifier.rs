@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::addr::Pages;
 use super::lock::Free;
+use super::schedule;
 
 const REMEMBERED: usize = 64;
 
@@ -56,6 +57,9 @@ impl Notifier {
         let deadline = Instant::now().checked_add(budget);
         let mut state = self.state.lock();
         while state.windows.iter().any(|w| w.open && w.pages.intersects(pages)) {
+            if schedule::gives_way(&mut state) {
+                continue;
+            }
             match deadline {
                 Some(at) => {
                     if self.ended.wait_until(&mut state, at).timed_out() {

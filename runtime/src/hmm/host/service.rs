@@ -17,6 +17,7 @@ use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
 use super::super::os;
+use super::super::schedule::{Server, Serving};
 use super::super::space::Space;
 use crate::stats::Cause;
 
@@ -86,6 +87,7 @@ impl Service {
 fn run(space: &'static Space) {
     os::leave_signals_to_the_program();
     let _or_die = os::OrDie;
+    let _serving = Serving::begin(Server::Host);
     let service = &space.host.service;
     let mut free = Free::at_entry();
     let mut waiting: Vec<Page> = Vec::with_capacity(CAPACITY);

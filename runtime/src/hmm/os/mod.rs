@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{io, ptr};
 
+use super::schedule;
+
 pub(crate) use mem::{
     Mapping, collapse, data_extents, discard_mapping, guard, has_data, memfd, memory, populate_read, populate_write,
     process_limit, protect, punch_hole, too_many_mappings, unguard,
@@ -32,7 +34,14 @@ pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 /// Sleeps while `*word == expected`, until woken, interrupted or `timeout` has passed. Signal-safe.
-pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, mut timeout: Option<Duration>) {
+    if !schedule::sleeps(word, expected, &mut timeout) {
+        futex_sleep(word, expected, timeout);
+    }
+}
+
+/// As [`futex_wait`], whatever a schedule says.
+pub(super) fn futex_sleep(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     let ts = timeout.map(|t| libc::timespec {
         tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(t.subsec_nanos()),
@@ -55,6 +64,11 @@ pub(crate) fn futex_wake_at(word: *const AtomicU32, n: i32) {
 
 /// Nanoseconds on the monotonic clock. Signal-safe.
 pub(crate) fn now_ns() -> u64 {
+    schedule::clock(real_ns())
+}
+
+/// As [`now_ns`], whatever a schedule says.
+pub(super) fn real_ns() -> u64 {
     let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes `ts` only; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };

@@ -1,0 +1,245 @@
+//! Launches, host faults and eviction in every order that a seed can give.
+//!
+//! Two devices and a host thread have a part each of the same two pages. One thread runs at a time; the seed decides at each lock,
+//! sleep, edit, copy and access who goes next, so that a run can be repeated: `STERNA_SEED` begins with that seed,
+//! `STERNA_SCHEDULES` says how many there are for each scenario. Each planted defect must be found by the same scenarios.
+#![cfg(feature = "planted")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod stepped;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sterna::cpu::CpuConfig;
+use sterna::hal::{Absent, Device};
+use sterna::hmm::{planted, schedule};
+use sterna::kernel::{EachMut, Group, Kernel, each_mut};
+use sterna::{Mechanism, Runtime};
+
+use stepped::Stepped;
+use support::under_each;
+
+/// Elements of a party's part: an eighth of a page each, so that all three share both pages.
+const PART: usize = 2;
+const ROUNDS: u64 = 3;
+
+/// Adds `v` to each element, with a moment between load and store.
+fn slowly(_: Group, v: u64, y: &mut [u64]) {
+    for y in y {
+        add(y, v);
+    }
+}
+
+fn add(y: &mut u64, v: u64) {
+    let at = &raw mut *y;
+    // SAFETY: a reference. Volatile, since the points between are where others may go on.
+    unsafe {
+        let old = at.read_volatile();
+        schedule::point();
+        at.write_volatile(old + v);
+    }
+}
+
+fn slow(v: u64) -> Kernel<(EachMut<u64>,)> {
+    Kernel::new("slowly", v, (each_mut(1),), slowly)
+}
+
+/// One setting of the devices.
+#[derive(Clone, Copy, Debug)]
+struct Scenario {
+    name: &'static str,
+    policy: &'static str,
+    absent: [Absent; 2],
+    /// Grains of memory of each device.
+    frames: u32,
+    host_readable: bool,
+}
+
+const SCENARIOS: [Scenario; 6] = {
+    use Absent::{Faults, Undefined};
+    let s = Scenario { name: "declared", policy: "declared", absent: [Faults, Faults], frames: 64, host_readable: true };
+    [
+        s,
+        Scenario { name: "demand", policy: "demand", ..s },
+        Scenario { name: "demand, hardly any memory", policy: "demand", frames: 0, ..s },
+        Scenario { name: "rigid", absent: [Undefined, Undefined], ..s },
+        Scenario { name: "in place beside a rigid one", policy: "remote", absent: [Faults, Undefined], ..s },
+        Scenario { name: "unreadable frames", host_readable: false, ..s },
+    ]
+};
+
+/// Runs one schedule; the error says what was lost.
+fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, String> {
+    let page = 4096 / 8;
+    let device = |i: usize| {
+        let config = CpuConfig {
+            grain: 4096,
+            workers: 1,
+            absent: s.absent[i],
+            host_readable: s.host_readable,
+            window: 1 << 30,
+            ..CpuConfig::default()
+        };
+        let least = Stepped::new(0, CpuConfig { memory: 64 << 12, ..config.clone() }).caps().min_frames;
+        Arc::new(Stepped::new(i as u32, CpuConfig { memory: u64::from(s.frames.max(least).max(2)) << 12, ..config }))
+    };
+    let (a, b) = (device(0), device(1));
+    let builder = Runtime::builder().open_device(Arc::clone(&a) as _).open_device(Arc::clone(&b) as _);
+    let rt = builder.policy(s.policy).unwrap().build().unwrap();
+    // In mode none parties share no grain.
+    let part = if m == Mechanism::None { page } else { PART };
+    let mut all = rt.shared_with(4 * page, |i| i as u64).unwrap();
+    let (begin, end, report) = {
+        let mut rest = all.range_mut(if m == Mechanism::None { 0 } else { page - 3 * PART / 2 }..).unwrap();
+        let (mut mine, mut rest) = rest.split_at_mut(part).unwrap();
+        let (mut theirs, mut rest) = rest.split_at_mut(part).unwrap();
+        let (mut third, _) = rest.split_at_mut(part).unwrap();
+        // Everything that is made once, and by a thread of its own, is there before.
+        rt.launch(&slow(0), (&mut mine,)).unwrap().wait().unwrap();
+        rt.on(&rt.devices()[1]).launch(&slow(0), (&mut theirs,)).unwrap().wait().unwrap();
+        rt.sync().unwrap();
+        assert!(third.iter().all(|v| *v > 0 || m == Mechanism::None));
+
+        let left = AtomicUsize::new(3);
+        let over = || left.load(Ordering::SeqCst) == 0;
+        let begin: Vec<u64> = [&mine, &theirs, &third].iter().flat_map(|v| v.iter().copied()).collect();
+        let launches = |view: &mut sterna::ViewMut<'_, u64>, n: usize| {
+            for round in 1..=ROUNDS {
+                let p = rt.on(&rt.devices()[n]).launch(&slow(round), (&mut *view,)).unwrap();
+                if round == 2 {
+                    p.wait().unwrap();
+                }
+            }
+            rt.sync().unwrap();
+            left.fetch_sub(1, Ordering::SeqCst);
+        };
+        let report = schedule::run(
+            seed,
+            vec![
+                Box::new(|| a.work(over)),
+                Box::new(|| b.work(over)),
+                Box::new(|| launches(&mut mine, 0)),
+                Box::new(|| launches(&mut theirs, 1)),
+                Box::new(|| {
+                    for round in 1..=ROUNDS {
+                        third.iter_mut().for_each(|y| add(y, round));
+                        schedule::point();
+                    }
+                    left.fetch_sub(1, Ordering::SeqCst);
+                }),
+            ],
+        );
+        let end: Vec<u64> = [&mine, &theirs, &third].iter().flat_map(|v| v.iter().copied()).collect();
+        (begin, end, report)
+    };
+    drop(all);
+    let sum = ROUNDS * (ROUNDS + 1) / 2;
+    // A thread that serves faults may be the last to let go.
+    let in_use = || a.memory().in_use + b.memory().in_use;
+    let end_of_patience = Instant::now() + Duration::from_secs(5);
+    while in_use() != 0 && Instant::now() < end_of_patience {
+        std::thread::yield_now();
+    }
+    if let Some(i) = end.iter().zip(&begin).position(|(e, b)| *e != b + sum) {
+        return Err(format!("element {i}: {} became {} instead of {}", begin[i], end[i], begin[i] + sum));
+    }
+    if in_use() != 0 {
+        return Err(format!("{} bytes of device memory are still in use", in_use()));
+    }
+    Ok(report)
+}
+
+fn how_many() -> u64 {
+    std::env::var("STERNA_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(150)
+}
+
+#[test]
+fn nothing_is_lost_in_any_order() {
+    under_each("nothing_is_lost_in_any_order", Duration::from_secs(3600), |m| {
+        if m == Mechanism::Transparent {
+            println!(
+                "SKIP schedules under {m}: its faults are served by threads that sleep in the kernel, which take no part"
+            );
+            return;
+        }
+        let first = support::seed();
+        for s in SCENARIOS {
+            let (start, mut steps) = (Instant::now(), 0);
+            for seed in first..first + how_many() {
+                match schedule(s, m, seed) {
+                    Ok(r) => steps += r.steps,
+                    Err(e) => panic!("{m}, {}: seed {seed}: {e}", s.name),
+                }
+            }
+            println!("{m}, {}: {} schedules, {steps} steps, {:?}", s.name, how_many(), start.elapsed());
+        }
+    });
+}
+
+/// Fails if a seed does not stand for an order.
+#[test]
+fn a_schedule_can_be_repeated() {
+    under_each("a_schedule_can_be_repeated", Duration::from_secs(100), |m| {
+        if m == Mechanism::Transparent {
+            return;
+        }
+        for s in SCENARIOS {
+            for seed in 0..10 {
+                let (one, two) = (schedule(s, m, seed), schedule(s, m, seed));
+                assert_eq!(one, two, "{}: seed {seed}", s.name);
+            }
+        }
+    });
+}
+
+/// A defect, while it is switched on.
+struct On(&'static AtomicBool);
+
+impl On {
+    fn new(defect: &'static AtomicBool) -> Self {
+        defect.store(true, Ordering::SeqCst);
+        Self(defect)
+    }
+}
+
+impl Drop for On {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Looks for a schedule in which `defect` loses something.
+fn finds(test: &str, name: &str, defect: &'static AtomicBool) {
+    under_each(test, Duration::from_secs(300), |m| {
+        if m == Mechanism::Transparent || m == Mechanism::None {
+            return;
+        }
+        let _on = On::new(defect);
+        let (mut seen, start) = (0, Instant::now());
+        for seed in 0..3000 {
+            for s in SCENARIOS {
+                seen += 1;
+                if let Err(e) = schedule(s, m, seed) {
+                    println!("{m}: {name}: schedule {seen}, {}, seed {seed}, {:?}: {e}", s.name, start.elapsed());
+                    return;
+                }
+            }
+            assert!(start.elapsed() < Duration::from_secs(120), "{name} went unseen in {seen} schedules");
+        }
+        panic!("{name} went unseen in {seen} schedules");
+    });
+}
+
+#[test]
+fn finds_copies_before_the_unmap() {
+    finds("finds_copies_before_the_unmap", "copy before unmap", &planted::COPY_BEFORE_UNMAP);
+}
+
+#[test]
+fn finds_inline_home_coming_beside_a_launch() {
+    finds("finds_inline_home_coming_beside_a_launch", "inline home-coming beside a launch", &planted::INLINE_WHILE_ACTIVE);
+}
