@@ -252,6 +252,8 @@ fn hal_in_kernel() -> bool {
 impl Core {
     /// Waits for unfinished launches that conflict with a host access to this range.
     fn wait(&self, free: &mut Free, write: bool) {
+        #[cfg(feature = "planted")]
+        let write = write && !crate::hmm::planted::on(&crate::hmm::planted::GATE_DOWN_FOR_READS);
         self.seg.wait_unused(free, &self.bytes, write);
     }
 

@@ -165,14 +165,23 @@ impl DevPages {
         self.frames[..PAGES_PER_BLOCK / per].iter().filter(|f| **f != 0).count() as u32
     }
 
+    /// Entries that a launch may count on.
+    fn staying(&self) -> Mask {
+        #[cfg(feature = "planted")]
+        if super::planted::on(&super::planted::LEAVING_IGNORED) {
+            return self.mapped;
+        }
+        self.mapped & !self.leaving
+    }
+
     /// Pages a kernel may read without a fault or a table change.
     pub(crate) fn readable(&self) -> Mask {
-        self.mapped & !self.leaving & (self.valid | self.alias)
+        self.staying() & (self.valid | self.alias)
     }
 
     /// Pages a kernel may write without a fault, a table change, or a change of state.
     pub(crate) fn owned(&self) -> Mask {
-        self.mapped & !self.leaving & self.writable & (self.dirty | self.alias)
+        self.staying() & self.writable & (self.dirty | self.alias)
     }
 
     /// Entries that name bytes out of date.

@@ -430,6 +430,10 @@ impl DeviceMirror {
     /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
     pub(crate) fn zap_finish(&self, free: &mut Free, zap: Zap) -> Result<(), Error> {
         for l in &zap.after {
+            #[cfg(feature = "planted")]
+            if super::planted::on(&super::planted::RIGID_NOT_AWAITED) {
+                break;
+            }
             l.wait(free, None);
         }
         self.remove(free, &zap.edits)?;
@@ -496,6 +500,10 @@ impl DeviceMirror {
     pub(crate) fn flush_stale(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
         let rec = &seg.rec().view[self.slot];
         while rec.stale.swap(0, Ordering::AcqRel) != 0 {
+            #[cfg(feature = "planted")]
+            if super::planted::on(&super::planted::STALE_LEFT) {
+                return Ok(());
+            }
             if let Some(blocked) = self.flush_once(free, seg)? {
                 rec.stale.store(1, Ordering::Release);
                 super::migrate::wait_blocked(free, self.space, blocked);

@@ -11,7 +11,17 @@ pub static INLINE_WHILE_ACTIVE: AtomicBool = AtomicBool::new(false);
 pub static NO_MARKERS: AtomicBool = AtomicBool::new(false);
 /// Pages without storage leave for a device although the window does not report touches of them.
 pub static NO_MISSING: AtomicBool = AtomicBool::new(false);
+/// A host store does not wait for launches that only read.
+pub static GATE_DOWN_FOR_READS: AtomicBool = AtomicBool::new(false);
+/// A launch may count on entries that are on their way out.
+pub static LEAVING_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Entries that name bytes out of date are left to a launch that faults.
+pub static STALE_LEFT: AtomicBool = AtomicBool::new(false);
+/// Entries are removed under a launch of a device that cannot fault.
+pub static RIGID_NOT_AWAITED: AtomicBool = AtomicBool::new(false);
+/// A launch does not wait for what another device's launch writes.
+pub static NO_ORDER_BETWEEN_DEVICES: AtomicBool = AtomicBool::new(false);
 
-pub(super) fn on(defect: &AtomicBool) -> bool {
+pub(crate) fn on(defect: &AtomicBool) -> bool {
     defect.load(Ordering::Relaxed)
 }

@@ -11,7 +11,7 @@
 mod turns;
 
 #[cfg(feature = "planted")]
-pub use turns::{Guest, Report, point, run};
+pub use turns::{Report, point, run};
 
 /// A thread of the engine that others may be waiting for.
 #[derive(Clone, Copy, Debug)]

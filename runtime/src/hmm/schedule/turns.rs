@@ -97,7 +97,7 @@ fn random() -> u64 {
 pub fn run(seed: u64, bodies: Vec<Box<dyn FnOnce() + Send + '_>>) -> Report {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock();
-    assert!(bodies.len() <= SEATS - FIRST - 4, "too many threads for a schedule");
+    assert!(bodies.len() <= SEATS - FIRST, "too many threads for a schedule");
     RANDOM.store(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1, Relaxed);
     for _ in 0..4 {
         random();
@@ -175,36 +175,6 @@ fn die(seed: u64) -> ! {
         eprintln!("  seat {i}: {state}, {}its turn", if s.go.load(Relaxed) == 1 { "" } else { "not " });
     }
     std::process::abort()
-}
-
-/// A thread that takes part from a moment on, such as one of a device: it waits for its first turn here and leaves when dropped.
-#[derive(Debug)]
-pub struct Guest(usize);
-
-impl Guest {
-    /// Takes a seat, where a schedule runs and there is one.
-    #[must_use]
-    pub fn enter() -> Self {
-        if !ACTIVE.load(SeqCst) || MINE.get() != 0 {
-            return Self(0);
-        }
-        for i in SEATS - 4..SEATS {
-            if SEAT[i].state.compare_exchange(FREE, READY, SeqCst, SeqCst).is_ok() {
-                MINE.set(i);
-                await_turn(i);
-                return Self(i);
-            }
-        }
-        Self(0)
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if self.0 != 0 && MINE.get() == self.0 {
-            leave(self.0, false);
-        }
-    }
 }
 
 impl Serving {
@@ -303,7 +273,8 @@ fn choose(me: Option<usize>, away: bool) -> usize {
         let mut ready = [0_u8; SEATS];
         let mut n = 0;
         for (i, s) in SEAT.iter().enumerate() {
-            let timed = || s.state.load(SeqCst) == ASLEEP && s.timed.load(SeqCst) && (idle > 0 || random() % 8 == 0);
+            let timed =
+                || s.state.load(SeqCst) == ASLEEP && s.timed.load(SeqCst) && (idle > 0 || random().is_multiple_of(8));
             let gives_way = away && Some(i) == me && s.state.load(SeqCst) == READY;
             if !gives_way && (can_go(s) || timed()) {
                 ready[n] = i as u8;
