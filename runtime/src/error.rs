@@ -238,6 +238,12 @@ pub enum Error {
         /// The page's number in the arena.
         page: u64,
     },
+    /// A page that may be read and not written.
+    #[error("page {page:#x} may not be written; `protect` it for writing first")]
+    Permission {
+        /// The page's number in the arena.
+        page: u64,
+    },
     /// A range or argument that makes no sense.
     #[error("invalid: {what}")]
     Invalid {

@@ -193,7 +193,7 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>, p
         },
         Job::Prefetch(seg, pages, Some(m)) => {
             // A hint: what cannot be brought stays where it is, and what launches use is not evicted for it.
-            let want = Want { access: Access::Read, rank: space.tick(), cause: Cause::Prefetch };
+            let want = Want { access: Access::Read, rank: space.tick(), cause: Cause::Prefetch, own: false };
             let _ = populate(&mut free, &m, &seg, &pages, Place::Migrate, want);
         }
         Job::Prefetch(seg, pages, None) => {
@@ -286,7 +286,7 @@ fn launch(
 fn populate_touch(free: &mut Free, record: &InFlight, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
     let mirror = record.mirror();
     let pages = t.seg.pages_of(&t.bytes);
-    let want = |access| Want { access, rank: now, cause: Cause::Launch };
+    let want = |access| Want { access, rank: now, cause: Cause::Launch, own: false };
     // An earlier launch that is not done may still fault on what this one replaces: its bytes have to come along.
     if t.access != Access::Write || used_before(t, record) {
         return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);

@@ -27,6 +27,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use sterna_hal::Access;
+
 use super::addr::{BlockId, Mask, PAGES_PER_BLOCK};
 use super::lock::{Free, Futex};
 use super::os;
@@ -84,8 +86,14 @@ pub(crate) struct Body {
     pub(crate) lost: Mask,
     /// No storage behind these pages (exact only while `missing`).
     pub(crate) hole: Mask,
-    /// Pages that a `host` or `host_mut` guard keeps at home.
+    /// Pages that a `host` or `host_mut` guard, or a pin, keeps at home.
     pub(crate) pinned: Mask,
+    /// Pages that were unmapped from the segment.
+    pub(crate) unmapped: Mask,
+    /// Pages that may not be read; includes `unmapped`.
+    pub(crate) unreadable: Mask,
+    /// Pages that may not be written; includes `unreadable`.
+    pub(crate) readonly: Mask,
     /// When the pages last changed sides, in nanoseconds of the monotonic clock, and to which side (device + 1, host 0).
     pub(crate) arrived: u64,
     pub(crate) side: u8,
@@ -207,6 +215,11 @@ impl Body {
         self.devices().fold(Mask::EMPTY, |m, d| m | self.dev[d].valid)
     }
 
+    /// Pages that `access` is forbidden on.
+    pub(crate) fn denied(&self, access: Access) -> Mask {
+        if access.writes() { self.readonly } else { self.unreadable }
+    }
+
     /// Back to the state of a block that nobody has touched. The devices have taken their frames away.
     pub(crate) fn reset(&mut self) {
         for d in self.devices() {
@@ -219,7 +232,8 @@ impl Body {
             dev.rank = 0;
         }
         let masks = [&mut self.revoked, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
-        for mask in masks.into_iter().chain([&mut self.hole, &mut self.pinned]) {
+        let more = [&mut self.hole, &mut self.pinned, &mut self.unmapped, &mut self.unreadable, &mut self.readonly];
+        for mask in masks.into_iter().chain(more) {
             *mask = Mask::EMPTY;
         }
         (self.arrived, self.side, self.slice, self.moves, self.known) = (0, 0, 0, 0, 0);
@@ -255,6 +269,8 @@ impl Body {
             claim(d.mapped.covers(d.writable), "writable without mapped")?;
             claim(d.mapped.covers(d.alias), "alias without mapped")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
+            claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
+            claim(!self.readonly.meets(d.owned() & !self.busy), "a writable entry for what may not be written")?;
             valid |= d.valid;
             dirty |= d.dirty;
             alias |= d.alias;
@@ -262,6 +278,11 @@ impl Body {
         claim(self.gone.covers(dirty), "dirty while the host's copy counts")?;
         claim((self.gone & !dirty & !self.lost & !self.busy).is_empty(), "gone but nowhere")?;
         claim(!alias.meets(valid), "alias beside a replica")?;
+        claim(
+            self.readonly.covers(self.unreadable) && self.unreadable.covers(self.unmapped),
+            "permissions that contradict",
+        )?;
+        claim(!self.unmapped.meets((self.gone | valid) & !self.busy), "a copy of an unmapped page")?;
         if faults {
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
             claim(self.revoked.covers(valid), "replica beside a host mapping")?;

@@ -147,7 +147,7 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let space = Space::existing().filter(|_| !crate::hmm::fork::forked());
     // With mechanism `guard` the host's own faults come here too. A jump into shared memory is nobody's to serve.
     if let Some(space) = space.filter(|s| s.mechanism() == Mechanism::Guard && !is_fetch(context))
-        && in_window(space, at)
+        && in_window(space, at, wanted(context))
     {
         os::set_errno(errno);
         return;
@@ -264,6 +264,9 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
         if body.busy.has(p) {
             return Err(now + AGAIN_NS);
         }
+        if body.denied(access).has(p) {
+            return Ok(NOT_OURS); // as on the host: a bad access
+        }
         // Only pages that go to and fro have a slice worth waiting for.
         let elsewhere = usize::from(body.side).checked_sub(1);
         let used = elsewhere != Some(r.slot) && elsewhere.and_then(|d| space.device(d)).is_none_or(|m| !m.is_idle());
@@ -326,13 +329,13 @@ fn bring(
 ) -> Result<Brought, Error> {
     let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
     let pages = Pages(first + a as u64..first + b as u64).widened(mirror.pods().pages_per_grain() as u64);
-    let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault };
+    let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.may_alias() {
-        map_remote(free, mirror, seg, &pages, access)?;
-        return Ok(Brought::Maybe);
+        let mapped = map_remote(free, mirror, seg, &pages, access)?;
+        return Ok(if mapped.blocked.is_some() { Brought::Not } else { Brought::Maybe });
     }
     if moved.foreign {
         // The other device may be one that cannot fault: then between two launches of it.

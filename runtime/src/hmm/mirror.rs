@@ -30,12 +30,14 @@ use super::block::{Block, Body};
 use super::hold;
 use super::inflight::InFlight;
 use super::lock::Free;
+use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
 use super::schedule;
 use super::segment::Segment;
 use super::space::{Slot, Space};
 use crate::Error;
+use crate::stats::Cause;
 
 /// Why entries go away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -420,7 +422,9 @@ impl DeviceMirror {
                 zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        if self.caps().absent == Absent::Undefined && !zap.edits.is_empty() {
+        // What moves comes back by a fault where a launch can fault; what is taken away for good does not.
+        let comes_back = matches!(action, Action::Migrate { .. }) && self.caps().absent == Absent::Faults;
+        if !comes_back && !zap.edits.is_empty() {
             let mine = |u: &&super::segment::Use| u.launch.mirror().slot == self.slot;
             zap.after
                 .extend(seg.uses.lock().iter().filter(mine).map(|u| Arc::clone(&u.launch)).filter(|l| l.is_submitted()));
@@ -559,7 +563,7 @@ impl DeviceMirror {
     // ── launches ──
 
     /// Whether a kernel may touch `bytes` of `seg` without a fault or a change of state. Under the driver lock.
-    fn ready(&self, seg: &Segment, bytes: &Range<u64>, access: Access) -> bool {
+    pub(crate) fn ready(&self, seg: &Segment, bytes: &Range<u64>, access: Access) -> bool {
         let rec = seg.rec();
         let view = &rec.view[self.slot];
         let word = if access.writes() { &view.ready_write } else { &view.ready_read };
@@ -665,6 +669,26 @@ impl DeviceMirror {
     }
 
     // ── endings ──
+
+    /// The device is detached: its entries go, and every segment that had addresses on it gives them back. What the device had
+    /// has come home, and nobody uses the device any more.
+    pub(crate) fn detach(&self, free: &mut Free) -> Result<(), Error> {
+        let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
+        let home = Home { exclusive_from: Some(self.slot), release: Some(self.slot), map: false, wait: true };
+        for seg in segs {
+            for id in seg.claimed() {
+                let first = id.first_page().0;
+                let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
+                super::migrate::bring_home(free, &seg, &pages, home, Cause::Mirror)?;
+            }
+            if let Some(view) = seg.give_up_view(self) {
+                self.views.write().remove(&view.at.0);
+                // SAFETY: launches have ended, entries are gone.
+                unsafe { self.device.unreserve(view) };
+            }
+        }
+        Ok(())
+    }
 
     /// A dropped segment: removes its entries, frees its frames, gives its addresses back.
     pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {

@@ -17,6 +17,9 @@
 //! | `migrate` | collect, unmap, copy, commit, map |
 //! | `devmem` | device frames and eviction |
 //! | `discard` | dropping contents |
+//! | `prot` | protection, and unmapping of parts |
+//! | `lease` | pages that nobody else changes meanwhile |
+//! | `attached` | a device, for driver writers |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
@@ -24,6 +27,7 @@
 //! | [`names`] | the C names of the kernel's interface |
 
 pub(crate) mod addr;
+pub(crate) mod attached;
 pub(crate) mod block;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
@@ -32,6 +36,7 @@ pub(crate) mod fork;
 pub(crate) mod hold;
 pub(crate) mod host;
 pub(crate) mod inflight;
+pub(crate) mod lease;
 pub(crate) mod lock;
 pub(crate) mod migrate;
 pub(crate) mod mirror;
@@ -42,6 +47,7 @@ pub(crate) mod pfn;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod planted;
+pub(crate) mod prot;
 pub(crate) mod range;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
@@ -52,12 +58,14 @@ pub(crate) mod segment;
 pub(crate) mod space;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
+pub use attached::{Attached, Migration, Operand};
 pub use block::{Grow, MAX_DEVICES};
 pub use host::Mechanism;
 pub use lock::Free;
 pub use mirror::{Action, Mirror, MirrorOps};
 pub use notifier::{Notifier, Seq};
 pub use pfn::{Pfn, PfnFlags};
+pub use prot::Prot;
 pub use range::Range;
 pub use segment::Segment;
 pub use space::Space;

@@ -8,7 +8,10 @@
 //! | 3 | `SPECIAL` | a mapping without a frame that a device could use |
 //! | 4 | `DEVICE_PRIVATE` | the frame is memory of the asking device, in which the host cannot see it |
 //! | 5 | `ZERO` | never written: reads as zeros |
-//! | 8… | frame | the host page of the backing, or the device's grain number |
+//! | 6 | `DEVICE_COHERENT` | the frame is memory of a device that the host uses in place |
+//! | 7 | `REMOTE` | … of another device than the asking one |
+//! | 8–12 | order | the entry is part of a mapping of 2^order pages: 9 for a block, else 0 |
+//! | 13… | frame | the host page of the backing, or the device's frame in pages |
 //!
 //! An entry without any bit is *none*: nothing is mapped now, and a fault can change that. None and error stay apart.
 
@@ -32,10 +35,16 @@ bitflags! {
         const DEVICE_PRIVATE = 1 << 4;
         /// Reads as zeros.
         const ZERO = 1 << 5;
+        /// Memory of a device that the host uses in place.
+        const DEVICE_COHERENT = 1 << 6;
+        /// Of another device than the asking one.
+        const REMOTE = 1 << 7;
     }
 }
 
-const SHIFT: u32 = 8;
+const ORDER_SHIFT: u32 = 8;
+const ORDER_BITS: u64 = 31;
+const SHIFT: u32 = 13;
 
 /// One page's entry (`hmm_pfn_t`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -61,7 +70,19 @@ impl Pfn {
         PfnFlags::from_bits_truncate(self.0)
     }
 
-    /// The frame: a page of the arena's storage (offset / 4 KiB), or with `DEVICE_PRIVATE` a grain of the device.
+    /// The same entry as part of a mapping of 2^`order` pages.
+    #[must_use]
+    pub fn with_order(self, order: u32) -> Self {
+        Self(self.0 & !(ORDER_BITS << ORDER_SHIFT) | (u64::from(order) & ORDER_BITS) << ORDER_SHIFT)
+    }
+
+    /// How many pages the mapping has that it is part of, as a power of two.
+    #[must_use]
+    pub fn order(self) -> u32 {
+        (self.0 >> ORDER_SHIFT & ORDER_BITS) as u32
+    }
+
+    /// The frame: a page of the arena's storage (offset / 4 KiB), or with `DEVICE_PRIVATE` a page of the device's memory.
     #[must_use]
     pub fn frame(self) -> Option<u64> {
         self.is_valid().then_some(self.0 >> SHIFT)
@@ -116,7 +137,9 @@ mod tests {
     fn frame_and_flags_come_back() {
         let p = Pfn::new(0x1234_5678, PfnFlags::VALID | PfnFlags::WRITE);
         assert_eq!(p.frame(), Some(0x1234_5678));
-        assert!(p.is_writable());
+        assert!(p.is_writable() && p.order() == 0);
+        let block = p.with_order(9);
+        assert_eq!((block.order(), block.frame(), block.flags()), (9, p.frame(), p.flags()));
         assert!(!p.flags().contains(PfnFlags::DEVICE_PRIVATE));
     }
 }

@@ -62,6 +62,7 @@ use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
 use super::notifier::Seq;
 use super::pfn::{Pfn, PfnFlags};
+use super::prot;
 use super::segment::Segment;
 use crate::Error;
 use crate::policy::Place;
@@ -119,6 +120,7 @@ impl Range {
                 if end <= at {
                     return Err(Error::Fault { page: at });
                 }
+                prot::allowed(&mut free, &seg, &Pages(at..end), if write { Access::ReadWrite } else { Access::Read })?;
                 let home = Home { wait: block, ..if write { Home::EXCLUSIVE } else { Home::SHARED } };
                 let moved = migrate::bring_home(&mut free, &seg, &Pages(at..end), home, Cause::Mirror)?;
                 if moved.blocked.is_some() && !block {
@@ -169,12 +171,12 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
         let holes = space.host.holes(space, id, limit);
         let body = block.lock(free);
         for p in mask.runs().flatten() {
-            let entry = if !limit.has(p) || body.lost.has(p) {
+            let entry = if !limit.has(p) || body.lost.has(p) || body.unreadable.has(p) {
                 Pfn::ERROR
             } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) {
                 Pfn::NONE
             } else {
-                let shared = body.replicated().has(p);
+                let shared = body.replicated().has(p) || body.readonly.has(p);
                 let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
                 Pfn::new(block.backing(id) / PAGE + p as u64, flags)
             };
@@ -196,23 +198,51 @@ pub(crate) fn populate(
     place: Place,
     want: Want,
 ) -> Result<Moved, Error> {
+    populate_within(free, mirror, seg, pages, place, want, None)
+}
+
+/// As [`populate`], but says [`Busy`](Error::Busy) when other batches keep pages away for longer than `budget` without any
+/// progress.
+pub(crate) fn populate_within(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    place: Place,
+    want: Want,
+    budget: Option<Duration>,
+) -> Result<Moved, Error> {
     // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
     let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
     let pages = &Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
     // What keeps a page away may lie beside it: pages come by whole grains.
     let per = mirror.pods().pages_per_grain() as u64;
+    let mut since = Instant::now();
     loop {
         mirror.view(seg)?;
-        let moved = match place {
+        let mut moved = match place {
             Place::Demand => {
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
-            Place::Remote if mirror.may_alias() => map_remote(free, mirror, seg, pages, want.access)?,
+            Place::Remote if mirror.may_alias() => {
+                let mut moved = map_remote(free, mirror, seg, pages, want.access)?;
+                for run in held_there(free, mirror, seg, pages) {
+                    moved.add(migrate::to_device(free, mirror, seg, &run, want)?);
+                }
+                moved
+            }
             Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, want)?,
         };
+        if moved.moved > 0 {
+            since = Instant::now();
+        }
         if moved.lost {
             return Err(Error::Lost { device: "a device".into() });
+        }
+        if moved.denied {
+            // Where a grain is larger than a page, what is forbidden beside the pages counts: an entry is for whole grains.
+            prot::allowed(free, seg, &pages.widened(per), want.access)?;
         }
         if moved.pinned {
             if !mirror.may_alias() {
@@ -225,17 +255,33 @@ pub(crate) fn populate(
                 pinned.push(Span { block, mask });
             }
             for run in runs_of(&pinned) {
-                map_remote(free, mirror, seg, &run, want.access)?;
+                let mapped = map_remote(free, mirror, seg, &run, want.access)?;
+                moved.blocked = moved.blocked.or(mapped.blocked);
             }
         }
         if moved.foreign {
             migrate::bring_home(free, seg, &pages.widened(per), Home { map: false, ..Home::SHARED }, want.cause)?;
         } else if let Some(blocked) = moved.blocked {
+            if let Some(budget) = budget.filter(|b| since.elapsed() >= *b) {
+                return Err(Error::Busy { budget });
+            }
             migrate::wait_blocked(free, seg.space(), blocked);
+        } else if moved.denied {
+            // Allowed again meanwhile.
         } else {
             return Ok(moved);
         }
     }
+}
+
+/// The runs of pages that a device holds itself.
+fn held_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages) -> Vec<Pages> {
+    let mut spans = Vec::new();
+    for (block, mask) in pages.blocks() {
+        let body = seg.claim(block).lock(free);
+        spans.push(Span { block, mask: mask & body.dev[mirror.slot()].valid & !body.pinned });
+    }
+    runs_of(&spans)
 }
 
 /// The pages of a block that a guard keeps at home.
@@ -243,7 +289,8 @@ fn pinned_pages(free: &mut Free, seg: &Segment, id: BlockId) -> Mask {
     seg.claim(id).lock(free).pinned
 }
 
-/// Lets a device use pages where they are: entries that name host storage, for every page that it does not hold itself.
+/// Lets a device use pages where they are: entries that name host storage, for every page that it does not hold itself. Copies
+/// that others have come home first; pages of other batches are left to the caller ([`Moved::blocked`]).
 pub(crate) fn map_remote(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
@@ -258,13 +305,21 @@ pub(crate) fn map_remote(
     let needy = |body: &Body, want: Mask| {
         let dev = &body.dev[slot];
         let ready = dev.mapped & !dev.leaving & dev.alias & if access.writes() { dev.writable } else { Mask::FULL };
-        want & !ready
+        // What it holds it uses there, unless a guard wants it at home.
+        (want & !ready & !(dev.valid & !body.pinned)).widened(per)
     };
     let deadline = Instant::now() + BUDGET;
     loop {
-        // An alias and a replica of one page exclude each other.
-        if pages.blocks().any(|(id, mask)| !needy(&seg.claim(id).lock(free), mask).is_empty()) {
-            migrate::bring_home(free, seg, pages, Home { map: false, ..Home::EXCLUSIVE }, Cause::Launch)?;
+        // An alias and a replica of one page exclude each other. Other devices' aliases stay.
+        let mut copied = Vec::new();
+        for (block, mask) in pages.blocks() {
+            let body = seg.claim(block).lock(free);
+            let mask = (needy(&body, mask) & (body.replicated() | body.gone)).widened(per);
+            copied.push(Span { block, mask });
+        }
+        for run in runs_of(&copied) {
+            let home = Home { map: false, wait: false, ..Home::EXCLUSIVE };
+            result.blocked = result.blocked.or(migrate::bring_home(free, seg, &run, home, Cause::Launch)?.blocked);
         }
         let Some(seq) = mirror.notifier().read_begin(free, pages, BUDGET) else {
             return Err(Error::Busy { budget: BUDGET });
@@ -273,12 +328,19 @@ pub(crate) fn map_remote(
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
             let mut body = block.lock(free);
-            let fix = needy(&body, mask).widened(per);
-            let held = body.replicated();
-            if fix.meets(body.busy | body.gone | held) {
-                again = true;
-                continue;
+            let mut fix = needy(&body, mask);
+            let mut refuse = |set: Mask| {
+                let out = (set & fix).widened(per);
+                fix &= !out;
+                !out.is_empty()
+            };
+            result.denied |= refuse(body.denied(access));
+            result.lost |= refuse(body.lost);
+            if refuse(body.busy) {
+                result.blocked = result.blocked.or(Some((id, block.epoch())));
             }
+            // A copy made since: it comes home in the next round.
+            again |= refuse(body.gone | body.replicated());
             if fix.is_empty() {
                 continue;
             }
@@ -315,6 +377,7 @@ pub(crate) fn map_remote(
             DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
             result.resident += u64::from(fix.count());
         }
+        again &= result.blocked.is_none();
         mirror.pods().counters.mapped_remote.fetch_add(std::mem::take(&mut result.resident) * PAGE, Ordering::Relaxed);
         if !again {
             return Ok(result);

@@ -14,11 +14,12 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
@@ -124,6 +125,9 @@ pub(crate) struct Taint {
     pub(crate) error: crate::Error,
 }
 
+/// A segment's addresses on a device, and the device.
+type View = (DevRange, Arc<DeviceMirror>);
+
 /// One mapping of the space.
 #[derive(Debug)]
 pub struct Segment {
@@ -136,13 +140,15 @@ pub struct Segment {
     used: AtomicU64,
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
-    views: [OnceLock<(DevRange, Arc<DeviceMirror>)>; MAX_DEVICES],
+    views: [RwLock<Option<View>>; MAX_DEVICES],
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<Pages>>,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
+    /// Some of its pages were protected or unmapped.
+    altered: AtomicBool,
 }
 
 impl Segment {
@@ -169,6 +175,7 @@ impl Segment {
             pins: Mutex::default(),
             claimed: Mutex::default(),
             rule: OnceLock::new(),
+            altered: AtomicBool::new(false),
         });
         space.publish(&this);
         Ok(this)
@@ -210,6 +217,19 @@ impl Segment {
         self.first.offset()
     }
 
+    /// Where its first byte is for the program. Who uses the pointer does for each access what a handle's borrow and gate do.
+    #[must_use]
+    pub fn as_host_ptr(&self) -> *mut u8 {
+        self.space.window_at(self.offset()).as_ptr()
+    }
+
+    /// Gives its whole blocks storage in huge folios, where the system has such and nothing was stored yet. A hint.
+    pub fn prefer_huge(&self) {
+        let whole = self.first.first_page().0;
+        let pages = Pages(whole..whole + self.bytes / BLOCK * (BLOCK / PAGE));
+        self.space.host.prepare(self.space, &mut Free::at_entry(), self, &pages);
+    }
+
     pub(crate) fn space(&self) -> &'static Space {
         self.space
     }
@@ -238,11 +258,20 @@ impl Segment {
 
     /// The device's addresses for it, once [`DeviceMirror::view`](super::mirror::DeviceMirror::view) has reserved them.
     pub(crate) fn view(&self, slot: usize) -> Option<DevRange> {
-        self.views[slot].get().map(|(range, _)| *range)
+        self.views[slot].read().as_ref().map(|(range, _)| *range)
     }
 
     pub(crate) fn set_view(&self, mirror: &Arc<DeviceMirror>, range: DevRange) -> DevRange {
-        self.views[mirror.slot()].get_or_init(|| (range, Arc::clone(mirror))).0
+        self.views[mirror.slot()].write().get_or_insert_with(|| (range, Arc::clone(mirror))).0
+    }
+
+    /// The device is detached: it has nothing of the segment any more.
+    pub(crate) fn give_up_view(&self, mirror: &DeviceMirror) -> Option<DevRange> {
+        let view = self.views[mirror.slot()].write().take_if(|(_, m)| ptr::eq(&**m, mirror));
+        view.map(|(range, _)| {
+            self.rec().view[mirror.slot()].stale.store(0, Ordering::Release);
+            range
+        })
     }
 
     /// Where bytes of a block lie on a device: the view's start plus the block's place in the segment.
@@ -347,6 +376,15 @@ impl Segment {
             }
         }
         block
+    }
+
+    /// The window over it is not as it was when the segment was made.
+    pub(crate) fn note_altered(&self) {
+        self.altered.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_altered(&self) -> bool {
+        self.altered.load(Ordering::Relaxed)
     }
 
     /// How far faults reach; decided once, before the first use.

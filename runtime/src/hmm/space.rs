@@ -303,6 +303,13 @@ impl Space {
         if let Err(e) = os::punch_hole(&self.fd, at..at + bytes) {
             os::die(&format!("sterna: cannot free shared memory: {e}\n"));
         }
+        if seg.is_altered() {
+            // Before the marks go: where protection stands for marks, that is all there is.
+            let pages = Pages(at / PAGE..(at + bytes) / PAGE);
+            if let Err(e) = self.host.unprotect(self, &pages) {
+                os::die(&format!("sterna: cannot make freed shared memory usable again: {e}\n"));
+            }
+        }
         if away {
             self.host.vacate(self.window_at(at).as_ptr().addr(), bytes as usize);
         }

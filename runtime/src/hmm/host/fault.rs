@@ -11,6 +11,8 @@
 use std::ptr;
 use std::sync::atomic::Ordering;
 
+use sterna_hal::Access;
+
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
 use super::super::block::{Block, BlockGuard};
 use super::super::mirror::DeviceMirror;
@@ -24,16 +26,21 @@ pub(super) enum Served {
     Mapped,
     /// Somebody else will wake the thread; the block's epoch as it was then.
     Parked(&'static Block, u32),
-    /// Not a page of the window.
+    /// Not a page of the window, or one that may not be touched like that.
     Foreign,
 }
 
 /// Serves a touch of window address `at`. Signal-safe.
-pub(super) fn serve(space: &'static Space, at: usize) -> Served {
+///
+/// `access` matters with mechanism `guard` alone: elsewhere the kernel tells bad accesses apart before it asks.
+pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served {
     let Some(page) = space.page_at(at) else { return Served::Foreign };
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let mut body = block.lock_in_handler();
+    if body.denied(access).has(p) {
+        return Served::Foreign;
+    }
     if body.lost.has(p) {
         os::die("sterna: a load met a page whose only copy was lost with its device; see `try_read`\n");
     }

@@ -35,7 +35,7 @@ impl Guard {
         unsafe {
             match self {
                 Self::Markers => os::guard(at, bytes).map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
-                Self::Protection => os::protect(at, bytes, false).map_err(|code| match code {
+                Self::Protection => os::protect(at, bytes, false, false).map_err(|code| match code {
                     libc::ENOMEM => os::too_many_mappings("mprotect", code),
                     code => failed("mprotect", code),
                 }),
@@ -43,13 +43,13 @@ impl Guard {
         }
     }
 
-    /// Lets the program in again. Signal-safe.
-    pub(super) fn open(self, at: usize, bytes: usize) {
+    /// Lets the program in again, to read and with `write` to write. Signal-safe.
+    pub(super) fn open(self, at: usize, bytes: usize, write: bool) {
         // SAFETY: as above.
         let opened = unsafe {
             match self {
                 Self::Markers => os::unguard(at, bytes),
-                Self::Protection => os::protect(at, bytes, true),
+                Self::Protection => os::protect(at, bytes, true, write),
             }
         };
         if opened.is_err() {

@@ -321,7 +321,9 @@ impl Host {
             Door::Uffd(uffd) => uffd,
             Door::Guard(guard) => {
                 // What has no storage gets some from the kernel at its first touch.
-                s.mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize));
+                for (mask, write) in parts(body, s.mask) {
+                    mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
+                }
                 return;
             }
             Door::None => return,
@@ -341,7 +343,7 @@ impl Host {
                 return;
             }
         }
-        for r in s.mask.runs() {
+        for r in parts(body, s.mask).into_iter().flat_map(|(mask, _)| mask.runs()) {
             let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
             if uffd.map(at, bytes).is_err() {
                 // Some page has no storage although nobody said so: it was never written, and a store gives it some.
@@ -391,6 +393,50 @@ impl Host {
         }
     }
 
+    /// What the program may do with pages of a block from now on; they are busy, and `body` says it already.
+    pub(crate) fn protect(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
+        // Where protection keeps the program out of pages that are away, they get theirs when they come back.
+        let shut = if matches!(self.door, Door::Guard(Guard::Protection)) { body.revoked } else { Mask::EMPTY };
+        let [(write, _), (read, _)] = parts(body, mask & !shut);
+        let window = space.window_at(id.offset()).as_ptr().addr();
+        for (mask, reads, writes) in [(write, true, true), (read, true, false), (mask & body.unreadable, false, false)] {
+            for r in mask.runs() {
+                // SAFETY: the window is a shared mapping of the engine's.
+                unsafe { os::protect(window + r.start * PAGE as usize, r.len() * PAGE as usize, reads, writes) }
+                    .map_err(|code| os::too_many_mappings("mprotect", code))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A freed stretch may be used again.
+    pub(crate) fn unprotect(&self, space: &Space, pages: &Pages) -> Result<(), Error> {
+        let at = space.window_at(pages.0.start * PAGE).as_ptr().addr();
+        // SAFETY: the window is a shared mapping of the engine's.
+        unsafe { os::protect(at, pages.bytes() as usize, true, true) }
+            .map_err(|code| os::too_many_mappings("mprotect", code))
+    }
+
+    /// Takes pages of a block that are busy, and on no device, out of the window and frees their storage. Marks of pages that
+    /// were away go too.
+    pub(crate) fn discard(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
+        let (window, base) = (space.window_at(id.offset()).as_ptr().addr(), space.block(id).backing(id));
+        for r in mask.runs() {
+            let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
+            // SAFETY: the window is a shared mapping of the engine's.
+            unsafe { os::discard_mapping(at, bytes) }
+                .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code)))?;
+            os::punch_hole(&space.fd, base + r.start as u64 * PAGE..base + r.end as u64 * PAGE)
+                .map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))?;
+        }
+        if let Door::Guard(guard) = &self.door {
+            for (mask, write) in parts(body, mask) {
+                mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
+            }
+        }
+        Ok(())
+    }
+
     /// Lets threads parked on pages of a block try again. Signal-safe.
     pub(crate) fn wake(&self, space: &Space, id: BlockId, mask: Mask) {
         if self.mechanism == Mechanism::Transparent
@@ -416,7 +462,7 @@ impl Host {
     /// A freed stretch: touches of pages without storage are the kernel's business again.
     pub(crate) fn vacate(&self, at: usize, bytes: usize) {
         if let Door::Guard(guard) = &self.door {
-            guard.open(at, bytes);
+            guard.open(at, bytes, true);
         } else if let Some(uffd) = self.uffd() {
             // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch
             // a freed stretch meanwhile. If registering fails its pages could leave and come back as zeros: better to end.
@@ -426,6 +472,12 @@ impl Host {
             }
         }
     }
+}
+
+/// The pages that may be written and those that may only be read, each of which is a mapping of its own: a call is for one of
+/// them. What may not be read needs no page.
+fn parts(body: &Body, mask: Mask) -> [(Mask, bool); 2] {
+    [(mask & !body.readonly, true), (mask & body.readonly & !body.unreadable, false)]
 }
 
 const _: () = assert!(PAGES_PER_BLOCK == 512);

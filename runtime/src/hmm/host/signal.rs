@@ -15,6 +15,8 @@ use std::ptr;
 use std::sync::Once;
 use std::time::Duration;
 
+use sterna_hal::Access;
+
 use super::super::os;
 use super::super::space::Space;
 use super::Mechanism;
@@ -69,7 +71,7 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let errno = os::errno();
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
-    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at));
+    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at, Access::Read));
     if !ours {
         // SAFETY: written before the handler was installed, never after.
         unsafe { chain(&raw const BUS, signal, info, context) }
@@ -77,9 +79,10 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     os::set_errno(errno);
 }
 
-/// Serves a touch of window address `at` in the thread that faulted; false if it is not an address of the window. Signal-safe.
-pub(crate) fn in_window(space: &'static Space, at: usize) -> bool {
-    match serve(space, at) {
+/// Serves a touch of window address `at` in the thread that faulted; false if it is not an address of the window, or may not be
+/// touched like that. Signal-safe.
+pub(crate) fn in_window(space: &'static Space, at: usize, access: Access) -> bool {
+    match serve(space, at, access) {
         Served::Mapped => true,
         // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only.
         Served::Parked(block, epoch) => {

@@ -7,6 +7,8 @@
 
 use std::io;
 
+use sterna_hal::Access;
+
 use super::super::os::{self, uffd::Message};
 use super::super::space::Space;
 use super::fault::{Served, serve};
@@ -36,7 +38,7 @@ fn run(space: &'static Space) {
         match uffd.read(&mut messages) {
             Ok(n) => {
                 for m in &messages[..n] {
-                    match serve(space, m.at) {
+                    match serve(space, m.at, Access::Read) {
                         // Parked: whoever ends the wait wakes the thread.
                         Served::Mapped | Served::Parked(..) => {}
                         Served::Foreign => uffd.wake(m.at, 4096),

@@ -25,6 +25,8 @@ pub(crate) struct Want {
     /// evicted for them.
     pub(crate) rank: u64,
     pub(crate) cause: Cause,
+    /// Into the device's own memory: an entry that names host storage will not do.
+    pub(crate) own: bool,
 }
 
 /// Brings `pages` of `seg` to a device as `want` says, in batches; what is there already stays. Evicts blocks of a rank below
@@ -49,7 +51,7 @@ pub(crate) fn to_device(
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
         at = end;
-        let grains = missing_grains(free, mirror, seg, &part, want.access);
+        let grains = missing_grains(free, mirror, seg, &part, want);
         let mut reserved = match Reserved::take(free, mirror, view.at, grains, want) {
             Ok(r) => r,
             Err(Error::OutOfDeviceMemory { .. }) => {
@@ -86,7 +88,7 @@ fn trickle(
     let mut total = Moved::default();
     for (id, mask) in pages.blocks() {
         let part = pages_of(id, mask);
-        let grains = missing_grains(free, mirror, seg, &part, want.access);
+        let grains = missing_grains(free, mirror, seg, &part, want);
         match Reserved::take(free, mirror, view.at, grains, want) {
             Ok(mut reserved) => {
                 let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
@@ -108,21 +110,22 @@ fn pages_of(id: BlockId, mask: Mask) -> Pages {
     Pages(first + a.min(b) as u64..first + b as u64)
 }
 
-/// Pages of a block that have to change for `access`, by whole grains.
-fn needy(body: &Body, slot: usize, want: Mask, access: Access, per: usize) -> Mask {
+/// Pages of a block that have to change for `want`, by whole grains.
+fn needy(body: &Body, slot: usize, pages: Mask, want: Want, per: usize) -> Mask {
     let dev = &body.dev[slot];
-    let ready = if access.writes() { dev.owned() } else { dev.readable() };
-    (want & !ready).widened(per)
+    let ready = if want.access.writes() { dev.owned() } else { dev.readable() };
+    let ready = if want.own { ready & dev.valid } else { ready };
+    (pages & !ready).widened(per)
 }
 
 /// How many grains of device memory the pages lack. A look without commitment, so that frames are taken before any lock.
-fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, access: Access) -> u32 {
+fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, want: Want) -> u32 {
     let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
     let mut n = 0;
     for (id, mask) in pages.blocks() {
         let body = seg.claim(id).lock(free);
-        let want = needy(&body, slot, mask, access, per);
-        n += (0..PAGES_PER_BLOCK / per).filter(|g| body.dev[slot].frames[*g] == 0 && want.has(g * per)).count() as u32;
+        let fix = needy(&body, slot, mask, want, per);
+        n += (0..PAGES_PER_BLOCK / per).filter(|g| body.dev[slot].frames[*g] == 0 && fix.has(g * per)).count() as u32;
     }
     n
 }
@@ -137,13 +140,13 @@ fn collect(
     reserved: &mut Reserved,
 ) -> Batch<Collected> {
     let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
-    let Want { access, rank, cause } = want;
+    let Want { access, rank, cause, .. } = want;
     let mut spans = Vec::new();
     let mut result = Moved::default();
     for (id, mask) in pages.blocks() {
         let block = seg.claim(id);
         let mut body = block.lock(free);
-        let mut fix = needy(&body, slot, mask, access, per);
+        let mut fix = needy(&body, slot, mask, want, per);
         result.resident += u64::from((mask & !fix).count());
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
@@ -160,6 +163,7 @@ fn collect(
         let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
         refuse(elsewhere, &mut result.foreign);
         refuse(body.pinned, &mut result.pinned);
+        refuse(body.denied(access), &mut result.denied);
         if access.reads() {
             refuse(body.lost, &mut result.lost);
         }

@@ -64,12 +64,14 @@ pub(crate) struct Moved {
     pub(crate) pinned: bool,
     /// A page of which no copy is left.
     pub(crate) lost: bool,
+    /// A page on which the access is forbidden.
+    pub(crate) denied: bool,
     /// There was no room for everything.
     pub(crate) full: bool,
 }
 
 impl Moved {
-    fn add(&mut self, o: Self) {
+    pub(crate) fn add(&mut self, o: Self) {
         self.moved += o.moved;
         self.resident += o.resident;
         self.refused += o.refused;
@@ -78,6 +80,7 @@ impl Moved {
         self.foreign |= o.foreign;
         self.pinned |= o.pinned;
         self.lost |= o.lost;
+        self.denied |= o.denied;
         self.full |= o.full;
     }
 }

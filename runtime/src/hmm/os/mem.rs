@@ -167,13 +167,13 @@ unsafe fn advise_again(at: usize, bytes: usize, advice: libc::c_int) -> Result<(
     }
 }
 
-/// Allows, or forbids, every access to `bytes` bytes at `at`. When it forbids, no store can land any more when it returns.
+/// What the program may do with `bytes` bytes at `at`. When it forbids stores, none can land any more when it returns.
 /// Signal-safe.
 ///
 /// # Safety
 /// As [`guard`].
-pub(crate) unsafe fn protect(at: usize, bytes: usize, allow: bool) -> Result<(), i32> {
-    let prot = if allow { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_NONE };
+pub(crate) unsafe fn protect(at: usize, bytes: usize, read: bool, write: bool) -> Result<(), i32> {
+    let prot = if read { libc::PROT_READ } else { libc::PROT_NONE } | if write { libc::PROT_WRITE } else { 0 };
     // SAFETY: the caller's.
     let r = unsafe { libc::mprotect(ptr::without_provenance_mut(at), bytes, prot) };
     if r == 0 { Ok(()) } else { Err(errno()) }

@@ -1,0 +1,444 @@
+//! A device attached to the space, for people who write drivers: what a launch does, one step at a time and by number of page.
+//!
+//! **Guarantee.** Counts are of pages and of batches, exact where nobody else changes the pages. An operation that fails says at
+//! which page, and leaves every page usable.
+//!
+//! ```
+//! use sterna::hmm::{Attached, Segment, Space};
+//! use std::sync::Arc;
+//!
+//! let space = Space::process(None)?;
+//! let device = Arc::new(sterna::cpu::CpuDevice::new(0, sterna::cpu::CpuConfig::default()).expect("a device"));
+//! let device = Attached::new(space, device)?;
+//! let seg = Segment::new(space, 1 << 20)?;
+//! let done = device.migrate(&seg.pages())?;
+//! assert_eq!((done.moved, done.resident), (256, 0));
+//! assert!(device.snapshot(&seg.pages())?.iter().all(|pfn| pfn.is_writable()));
+//! # Ok::<(), sterna::Error>(())
+//! ```
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use sterna_hal::kernel::{Kernel, Params};
+use sterna_hal::{Access, Arg, Device, Groups, Launch};
+
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
+use super::block::Body;
+use super::inflight::{ErrorSink, InFlight, Touch};
+use super::lock::Free;
+use super::migrate::{self, Home, Want};
+use super::mirror::{By, DeviceMirror, NotYet};
+use super::pfn::{Pfn, PfnFlags};
+use super::range::populate_within;
+use super::segment::Segment;
+use super::space::Space;
+use super::{fork, hold};
+use super::{prot, segment};
+use crate::Error;
+use crate::policy::Place;
+use crate::stats::Cause;
+
+/// A device attached to the space. When it is dropped, what it has comes home first.
+pub struct Attached {
+    mirror: Arc<DeviceMirror>,
+    errors: Arc<ErrorSink>,
+}
+
+/// What a migration did, in pages of the range.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Migration {
+    /// Pages whose bytes were brought to the destination.
+    pub moved: u64,
+    /// Pages that were there already.
+    pub resident: u64,
+    /// Pages that stayed where they were: another device's, pinned, not migratable, or without room.
+    pub refused: u64,
+}
+
+/// Bytes of a segment that a kernel gets as an argument.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// The segment.
+    pub segment: Arc<Segment>,
+    /// Bytes of it.
+    pub bytes: Range<u64>,
+}
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("mirror", &self.mirror).finish_non_exhaustive()
+    }
+}
+
+impl Attached {
+    /// Attaches a device (`hmm_devmem_add`, `mmu_interval_notifier_insert` and the driver's own table in one).
+    ///
+    /// # Errors
+    /// All slots are taken; the device cannot be driven by this engine; it refuses the arena.
+    #[doc(alias = "hmm_devmem_add")]
+    pub fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Self, Error> {
+        fork::check()?;
+        Ok(Self { mirror: DeviceMirror::new(space, device)?, errors: Arc::default() })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &Arc<dyn Device> {
+        self.mirror.device()
+    }
+
+    /// The space.
+    #[must_use]
+    pub fn space(&self) -> &'static Space {
+        self.mirror.space()
+    }
+
+    fn parts(&self, pages: &Pages) -> Result<Vec<(Arc<Segment>, Pages)>, Error> {
+        fork::check()?;
+        if self.mirror.is_lost() {
+            return Err(Error::Lost { device: self.device().info().id.clone() });
+        }
+        self.space().segments_in(pages)
+    }
+
+    /// Makes pages usable by the device for `access`, as `place` says (`driver_populate_range`), waiting for pages that are on
+    /// their way at most `budget` without progress; `None` waits for as long as it takes.
+    ///
+    /// # Errors
+    /// [`Fault`](Error::Fault) for a page that may not be read, [`Permission`](Error::Permission) for one that may not be
+    /// written; [`Busy`](Error::Busy); [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost).
+    pub fn populate(&self, pages: &Pages, access: Access, place: Place, budget: Option<Duration>) -> Result<(), Error> {
+        let mut free = Free::at_entry();
+        for (seg, part) in self.parts(pages)? {
+            prot::allowed(&mut free, &seg, &part, access)?;
+            let want = Want { access, rank: self.space().tick(), cause: Cause::Mirror, own: false };
+            let moved = populate_within(&mut free, &self.mirror, &seg, &part, place, want, budget)?;
+            if moved.full {
+                let memory = self.device().memory();
+                return Err(Error::OutOfDeviceMemory {
+                    device: self.device().info().id.clone(),
+                    requested: part.bytes(),
+                    in_use: memory.in_use,
+                    budget: memory.budget,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// For each page, whether a kernel may read it, or with `write` write it, without a fault.
+    ///
+    /// # Errors
+    /// As [`Space::protect`] for the range.
+    pub fn mapped(&self, pages: &Pages, write: bool) -> Result<Vec<bool>, Error> {
+        let mut free = Free::at_entry();
+        let mut out = Vec::with_capacity(pages.len() as usize);
+        for (seg, part) in self.parts(pages)? {
+            for (id, mask) in part.blocks() {
+                let body = seg.claim(id).lock(&mut free);
+                let dev = &body.dev[self.mirror.slot()];
+                let there = if write { dev.owned() } else { dev.readable() };
+                out.extend(mask.runs().flatten().map(|p| there.has(p)));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Moves pages to the device (`migrate_vma`), as far as they can move: pages of the host only. What may not be written moves
+    /// as a copy for reading, beside the host's.
+    ///
+    /// # Errors
+    /// [`Invalid`](Error::Invalid) at the first page that does not exist, may not be read, or belongs to a segment that does not
+    /// migrate; what lies before it has moved. A device that fails.
+    #[doc(alias = "migrate_vma")]
+    pub fn migrate(&self, pages: &Pages) -> Result<Migration, Error> {
+        let mut free = Free::at_entry();
+        let mut total = Migration::default();
+        for (seg, part) in self.parts(pages).map_err(invalid)? {
+            for (run, access, readable) in by_permission(&mut free, &seg, &part) {
+                if !readable {
+                    return Err(Error::Invalid { what: "migrating pages that may not be read" });
+                }
+                let done = self.migrate_run(&mut free, &seg, &run, access)?;
+                total.moved += done.moved;
+                total.resident += done.resident;
+                total.refused += done.refused;
+            }
+        }
+        Ok(total)
+    }
+
+    fn migrate_run(&self, free: &mut Free, seg: &Arc<Segment>, run: &Pages, access: Access) -> Result<Migration, Error> {
+        let mut moved = 0;
+        loop {
+            let want = Want { access, rank: self.space().tick(), cause: Cause::Mirror, own: true };
+            let done = migrate::to_device(free, &self.mirror, seg, run, want)?;
+            moved += done.moved;
+            match done.blocked {
+                Some(blocked) => migrate::wait_blocked(free, self.space(), blocked),
+                None => {
+                    let (mut refused, mut there) = (0, 0);
+                    for (id, mask) in run.blocks() {
+                        let body = seg.claim(id).lock(free);
+                        let dev = &body.dev[self.mirror.slot()];
+                        let n = (dev.readable() & dev.valid & mask).count();
+                        there += u64::from(n);
+                        refused += u64::from(mask.count() - n);
+                    }
+                    return Ok(Migration { moved: moved.min(there), resident: there - moved.min(there), refused });
+                }
+            }
+        }
+    }
+
+    /// Brings home what this device has of the pages; `moved` counts the pages whose bytes came.
+    ///
+    /// # Errors
+    /// [`Invalid`](Error::Invalid) for pages that do not exist; a device that fails.
+    pub fn migrate_home(&self, pages: &Pages) -> Result<Migration, Error> {
+        let mut free = Free::at_entry();
+        let slot = self.mirror.slot();
+        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        let mut total = Migration::default();
+        for (seg, part) in self.parts(pages).map_err(invalid)? {
+            let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;
+            total.moved += moved;
+            total.resident += part.len() - moved.min(part.len());
+        }
+        Ok(total)
+    }
+
+    /// Every page as this device sees it, without changing anything (`hmm_range_fault` with no request): memory of its own, the
+    /// host's pages, and for what only another device's private memory has, *none*.
+    ///
+    /// # Errors
+    /// [`Invalid`](Error::Invalid) for a range that is empty or outside the arena; [`Busy`](Error::Busy) when pages were on
+    /// their way for longer than a second. Pages without a segment are entries of their own, [`Pfn::ERROR`].
+    pub fn snapshot(&self, pages: &Pages) -> Result<Vec<Pfn>, Error> {
+        const BUDGET: Duration = Duration::from_millis(1000);
+        fork::check()?;
+        if pages.is_empty() || pages.0.end > self.space().bytes() / PAGE {
+            return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
+        }
+        let mut free = Free::at_entry();
+        let start = Instant::now();
+        loop {
+            let left = BUDGET.saturating_sub(start.elapsed());
+            let seen = self.mirror.notifier().read_begin(&mut free, pages, left).ok_or(Error::Busy { budget: BUDGET })?;
+            let out = self.look(&mut free, pages);
+            if !self.mirror.notifier().read_retry(pages, seen) {
+                return Ok(out);
+            }
+        }
+    }
+
+    fn look(&self, free: &mut Free, pages: &Pages) -> Vec<Pfn> {
+        let space = self.space();
+        let mut out = Vec::with_capacity(pages.len() as usize);
+        for (id, mask) in pages.blocks() {
+            let Some(seg) = space.segment_of(id) else {
+                out.extend(std::iter::repeat_n(Pfn::ERROR, mask.count() as usize));
+                continue;
+            };
+            let block = seg.claim(id);
+            let limit = seg.limit(id.0 - seg.first().0);
+            let holes = space.host.holes(space, id, limit);
+            let body = block.lock(free);
+            let order = self.order(&body, holes, limit);
+            for p in mask.runs().flatten() {
+                let storage = block.backing(id) / PAGE + p as u64;
+                out.push(if limit.has(p) { self.entry(&body, p, holes, storage).with_order(order) } else { Pfn::ERROR });
+            }
+        }
+        out
+    }
+
+    fn entry(&self, body: &Body, p: usize, holes: Mask, storage: u64) -> Pfn {
+        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let dev = &body.dev[slot];
+        if body.lost.has(p) || body.unreadable.has(p) {
+            return Pfn::ERROR;
+        }
+        if body.busy.has(p) {
+            return Pfn::NONE;
+        }
+        let write = |may: bool| if may && !body.readonly.has(p) { PfnFlags::WRITE } else { PfnFlags::empty() };
+        if dev.valid.has(p) {
+            let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
+            return Pfn::new(frame, PfnFlags::VALID | PfnFlags::DEVICE_PRIVATE | write(dev.dirty.has(p)));
+        }
+        if body.gone.has(p) || holes.has(p) {
+            return Pfn::NONE;
+        }
+        Pfn::new(storage, PfnFlags::VALID | write(!body.replicated().has(p)))
+    }
+
+    /// 9 where the whole block is in one state under one mapping.
+    fn order(&self, body: &Body, holes: Mask, limit: Mask) -> u32 {
+        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let dev = &body.dev[slot];
+        let uniform = |m: Mask| m.is_empty() || m == Mask::FULL;
+        if limit != Mask::FULL
+            || ![body.readonly, body.unreadable, body.busy, body.lost, dev.valid, dev.dirty].into_iter().all(uniform)
+        {
+            return 0;
+        }
+        let one = if dev.valid == Mask::FULL {
+            (1..PAGES_PER_BLOCK / per).all(|g| dev.frames[g] == dev.frames[0] + g as u32)
+        } else {
+            body.huge && holes.is_empty() && body.gone.is_empty() && body.replicated().is_empty()
+        };
+        if one { 9 } else { 0 }
+    }
+
+    /// Brings everything home that the device has, and frees all its frames. Launches that have not ended go first.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn release_memory(&self) -> Result<(), Error> {
+        fork::check()?;
+        let mut free = Free::at_entry();
+        for l in self.mirror.live() {
+            l.wait(&mut free, None);
+        }
+        self.mirror.reap();
+        let slot = self.mirror.slot();
+        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        loop {
+            let first = self.mirror.order.lock().0.first().copied();
+            let Some((_, id)) = first else { return Ok(()) };
+            let Some(seg) = self.space().segment_of(id) else {
+                std::thread::yield_now(); // on its way out: it frees its own
+                continue;
+            };
+            let first = id.first_page().0;
+            migrate::bring_home(&mut free, &seg, &Pages(first..first + PAGES_PER_BLOCK as u64), home, Cause::Eviction)?;
+        }
+    }
+
+    /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
+    /// could be submitted. Says for each range how many batches that took; 0 for one that was there.
+    ///
+    /// # Errors
+    /// As [`populate`](Self::populate); [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
+    ///
+    /// # Safety
+    /// Until it returns nobody else uses the ranges in a way that conflicts with the kernel's accesses.
+    pub unsafe fn run<P: Params>(
+        &self,
+        kernel: &Kernel<P>,
+        operands: &[Operand],
+        place: Place,
+        budget: Option<Duration>,
+    ) -> Result<SmallVec<[u64; 4]>, Error> {
+        let params = kernel.params();
+        let misfit = |what: String| Error::Arguments { kernel: kernel.name(), what };
+        if params.len() != operands.len() {
+            return Err(misfit(format!("{} ranges for {} parameters", operands.len(), params.len())));
+        }
+        let mut groups = kernel.explicit_groups().map(u64::from);
+        let mut touches: SmallVec<[Touch; 4]> = SmallVec::new();
+        for (p, o) in params.iter().zip(operands) {
+            if o.bytes.start >= o.bytes.end || o.bytes.end > o.segment.bytes() {
+                return Err(Error::Invalid { what: "bytes that are none, or not in their segment" });
+            }
+            groups = groups.or_else(|| p.mapping.groups((o.bytes.end - o.bytes.start) / p.elem.max(1)));
+            touches.push(Touch { seg: Arc::clone(&o.segment), bytes: o.bytes.clone(), access: p.access });
+        }
+        let groups = groups.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+        let groups = groups.ok_or_else(|| misfit("the number of groups does not follow from the ranges".into()))?;
+        let id = self.mirror.load(kernel.code())?;
+        let mappings: SmallVec<[_; 4]> = params.iter().map(|p| p.mapping).collect();
+        self.run_erased((kernel.name(), id, groups), kernel.value(), &mappings, &touches, place, budget)
+    }
+
+    #[inline(never)]
+    fn run_erased(
+        &self,
+        (name, kernel, groups): (&'static str, sterna_hal::KernelId, u32),
+        value: &[u8],
+        mappings: &[sterna_hal::kernel::Mapping],
+        touches: &SmallVec<[Touch; 4]>,
+        place: Place,
+        budget: Option<Duration>,
+    ) -> Result<SmallVec<[u64; 4]>, Error> {
+        let mut free = Free::at_entry();
+        let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
+        loop {
+            let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
+            for (t, mapping) in touches.iter().zip(mappings) {
+                let view = self.mirror.view(&t.seg)?;
+                let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
+                args.push(Arg::Range { at, access: t.access, mapping: *mapping });
+            }
+            self.mirror.reap();
+            let launch = Launch { kernel, grid: [groups, 1, 1], groups: Groups::All, args: &args };
+            let record = InFlight::new(0, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
+            match self.mirror.try_submit(&launch, &record, touches, false, By::Caller) {
+                Ok(()) => {
+                    record.wait(&mut free, None);
+                    record.mark_seen();
+                    return record.error().map_or(Ok(batches), |e| Err(e.clone()));
+                }
+                Err(NotYet::Failed(e)) => {
+                    let e = self.mirror.noticed(e);
+                    record.refuse(e.clone());
+                    record.mark_seen();
+                    return Err(e);
+                }
+                Err(NotYet::Held) => {
+                    touches.iter().for_each(|t| hold::wait(&t.seg, self.mirror.slot()));
+                    continue;
+                }
+                Err(NotYet::Populate) => {}
+            }
+            for (t, n) in touches.iter().zip(&mut batches) {
+                let ready = {
+                    let _driver = self.mirror.pods().lock.hold();
+                    self.mirror.ready(&t.seg, &t.bytes, t.access)
+                };
+                if !ready {
+                    let access = if t.access == Access::Write { Access::ReadWrite } else { t.access };
+                    *n += 1;
+                    self.populate(&t.seg.pages_of(&t.bytes), access, place, budget)?;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if !fork::forked() {
+            // A device that fails keeps its segments' addresses until they end; what it does not give back is lost with it.
+            let _ = self.release_memory().and_then(|()| self.mirror.detach(&mut Free::at_entry()));
+        }
+    }
+}
+
+/// The driver of the kernel's own test says *invalid* where it finds no mapping to move.
+fn invalid(e: Error) -> Error {
+    if matches!(e, Error::Fault { .. }) { Error::Invalid { what: "pages without a segment" } } else { e }
+}
+
+/// Cuts a range where what is allowed changes: each run with the access to move it with, and whether it may be read.
+fn by_permission(free: &mut Free, seg: &segment::Segment, pages: &Pages) -> Vec<(Pages, Access, bool)> {
+    let mut out: Vec<(Pages, Access, bool)> = Vec::new();
+    for (id, mask) in pages.blocks() {
+        let body = seg.claim(id).lock(free);
+        let first = id.first_page().0;
+        for p in mask.runs().flatten() {
+            let access = if body.readonly.has(p) { Access::Read } else { Access::ReadWrite };
+            let (at, readable) = (first + p as u64, !body.unreadable.has(p));
+            match out.last_mut() {
+                Some(last) if last.0.0.end == at && last.1 == access && last.2 == readable => last.0.0.end += 1,
+                _ => out.push((Pages(at..at + 1), access, readable)),
+            }
+        }
+    }
+    out
+}

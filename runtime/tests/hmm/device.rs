@@ -1,0 +1,223 @@
+//! The tests' device: the commands of the kernel's test device, over an attached device and kernels that read and write through
+//! its page table.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna::Error;
+use sterna::cpu::CpuDevice;
+use sterna::hal::Access;
+use sterna::hmm::{Attached, Operand, Pages, PfnFlags, Segment, Space};
+use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, each, each_mut, each_out};
+use sterna::policy::Place;
+
+use crate::memory::{Memory, WORDS};
+
+/// The errors of the kernel's interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Errno {
+    Fault,
+    Perm,
+    Invalid,
+    NoEntry,
+    Busy,
+    NoMem,
+    NotSupported,
+    Pinned,
+    Other,
+}
+
+impl From<Error> for Errno {
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Fault { .. } => Self::Fault,
+            Error::Permission { .. } => Self::Perm,
+            Error::Invalid { .. } => Self::Invalid,
+            Error::Busy { .. } => Self::Busy,
+            Error::OutOfDeviceMemory { .. } => Self::NoMem,
+            Error::Unsupported { .. } => Self::NotSupported,
+            Error::Pinned => Self::Pinned,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What a command that succeeds says: pages, and batches of faults that it took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Counts {
+    pub(crate) cpages: u64,
+    pub(crate) faults: u64,
+}
+
+/// A page as a snapshot reports it; the names of the kernel's test.
+pub(crate) mod seen {
+    pub(crate) const ERROR: u8 = 0xff;
+    pub(crate) const NONE: u8 = 0;
+    pub(crate) const READ: u8 = 1;
+    pub(crate) const WRITE: u8 = 2;
+    pub(crate) const PMD: u8 = 4;
+    pub(crate) const PRIVATE_LOCAL: u8 = 0x20;
+    pub(crate) const COHERENT_LOCAL: u8 = 0x40;
+    pub(crate) const COHERENT_REMOTE: u8 = 0x50;
+}
+
+/// Waits until `holds`, at most two seconds.
+pub(crate) fn eventually(holds: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() && start.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+pub(crate) struct Dev {
+    pub(crate) attached: Attached,
+    pub(crate) cpu: Arc<CpuDevice>,
+    place: Place,
+}
+
+fn read_kernel() -> Kernel<(Each<u32>, EachOut<u32>)> {
+    fn body(_: Group, (): (), x: &[u32], y: &mut [u32]) {
+        y.copy_from_slice(x);
+    }
+    Kernel::new("read", (), (each(WORDS), each_out(WORDS)), body)
+}
+
+fn write_kernel() -> Kernel<(Each<u32>, EachMut<u32>)> {
+    fn body(_: Group, (): (), x: &[u32], y: &mut [u32]) {
+        y.copy_from_slice(x);
+    }
+    Kernel::new("write", (), (each(WORDS), each_mut(WORDS)), body)
+}
+
+impl Dev {
+    pub(crate) fn new(space: &'static Space, cpu: CpuDevice, alias: bool) -> Self {
+        let cpu = Arc::new(cpu);
+        let device: Arc<dyn sterna::hal::Device> = Arc::clone(&cpu) as _;
+        let attached = Attached::new(space, device).expect("the device can be attached");
+        Self { attached, cpu, place: if alias { Place::Remote } else { Place::Migrate } }
+    }
+
+    /// Grains of device memory in use.
+    pub(crate) fn frames(&self) -> u64 {
+        let d = self.attached.device();
+        d.memory().in_use / d.caps().grain
+    }
+
+    /// Grains in use, once nothing of what was dropped is left: the thread that serves faults may hold a segment a moment longer.
+    #[track_caller]
+    pub(crate) fn expect_frames(&self, want: u64) {
+        eventually(|| self.frames() == want);
+        assert_eq!(self.frames(), want, "grains of device memory in use");
+    }
+
+    /// READ: the pages through the device's page table; missing entries are faulted in. `out` changes only on success.
+    pub(crate) fn read(&self, mem: &Memory, pages: std::ops::Range<u64>, out: &mut [u32]) -> Result<Counts, Errno> {
+        self.read_within(mem, pages, out, None)
+    }
+
+    pub(crate) fn read_within(
+        &self,
+        mem: &Memory,
+        pages: std::ops::Range<u64>,
+        out: &mut [u32],
+        budget: Option<Duration>,
+    ) -> Result<Counts, Errno> {
+        let n = pages.end - pages.start;
+        let bounce = Memory::new(mem.space, n);
+        let operands = [mem.operand(pages), bounce.operand(0..n)];
+        // SAFETY: nobody else uses the bounce buffer; whoever writes the pages beside this reads what it deserves.
+        let batches = unsafe { self.attached.run(&read_kernel(), &operands, self.place, budget) }?;
+        out.copy_from_slice(bounce.words());
+        Ok(Counts { cpages: n, faults: batches[0] })
+    }
+
+    /// WRITE: as READ, the other way.
+    pub(crate) fn write(&self, mem: &Memory, pages: std::ops::Range<u64>, data: &[u32]) -> Result<Counts, Errno> {
+        let n = pages.end - pages.start;
+        let bounce = Memory::new(mem.space, n);
+        bounce.words_mut().copy_from_slice(data);
+        let operands = [bounce.operand(0..n), mem.operand(pages)];
+        // SAFETY: as above.
+        let batches = unsafe { self.attached.run(&write_kernel(), &operands, self.place, None) }?;
+        Ok(Counts { cpages: n, faults: batches[1] })
+    }
+
+    /// Runs a kernel over one range of pages that is populated first.
+    pub(crate) fn run<P: sterna::kernel::Params>(
+        &self,
+        kernel: &Kernel<P>,
+        operands: &[Operand],
+    ) -> Result<Vec<u64>, Errno> {
+        // SAFETY: the tests use the ranges one at a time, or by atomic operations.
+        Ok(unsafe { self.attached.run(kernel, operands, self.place, None) }?.to_vec())
+    }
+
+    /// What the device's page table shows, without any fault: `None` unless every page is mapped.
+    pub(crate) fn peek(&self, mem: &Memory, pages: std::ops::Range<u64>) -> Option<Vec<u32>> {
+        let mapped = self.attached.mapped(&mem.pages(pages.clone()), false).ok()?;
+        if !mapped.iter().all(|m| *m) {
+            return None;
+        }
+        let mut out = vec![0; (pages.end - pages.start) as usize * WORDS];
+        let counts = self.read(mem, pages, &mut out).ok()?;
+        assert_eq!(counts.faults, 0, "what was mapped is not");
+        Some(out)
+    }
+
+    /// MIGRATE_TO_DEV: then reads the range back through the device's page table, and says *no entry* unless all of it is there.
+    pub(crate) fn to_dev(&self, mem: &Memory, pages: std::ops::Range<u64>) -> Result<(u64, Vec<u32>), Errno> {
+        self.attached.migrate(&mem.pages(pages.clone()))?;
+        let there = self.peek(mem, pages.clone()).ok_or(Errno::NoEntry)?;
+        Ok((pages.end - pages.start, there))
+    }
+
+    /// MIGRATE_TO_SYS: the pages that came.
+    pub(crate) fn to_sys(&self, mem: &Memory, pages: std::ops::Range<u64>) -> Result<u64, Errno> {
+        Ok(self.attached.migrate_home(&mem.pages(pages))?.moved)
+    }
+
+    /// SNAPSHOT.
+    pub(crate) fn snapshot(&self, mem: &Memory, pages: std::ops::Range<u64>) -> Result<Vec<u8>, Errno> {
+        let pfns = self.attached.snapshot(&mem.pages(pages))?;
+        let byte = |p: sterna::hmm::Pfn| {
+            let f = p.flags();
+            if p.is_error() {
+                return seen::ERROR;
+            }
+            if !p.is_valid() {
+                return seen::NONE;
+            }
+            let mut b = if p.is_writable() { seen::WRITE } else { seen::READ };
+            if p.order() == 9 {
+                b |= seen::PMD;
+            }
+            b | match (
+                f.contains(PfnFlags::DEVICE_PRIVATE),
+                f.contains(PfnFlags::DEVICE_COHERENT),
+                f.contains(PfnFlags::REMOTE),
+            ) {
+                (true, _, _) => seen::PRIVATE_LOCAL,
+                (_, true, false) => seen::COHERENT_LOCAL,
+                (_, true, true) => seen::COHERENT_REMOTE,
+                _ => 0,
+            }
+        };
+        Ok(pfns.into_iter().map(byte).collect())
+    }
+
+    /// Makes pages usable for the device, without running anything.
+    pub(crate) fn fault(&self, mem: &Memory, pages: std::ops::Range<u64>, write: bool) -> Result<(), Errno> {
+        let access = if write { Access::ReadWrite } else { Access::Read };
+        Ok(self.attached.populate(&mem.pages(pages), access, self.place, None)?)
+    }
+}
+
+/// The range of a segment.
+pub(crate) fn operand(seg: &Arc<Segment>, bytes: std::ops::Range<u64>) -> Operand {
+    Operand { segment: Arc::clone(seg), bytes }
+}
+
+pub(crate) fn pages_of(seg: &Segment, pages: std::ops::Range<u64>) -> Pages {
+    let first = seg.pages().0.start;
+    Pages(first + pages.start..first + pages.end)
+}

@@ -1,0 +1,124 @@
+//! The HMM suite: every test of the kernel's own suite for HMM, its blind spots, and what a runtime in user space adds, on every
+//! host-fault mechanism and every kind of device. Prints the table *test × configuration*, which `docs/conformance.md` keeps.
+//!
+//! A mechanism belongs to its process, so this program runs itself once for each. `STERNA_HMM_ONLY=name` runs the tests whose
+//! name contains that; `STERNA_CONFORMANCE=write` writes the table to the documentation, and without it the test fails where the
+//! documentation says something else.
+
+mod access;
+mod blind;
+mod device;
+mod memory;
+mod migration;
+mod runner;
+mod snapshot;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hmm::Space;
+
+use device::Dev;
+use memory::Memory;
+
+/// A kind of device. One line each.
+pub(crate) struct Config {
+    pub(crate) name: &'static str,
+    /// The device uses host pages in place where it can.
+    pub(crate) alias: bool,
+    pub(crate) coherent: bool,
+    device: fn() -> CpuConfig,
+}
+
+fn base() -> CpuConfig {
+    CpuConfig { memory: 64 << 20, workers: 2, grain: 4096, window: 64 << 30, ..CpuConfig::default() }
+}
+
+pub(crate) const CONFIGS: &[Config] = &[
+    Config {
+        name: "private",
+        alias: false,
+        coherent: false,
+        device: || CpuConfig { map_host: false, host_readable: false, ..base() },
+    },
+    Config { name: "private, host mapping", alias: true, coherent: false, device: base },
+];
+
+/// What a test gets.
+pub(crate) struct Ctx<'a> {
+    pub(crate) space: &'static Space,
+    pub(crate) config: &'a Config,
+}
+
+impl Ctx<'_> {
+    /// A device of the configuration; each test has its own.
+    pub(crate) fn dev(&self, index: u32) -> Dev {
+        let cpu = CpuDevice::new(index, (self.config.device)()).expect("a device");
+        Dev::new(self.space, cpu, self.config.alias)
+    }
+
+    /// A device of the configuration with changes.
+    pub(crate) fn dev_with(&self, change: impl FnOnce(&mut CpuConfig)) -> Dev {
+        let mut config = (self.config.device)();
+        change(&mut config);
+        Dev::new(self.space, CpuDevice::new(0, config).expect("a device"), self.config.alias)
+    }
+
+    pub(crate) fn mem(&self, pages: u64) -> Memory {
+        Memory::new(self.space, pages)
+    }
+
+    pub(crate) fn filled(&self, pages: u64) -> Memory {
+        Memory::filled(self.space, pages)
+    }
+}
+
+/// A test passes, fails by a panic, or cannot be in a configuration, for a reason.
+pub(crate) type Outcome = Result<(), &'static str>;
+
+/// One row of the table.
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    /// What differs from the kernel's test; empty where nothing does.
+    pub(crate) adapted: &'static str,
+    pub(crate) run: fn(&Ctx<'_>) -> Outcome,
+}
+
+pub(crate) const fn direct(name: &'static str, run: fn(&Ctx<'_>) -> Outcome) -> Test {
+    Test { name, adapted: "", run }
+}
+
+pub(crate) const fn adapted(name: &'static str, adapted: &'static str, run: fn(&Ctx<'_>) -> Outcome) -> Test {
+    Test { name, adapted, run }
+}
+
+/// Every test, in the order of the kernel's file, then ours.
+pub(crate) fn tests() -> Vec<&'static Test> {
+    [access::TESTS, migration::TESTS, snapshot::TESTS, blind::TESTS].into_iter().flatten().collect()
+}
+
+/// N of the kernel's tests: 4 MiB.
+pub(crate) const N: u64 = 1024;
+/// Pages of a block.
+pub(crate) const BLOCK: u64 = 512;
+
+#[test]
+fn conformance() {
+    if runner::is_child() {
+        return runner::child();
+    }
+    let table = runner::all();
+    runner::say(&format!("\n{table}\n"));
+    table.check();
+}
+
+/// Runs one cell.
+fn cell(test: &Test, ctx: &Ctx<'_>) -> Result<Outcome, String> {
+    catch_unwind(AssertUnwindSafe(|| (test.run)(ctx))).map_err(|e| {
+        let text = e.downcast_ref::<String>().cloned().or_else(|| e.downcast_ref::<&str>().map(ToString::to_string));
+        text.unwrap_or_else(|| "a panic".into())
+    })
+}
