@@ -165,6 +165,11 @@ impl Host {
         runs: &[Pages],
     ) -> Result<(), Error> {
         self.watch_missing(space, free, spans)?;
+        // Without reports of touches of what has no storage, a store may give a page some until the door is shut.
+        let early = matches!(self.door, Door::Guard(_));
+        if early {
+            self.shut_all(space, free, spans, runs)?;
+        }
         for s in spans {
             let block = space.block(s.block);
             let (full, promote) = {
@@ -184,14 +189,19 @@ impl Host {
             body.hole = (body.hole & !s.mask) | (holes & s.mask);
             body.huge |= huge;
             body.full |= holes.is_empty() && s.mask.covers(limit);
-            if self.faults() {
-                body.revoked |= s.mask;
-            }
         }
-        if self.faults() {
-            for run in runs {
-                self.shut(space, run)?;
-            }
+        if self.faults() && !early {
+            self.shut_all(space, free, spans, runs)?;
+        }
+        Ok(())
+    }
+
+    fn shut_all(&self, space: &Space, free: &mut Free, spans: &[Span], runs: &[Pages]) -> Result<(), Error> {
+        for s in spans {
+            space.block(s.block).lock(free).revoked |= s.mask;
+        }
+        for run in runs {
+            self.shut(space, run)?;
         }
         Ok(())
     }
