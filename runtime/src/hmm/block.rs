@@ -282,7 +282,6 @@ impl Body {
             self.readonly.covers(self.unreadable) && self.unreadable.covers(self.unmapped),
             "permissions that contradict",
         )?;
-        claim(!self.unmapped.meets((self.gone | valid) & !self.busy), "a copy of an unmapped page")?;
         if faults {
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
             claim(self.revoked.covers(valid), "replica beside a host mapping")?;

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use sterna_hal::Access;
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
+use super::discard;
 use super::lease::Lease;
 use super::lock::Free;
-use super::migrate;
 use super::mirror::Action;
 use super::segment::Segment;
 use super::space::Space;
@@ -58,7 +58,7 @@ impl Space {
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
             for (id, mask) in part.blocks() {
-                set(&mut free, &seg, id, mask, prot)?;
+                set(&mut free, &seg, id, mask, Some(prot))?;
             }
         }
         Ok(())
@@ -76,8 +76,9 @@ impl Space {
         let mut free = Free::at_entry();
         for (seg, part) in self.segments_in(pages)? {
             for (id, mask) in part.blocks() {
-                drop_pages(&mut free, &seg, id, mask, true)?;
+                set(&mut free, &seg, id, mask, None)?;
             }
+            discard::discard(&mut free, &seg, &part)?;
         }
         Ok(())
     }
@@ -88,14 +89,12 @@ impl Space {
     /// As [`protect`](Self::protect).
     ///
     /// # Safety
-    /// Nobody relies on the bytes, or reads them meanwhile.
+    /// Nobody relies on the bytes, or uses them meanwhile: neither the program nor a launch.
     pub unsafe fn discard(&'static self, pages: &Pages) -> Result<(), Error> {
         let mut free = Free::at_entry();
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
-            for (id, mask) in part.blocks() {
-                drop_pages(&mut free, &seg, id, mask, false)?;
-            }
+            discard::discard(&mut free, &seg, &part)?;
         }
         Ok(())
     }
@@ -111,7 +110,7 @@ impl Space {
                 if !seg.claim(id).lock(&mut free).unmapped.covers(mask) {
                     return Err(Error::Invalid { what: "mapping pages that are mapped" });
                 }
-                set(&mut free, &seg, id, mask, Prot::Write)?;
+                set(&mut free, &seg, id, mask, Some(Prot::Write))?;
             }
         }
         Ok(())
@@ -163,7 +162,8 @@ fn present(free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
     Ok(())
 }
 
-fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Prot) -> Result<(), Error> {
+/// Changes what may be done with pages of a block; `None` unmaps them.
+fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Option<Prot>) -> Result<(), Error> {
     let space = seg.space();
     let lease = Lease::take(free, seg, id, mask);
     let runs = runs_of(&[Span { block: id, mask }]);
@@ -171,7 +171,8 @@ fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Prot)
     seg.note_altered();
     let mut body = space.block(id).lock(free);
     let before = (body.unmapped, body.unreadable, body.readonly);
-    body.unmapped &= !mask;
+    body.unmapped = if prot.is_some() { body.unmapped & !mask } else { body.unmapped | mask };
+    let prot = prot.unwrap_or(Prot::None);
     body.unreadable = if prot.reads() { body.unreadable & !mask } else { body.unreadable | mask };
     body.readonly = if prot.writes() { body.readonly & !mask } else { body.readonly | mask };
     let done = space.host.protect(space, id, &body, mask);
@@ -179,48 +180,6 @@ fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Prot)
         (body.unmapped, body.unreadable, body.readonly) = before;
         let _ = space.host.protect(space, id, &body, mask); // as far as it can be undone
     }
-    debug_assert_eq!(body.check(space.host.faults()), Ok(()));
-    drop(body);
-    drop(window);
-    drop(lease);
-    done
-}
-
-/// Drops what every side has of pages and, with `unmap`, the pages.
-fn drop_pages(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, unmap: bool) -> Result<(), Error> {
-    let space = seg.space();
-    let lease = Lease::take(free, seg, id, mask);
-    let runs = runs_of(&[Span { block: id, mask }]);
-    let window = space.window(free, Action::Invalidate, &runs)?;
-    let mut body = space.block(id).lock(free);
-    if unmap {
-        // First of what can fail: from here on the program cannot touch what goes.
-        seg.note_altered();
-        let before = (body.unmapped, body.unreadable, body.readonly);
-        body.unmapped |= mask;
-        body.unreadable |= mask;
-        body.readonly |= mask;
-        if let Err(e) = space.host.protect(space, id, &body, mask) {
-            (body.unmapped, body.unreadable, body.readonly) = before;
-            let _ = space.host.protect(space, id, &body, mask); // as far as it can be undone
-            return Err(e);
-        }
-    }
-    for m in space.devices() {
-        let slot = m.slot();
-        m.change(seg, id, &mut body, |body| {
-            let dev = &mut body.dev[slot];
-            dev.valid &= !mask;
-            dev.dirty &= !mask;
-        });
-        migrate::free_frames(&m, id, &mut body, lease.span.mask);
-    }
-    body.gone &= !mask;
-    body.lost &= !mask;
-    body.revoked &= !mask;
-    body.hole |= mask;
-    (body.full, body.huge) = (false, false);
-    let done = space.host.discard(space, id, &body, mask);
     debug_assert_eq!(body.check(space.host.faults()), Ok(()));
     drop(body);
     drop(window);

@@ -285,7 +285,7 @@ impl Space {
         for m in self.devices() {
             m.forget(&mut free, seg);
         }
-        let mut away = false;
+        let mut away = seg.is_altered();
         for id in seg.claimed() {
             let block = self.block(id);
             let mut body = block.lock(&mut free);

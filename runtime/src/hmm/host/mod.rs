@@ -374,9 +374,9 @@ impl Host {
     pub(crate) fn forget(&self, space: &Space, body: &mut Body, s: Span) {
         if let Door::Guard(guard) = &self.door {
             let window = space.window_at(s.block.offset()).as_ptr().addr();
-            (s.mask & body.revoked)
-                .runs()
-                .for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize));
+            for (mask, write) in parts(body, s.mask & body.revoked) {
+                mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
+            }
         }
         body.revoked &= !s.mask;
     }
@@ -425,26 +425,6 @@ impl Host {
         // SAFETY: the window is a shared mapping of the engine's.
         unsafe { os::protect(at, pages.bytes() as usize, true, true) }
             .map_err(|code| os::too_many_mappings("mprotect", code))
-    }
-
-    /// Takes pages of a block that are busy, and on no device, out of the window and frees their storage. Marks of pages that
-    /// were away go too.
-    pub(crate) fn discard(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
-        let (window, base) = (space.window_at(id.offset()).as_ptr().addr(), space.block(id).backing(id));
-        for r in mask.runs() {
-            let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
-            // SAFETY: the window is a shared mapping of the engine's.
-            unsafe { os::discard_mapping(at, bytes) }
-                .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code)))?;
-            os::punch_hole(&space.fd, base + r.start as u64 * PAGE..base + r.end as u64 * PAGE)
-                .map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))?;
-        }
-        if let Door::Guard(guard) = &self.door {
-            for (mask, write) in parts(body, mask) {
-                mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
-            }
-        }
-        Ok(())
     }
 
     /// Lets threads parked on pages of a block try again. Signal-safe.
