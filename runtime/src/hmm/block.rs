@@ -31,7 +31,7 @@ use sterna_hal::Access;
 
 use super::addr::{BlockId, Mask, PAGES_PER_BLOCK};
 use super::lock::{Free, Futex};
-use super::os;
+use super::park;
 
 /// Devices that can be attached to the process's space at once.
 pub const MAX_DEVICES: usize = 8;
@@ -363,18 +363,13 @@ impl Block {
 
     /// Sleeps until some `busy` bit was cleared after `seen` was read, or `timeout` has passed. Signal-safe.
     pub(crate) fn wait_epoch(&self, seen: u32, timeout: Option<Duration>) {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        os::futex_wait(&self.epoch, seen, timeout);
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        park::wait(&self.epoch, seen, &self.sleepers, timeout);
     }
 
     /// Tells whoever waits that `busy` shrank, or that a parked fault was served. Signal-safe.
     pub(crate) fn bump(&self) {
-        // Either this thread sees the sleeper, or the sleeper sees the new value.
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            os::futex_wake(&self.epoch, i32::MAX);
-        }
+        self.epoch.fetch_add(1, Ordering::Release);
+        park::wake(&self.epoch, &self.sleepers);
     }
 }
 

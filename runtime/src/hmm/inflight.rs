@@ -20,7 +20,7 @@ use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 use super::host::Mechanism;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
-use super::os;
+use super::park;
 use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
 use crate::Error;
@@ -29,6 +29,9 @@ const QUEUED: u32 = 0;
 const SUBMITTED: u32 = 1;
 const RETIRING: u32 = 2;
 const ENDED: u32 = 3;
+
+/// Threads that sleep on the state of some launch.
+static SLEEPERS: AtomicU32 = AtomicU32::new(0);
 
 /// What a launch does with one segment.
 #[derive(Clone, Debug)]
@@ -160,7 +163,7 @@ impl InFlight {
 
     fn advance(&self, to: u32) {
         self.state.store(to, Ordering::Release);
-        os::futex_wake_if_waiting(&self.state);
+        park::wake(&self.state, &SLEEPERS);
     }
 
     /// It cannot be submitted: retires it with `error`, which taints what it would have written.
@@ -235,7 +238,7 @@ impl InFlight {
                         Err(e) => self.fail(e),
                     }
                 }
-                now => os::futex_wait_counted(&self.state, now, left),
+                now => park::wait(&self.state, now, &SLEEPERS, left),
             }
             if left.is_some_and(|l| l.is_zero()) {
                 return self.poll();

@@ -9,10 +9,9 @@
 //! A fault handler has no `Free`: it takes block locks by [`Futex::lock`] directly, runs with all signals blocked, and never
 //! waits while it holds one.
 
-use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU32, Ordering};
-
+use super::sync::{AtomicU32, Ordering, SPINS};
 use super::{os, schedule};
+use std::marker::PhantomData;
 
 /// Says that this thread holds no engine lock. Not `Send`; one is made at each entry into the engine.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ const CONTENDED: u32 = 2;
 pub(crate) struct Futex(AtomicU32);
 
 impl Futex {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(AtomicU32::new(OPEN))
     }
 
@@ -60,7 +59,7 @@ impl Futex {
 
     #[cold]
     fn lock_contended(&self) {
-        for _ in 0..100 {
+        for _ in 0..SPINS {
             std::hint::spin_loop();
             if self.0.load(Ordering::Relaxed) == OPEN && self.try_lock() {
                 return;

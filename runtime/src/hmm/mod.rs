@@ -43,6 +43,7 @@ pub(crate) mod mirror;
 pub mod names;
 pub(crate) mod notifier;
 pub(crate) mod os;
+pub(crate) mod park;
 pub(crate) mod pfn;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
@@ -56,6 +57,7 @@ pub mod schedule;
 pub(crate) mod schedule;
 pub(crate) mod segment;
 pub(crate) mod space;
+pub(crate) mod sync;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
 pub use attached::{Attached, Migration, Operand};

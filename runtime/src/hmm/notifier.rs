@@ -16,11 +16,10 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::addr::Pages;
 use super::lock::Free;
 use super::schedule;
+use super::sync::{Condvar, Mutex};
 
 const REMEMBERED: usize = 64;
 

@@ -5,7 +5,7 @@
 mod mem;
 pub(crate) mod uffd;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use std::{io, ptr};
 
@@ -81,24 +81,6 @@ pub(crate) fn die(line: &str) -> ! {
     unsafe {
         libc::write(2, line.as_ptr().cast(), line.len());
         libc::abort()
-    }
-}
-
-/// Threads that sleep in [`futex_wait_counted`].
-static SLEEPERS: AtomicU32 = AtomicU32::new(0);
-
-/// As [`futex_wait`], for words whose changes are announced by [`futex_wake_if_waiting`].
-pub(crate) fn futex_wait_counted(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
-    SLEEPERS.fetch_add(1, Ordering::SeqCst);
-    futex_wait(word, expected, timeout);
-    SLEEPERS.fetch_sub(1, Ordering::SeqCst);
-}
-
-/// Wakes whoever sleeps on `word`; costs one load when nobody sleeps on any such word.
-pub(crate) fn futex_wake_if_waiting(word: &AtomicU32) {
-    std::sync::atomic::fence(Ordering::SeqCst);
-    if SLEEPERS.load(Ordering::SeqCst) > 0 {
-        futex_wake(word, i32::MAX);
     }
 }
 

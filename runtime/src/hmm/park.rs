@@ -1,0 +1,28 @@
+//! Sleeping until a word has changed, for nothing where nobody sleeps.
+//!
+//! **Guarantee.** A thread in [`wait`] returns once the word differs from what it expected, if whoever changed it calls [`wake`] with
+//! the same counter afterwards. `wake` makes no system call where nobody sleeps.
+//!
+//! **Why it holds.** The sleeper counts itself and then has the kernel look at the word, with a full barrier between; the waker changes
+//! the word and then looks at the counter, with a full barrier between. One of the two sees the other. Signal-safe, no lock.
+
+use std::time::Duration;
+
+use super::os;
+use super::sync::{AtomicU32, Ordering, fence};
+
+/// Sleeps while `*word == expected`, until woken, interrupted or `timeout` has passed. `sleepers` belongs to the word, or to a family
+/// of words.
+pub(crate) fn wait(word: &AtomicU32, expected: u32, sleepers: &AtomicU32, timeout: Option<Duration>) {
+    sleepers.fetch_add(1, Ordering::SeqCst);
+    os::futex_wait(word, expected, timeout);
+    sleepers.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Wakes whoever sleeps on `word`, which the caller has changed.
+pub(crate) fn wake(word: &AtomicU32, sleepers: &AtomicU32) {
+    fence(Ordering::SeqCst);
+    if sleepers.load(Ordering::Relaxed) > 0 {
+        os::futex_wake(word, i32::MAX);
+    }
+}
