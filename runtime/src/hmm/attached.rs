@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Kernel, Params};
-use sterna_hal::{Access, Arg, Device, Groups, Launch};
+use sterna_hal::{Absent, Access, Arg, Device, Groups, Launch};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
 use super::block::Body;
-use super::inflight::{ErrorSink, InFlight, Touch};
+use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::{By, DeviceMirror, NotYet};
@@ -36,11 +36,14 @@ use super::pfn::{Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::Segment;
 use super::space::Space;
+use super::{exclusive, prot, segment};
 use super::{fork, hold};
-use super::{prot, segment};
 use crate::Error;
 use crate::policy::Place;
 use crate::stats::Cause;
+
+/// How often a range is populated before a kernel that may fault is submitted all the same.
+const PATIENCE: u32 = 8;
 
 /// A device attached to the space. When it is dropped, what it has comes home first.
 pub struct Attached {
@@ -271,7 +274,7 @@ impl Attached {
             let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
             return Pfn::new(frame, PfnFlags::VALID | PfnFlags::DEVICE_PRIVATE | write(dev.dirty.has(p)));
         }
-        if body.gone.has(p) || holes.has(p) {
+        if body.gone.has(p) || holes.has(p) || body.exclusive(Some(slot)).has(p) {
             return Pfn::NONE;
         }
         Pfn::new(storage, PfnFlags::VALID | write(!body.replicated().has(p)))
@@ -293,6 +296,36 @@ impl Attached {
             body.huge && holes.is_empty() && body.gone.is_empty() && body.replicated().is_empty()
         };
         if one { 9 } else { 0 }
+    }
+
+    /// Gives the device pages to itself, for atomic operations on them (`make_device_exclusive`): where its entries may name host
+    /// storage the pages stay where they are, else they move to the device. Until somebody else uses a page, the host or another
+    /// device, it is this one's alone; whoever does ends that.
+    ///
+    /// # Errors
+    /// As [`populate`](Self::populate) for writing, page by page: those before have been given. [`Pinned`](Error::Pinned).
+    #[doc(alias = "make_device_exclusive")]
+    pub fn make_exclusive(&self, pages: &Pages) -> Result<(), Error> {
+        let mut free = Free::at_entry();
+        for (seg, part) in self.parts(pages)? {
+            exclusive::take(&mut free, &self.mirror, &seg, &part)?;
+        }
+        Ok(())
+    }
+
+    /// How many of the pages the device has to itself.
+    ///
+    /// # Errors
+    /// As [`Space::protect`] for the range.
+    pub fn exclusive(&self, pages: &Pages) -> Result<u64, Error> {
+        let mut free = Free::at_entry();
+        let mut n = 0;
+        for (seg, part) in self.parts(pages)? {
+            for (id, mask) in part.blocks() {
+                n += u64::from((seg.claim(id).lock(&mut free).dev[self.mirror.slot()].atomic & mask).count());
+            }
+        }
+        Ok(n)
     }
 
     /// Brings everything home that the device has, and frees all its frames. Launches that have not ended go first.
@@ -368,7 +401,9 @@ impl Attached {
     ) -> Result<SmallVec<[u64; 4]>, Error> {
         let mut free = Free::at_entry();
         let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
-        loop {
+        for attempt in 0_u32.. {
+            // What others keep taking away comes by demand.
+            let faults = attempt > PATIENCE && self.mirror.caps().absent == Absent::Faults;
             let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
             for (t, mapping) in touches.iter().zip(mappings) {
                 let view = self.mirror.view(&t.seg)?;
@@ -377,8 +412,8 @@ impl Attached {
             }
             self.mirror.reap();
             let launch = Launch { kernel, grid: [groups, 1, 1], groups: Groups::All, args: &args };
-            let record = InFlight::new(0, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
-            match self.mirror.try_submit(&launch, &record, touches, false, By::Caller) {
+            let record = InFlight::new(RAW, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
+            match self.mirror.try_submit(&launch, &record, touches, faults, By::Caller) {
                 Ok(()) => {
                     record.wait(&mut free, None);
                     record.mark_seen();
@@ -401,13 +436,16 @@ impl Attached {
                     let _driver = self.mirror.pods().lock.hold();
                     self.mirror.ready(&t.seg, &t.bytes, t.access)
                 };
-                if !ready {
+                if faults {
+                    self.mirror.flush_stale(&mut free, &t.seg)?;
+                } else if !ready {
                     let access = if t.access == Access::Write { Access::ReadWrite } else { t.access };
                     *n += 1;
                     self.populate(&t.seg.pages_of(&t.bytes), access, place, budget)?;
                 }
             }
         }
+        unreachable!("it goes on until it returns")
     }
 }
 

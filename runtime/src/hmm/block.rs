@@ -155,6 +155,9 @@ pub(crate) struct DevPages {
     pub(crate) alias: Mask,
     /// … and is on its way out: it may still be used until the edit is done, and no launch is submitted on its strength.
     pub(crate) leaving: Mask,
+    /// … and the device has the page to itself, for atomic operations: the host's touch of it is noticed. The bytes are the host's
+    /// storage where the entry names that.
+    pub(crate) atomic: Mask,
     /// Eviction order: the block with the lowest rank goes first. 0: not in the order.
     pub(crate) rank: u64,
     /// Grain number plus one by grain of the block; 0: none.
@@ -220,13 +223,24 @@ impl Body {
         if access.writes() { self.readonly } else { self.unreadable }
     }
 
+    /// Pages that some device has to itself, less those of device `except`.
+    pub(crate) fn exclusive(&self, except: Option<usize>) -> Mask {
+        self.devices().filter(|d| Some(*d) != except).fold(Mask::EMPTY, |m, d| m | self.dev[d].atomic)
+    }
+
     /// Back to the state of a block that nobody has touched. The devices have taken their frames away.
     pub(crate) fn reset(&mut self) {
         for d in self.devices() {
             let dev = &mut self.dev[d];
-            for mask in
-                [&mut dev.valid, &mut dev.dirty, &mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving]
-            {
+            for mask in [
+                &mut dev.valid,
+                &mut dev.dirty,
+                &mut dev.mapped,
+                &mut dev.writable,
+                &mut dev.alias,
+                &mut dev.leaving,
+                &mut dev.atomic,
+            ] {
                 *mask = Mask::EMPTY;
             }
             dev.rank = 0;
@@ -268,6 +282,8 @@ impl Body {
             claim(d.valid.covers(d.dirty), "dirty without valid")?;
             claim(d.mapped.covers(d.writable), "writable without mapped")?;
             claim(d.mapped.covers(d.alias), "alias without mapped")?;
+            claim(d.mapped.covers(d.atomic), "exclusive without an entry")?;
+            claim(!faults || self.revoked.covers(d.atomic), "exclusive beside a host mapping")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
             claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
             claim(!self.readonly.meets(d.owned() & !self.busy), "a writable entry for what may not be written")?;

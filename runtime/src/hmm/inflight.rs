@@ -32,6 +32,8 @@ const ENDED: u32 = 3;
 
 /// Threads that sleep on the state of some launch.
 static SLEEPERS: AtomicU32 = AtomicU32::new(0);
+/// The number of a driver's own launches: whoever runs them orders them, and they wait for no other.
+pub(crate) const RAW: u64 = 0;
 
 /// What a launch does with one segment.
 #[derive(Clone, Debug)]
@@ -124,7 +126,7 @@ impl InFlight {
             }
             let writes = t.access.writes();
             let mut uses = t.seg.uses.lock();
-            if t.access.reads() {
+            if t.access.reads() && self.id != RAW {
                 // Newest first, as far as one that wrote all of it: that one answers for those before it.
                 let mut upstream = self.upstream.lock();
                 for u in uses.iter().rev() {
@@ -136,7 +138,7 @@ impl InFlight {
                     }
                 }
             }
-            if t.access.reads() {
+            if t.access.reads() && self.id != RAW {
                 // A taint that a launch under way will heal does not count: if that one fails it says so itself.
                 let healing = uses.iter().filter(|u| u.replaces).map(|u| u.bytes.clone());
                 let left = healing.fold(vec![t.bytes.clone()], |left, r| left.iter().flat_map(|l| without(l, &r)).collect());

@@ -51,6 +51,11 @@ pub enum Action {
         /// Destination.
         to: Option<usize>,
     },
+    /// A device gets pages to itself, for atomic operations.
+    Exclusive {
+        /// Which.
+        by: usize,
+    },
     /// The mirror is being unregistered.
     Release,
 }
@@ -423,7 +428,8 @@ impl DeviceMirror {
             }
         }
         // What moves comes back by a fault where a launch can fault; what is taken away for good does not.
-        let comes_back = matches!(action, Action::Migrate { .. }) && self.caps().absent == Absent::Faults;
+        let comes_back =
+            matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) && self.caps().absent == Absent::Faults;
         if !comes_back && !zap.edits.is_empty() {
             let mine = |u: &&super::segment::Use| u.launch.mirror().slot == self.slot;
             zap.after
@@ -445,7 +451,7 @@ impl DeviceMirror {
             let mut body = self.space.block(s.block).lock(free);
             self.change(seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[self.slot];
-                for mask in [&mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving] {
+                for mask in [&mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving, &mut dev.atomic] {
                     *mask &= !s.mask;
                 }
             });
@@ -733,6 +739,7 @@ impl DeviceMirror {
                     dev.writable = Mask::EMPTY;
                     dev.alias = Mask::EMPTY;
                     dev.leaving = Mask::EMPTY;
+                    dev.atomic = Mask::EMPTY;
                     body.lost |= gone;
                     lost.push(Span { block: id, mask: gone });
                 });

@@ -19,6 +19,7 @@
 //! | `discard` | dropping contents |
 //! | `prot` | protection, and unmapping of parts |
 //! | `lease` | pages that nobody else changes meanwhile |
+//! | `exclusive` | pages that one device has to itself, for atomic operations |
 //! | `attached` | a device, for driver writers |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
@@ -32,6 +33,7 @@ pub(crate) mod block;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
 pub(crate) mod discard;
+pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod hold;
 pub(crate) mod host;

@@ -173,7 +173,7 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
         for p in mask.runs().flatten() {
             let entry = if !limit.has(p) || body.lost.has(p) || body.unreadable.has(p) {
                 Pfn::ERROR
-            } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) {
+            } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) || body.exclusive(None).has(p) {
                 Pfn::NONE
             } else {
                 let shared = body.replicated().has(p) || body.readonly.has(p);
@@ -314,7 +314,7 @@ pub(crate) fn map_remote(
         let mut copied = Vec::new();
         for (block, mask) in pages.blocks() {
             let body = seg.claim(block).lock(free);
-            let mask = (needy(&body, mask) & (body.replicated() | body.gone)).widened(per);
+            let mask = (needy(&body, mask) & (body.replicated() | body.gone | body.exclusive(Some(slot)))).widened(per);
             copied.push(Span { block, mask });
         }
         for run in runs_of(&copied) {
@@ -340,7 +340,7 @@ pub(crate) fn map_remote(
                 result.blocked = result.blocked.or(Some((id, block.epoch())));
             }
             // A copy made since: it comes home in the next round.
-            again |= refuse(body.gone | body.replicated());
+            again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)));
             if fix.is_empty() {
                 continue;
             }

@@ -8,6 +8,7 @@
 mod access;
 mod blind;
 mod device;
+mod exclusive;
 mod memory;
 mod migration;
 mod runner;
@@ -97,7 +98,7 @@ pub(crate) const fn adapted(name: &'static str, adapted: &'static str, run: fn(&
 
 /// Every test, in the order of the kernel's file, then ours.
 pub(crate) fn tests() -> Vec<&'static Test> {
-    [access::TESTS, migration::TESTS, snapshot::TESTS, blind::TESTS].into_iter().flatten().collect()
+    [access::TESTS, migration::TESTS, snapshot::TESTS, exclusive::TESTS, blind::TESTS].into_iter().flatten().collect()
 }
 
 /// N of the kernel's tests: 4 MiB.

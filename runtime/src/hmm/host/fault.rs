@@ -54,8 +54,14 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         space.host.restore(space, block, &mut body, Span { block: id, mask });
         return Served::Mapped;
     }
+    // A device that has pages to itself has to be told before it loses them, and handlers call no driver.
+    let exclusive = body.exclusive(None);
+    if exclusive.has(p) {
+        return park(space, block, body, page, true);
+    }
     let at_home = !body.revoked & block.limit();
-    let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked & !body.busy & !body.lost;
+    let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
+    let region = region & !body.busy & !body.lost & !exclusive;
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");

@@ -223,6 +223,7 @@ impl Batch<Copying> {
                     dev.mapped &= !gone;
                     dev.writable &= !gone;
                     dev.alias &= !gone;
+                    dev.atomic &= !gone;
                 });
             }
             return Err(e);

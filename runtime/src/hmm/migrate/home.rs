@@ -75,7 +75,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         let mut fix = Mask::EMPTY;
         for &(slot, per) in devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot)) {
             let dev = &body.dev[slot];
-            let mut take = dev.dirty & mask;
+            let mut take = (dev.dirty | dev.atomic) & mask;
             if home.ends_on(slot) {
                 take |= (dev.valid | dev.mapped) & mask;
             }

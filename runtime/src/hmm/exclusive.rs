@@ -1,0 +1,126 @@
+//! Pages that one device has to itself, for atomic operations on them (`make_device_exclusive`).
+//!
+//! **Guarantee.** While a page is in a device's `atomic` mask no other device has an entry for it, and the host's next touch is
+//! noticed. Whatever takes the device's entry away, and nothing else, ends that: a touch of the host, another device's access or
+//! request, a protection, an unmapping, a move.
+//!
+//! Where entries may name host storage the bytes stay there, and the host's view of them is revoked as for a move; elsewhere the
+//! page moves to the device, whose atomic operations it then is the only place of.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use sterna_hal::{Access, Edit, HostAt, Target};
+
+use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
+use super::lease::Lease;
+use super::lock::Free;
+use super::migrate::{self, Home, Want};
+use super::mirror::{Action, DeviceMirror};
+use super::prot;
+use super::range::populate_within;
+use super::segment::Segment;
+use crate::Error;
+use crate::policy::Place;
+use crate::stats::Cause;
+
+/// How long others may take the pages away again before that is an error.
+const BUDGET: Duration = Duration::from_millis(1000);
+
+/// Gives `pages` of `seg` to a device, block by block.
+pub(crate) fn take(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
+    for (id, mask) in pages.blocks() {
+        let start = Instant::now();
+        let first = id.first_page().0;
+        let part = |mask: Mask| -> Vec<Pages> {
+            mask.runs().map(|r| Pages(first + r.start as u64..first + r.end as u64)).collect()
+        };
+        while !held(free, mirror, seg, id).covers(mask) {
+            for run in part(mask) {
+                prot::allowed(free, seg, &run, Access::ReadWrite)?;
+                if mirror.may_alias() {
+                    in_place(free, mirror, seg, &run)?;
+                } else {
+                    moved(free, mirror, seg, &run)?;
+                }
+            }
+            if start.elapsed() > BUDGET {
+                return Err(Error::Busy { budget: BUDGET });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn held(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, id: BlockId) -> Mask {
+    seg.claim(id).lock(free).dev[mirror.slot()].atomic
+}
+
+/// The page moves to the device.
+fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
+    let want = Want { access: Access::ReadWrite, rank: seg.space().tick(), cause: Cause::Mirror, own: true };
+    if populate_within(free, mirror, seg, run, Place::Migrate, want, Some(BUDGET))?.full {
+        let m = mirror.device().memory();
+        let device = mirror.device().info().id.clone();
+        return Err(Error::OutOfDeviceMemory { device, requested: run.bytes(), in_use: m.in_use, budget: m.budget });
+    }
+    for (id, mask) in run.blocks() {
+        let mut body = seg.claim(id).lock(free);
+        let mine = body.dev[mirror.slot()].owned() & mask & !body.busy;
+        body.dev[mirror.slot()].atomic |= mine;
+    }
+    Ok(())
+}
+
+/// The page stays in the host's storage. `run` lies in one block.
+fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
+    let (space, slot) = (seg.space(), mirror.slot());
+    let view = mirror.view(seg)?;
+    migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
+    for (id, mask) in run.blocks() {
+        let lease = Lease::take(free, seg, id, mask);
+        let mask = lease.span.mask;
+        {
+            let body = space.block(id).lock(free);
+            if body.pinned.meets(mask) {
+                return Err(Error::Pinned);
+            }
+            if body.denied(Access::ReadWrite).meets(mask) || (body.gone | body.replicated() | body.lost).meets(mask) {
+                return Ok(()); // changed meanwhile: the caller looks again
+            }
+        }
+        let spans = [Span { block: id, mask }];
+        let runs = runs_of(&spans);
+        for r in &runs {
+            space.host.populate(space, free, seg, r)?;
+        }
+        let window = space.window(free, Action::Exclusive { by: slot }, &runs)?;
+        space.host.revoke(space, free, seg, &spans, &runs)?;
+        let edits: SmallVec<[Edit; 4]> = mask
+            .runs()
+            .map(|r| Edit {
+                at: mirror.addresses(seg, view, id, &r),
+                to: Target::Host(HostAt {
+                    region: mirror.region(),
+                    offset: space.block(id).backing(id) + r.start as u64 * PAGE,
+                }),
+                access: Access::ReadWrite,
+            })
+            .collect();
+        mirror.install(free, &edits)?;
+        let mut body = space.block(id).lock(free);
+        body.admit(slot);
+        mirror.change(seg, id, &mut body, |body| {
+            let dev = &mut body.dev[slot];
+            for set in [&mut dev.mapped, &mut dev.alias, &mut dev.writable, &mut dev.atomic] {
+                *set |= mask;
+            }
+        });
+        debug_assert_eq!(body.check(space.host.faults()), Ok(()));
+        drop(body);
+        drop(window);
+        drop(lease);
+    }
+    Ok(())
+}
