@@ -23,6 +23,7 @@ use crate::hmm::fork;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home};
 use crate::hmm::os::memory;
+use crate::hmm::pin::Pin;
 use crate::hmm::segment::Gate;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
@@ -301,12 +302,22 @@ impl Core {
         Ok(())
     }
 
-    /// Brings pages home: for reading, or for writing.
-    pub(crate) fn home(&self, free: &mut Free, pages: &Pages, write: bool) -> Result<(), Error> {
+    /// How pages come home for reading, or for writing.
+    fn way_home(&self, write: bool) -> Home {
         // Where host faults are served a mapped page has no replica; without them the gate ends replicas before a write.
         let keep = !write && self.seg.space().mechanism() == Mechanism::None;
-        migrate::bring_home(free, &self.seg, pages, if keep { Home::SHARED } else { Home::EXCLUSIVE }, Cause::HostAccess)?;
+        if keep { Home::SHARED } else { Home::EXCLUSIVE }
+    }
+
+    /// Brings pages home: for reading, or for writing.
+    pub(crate) fn home(&self, free: &mut Free, pages: &Pages, write: bool) -> Result<(), Error> {
+        migrate::bring_home(free, &self.seg, pages, self.way_home(write), Cause::HostAccess)?;
         Ok(())
+    }
+
+    /// Brings bytes home and keeps them there.
+    fn pin(&self, bytes: &Range<u64>, write: bool) -> Result<Pin, Error> {
+        Pin::new(&mut Free::at_entry(), &self.seg, &self.seg.pages_of(bytes), self.way_home(write))
     }
 }
 
@@ -366,7 +377,7 @@ macro_rules! reading {
         pub fn host(&self, range: impl RangeBounds<usize>) -> Result<HostRef<'_, $T>, Error> {
             let range = self.0.resolve(range)?;
             let slice = self.0.try_read()?;
-            let guard = crate::guard::Pin::new(&self.0.core, self.0.part(&range), false)?;
+            let guard = self.0.core.pin(&self.0.part(&range), false)?;
             Ok(HostRef::new(&slice[range], guard))
         }
 
@@ -455,7 +466,7 @@ macro_rules! writing {
             let range = self.0.resolve(range)?;
             fork::check()?;
             self.0.core.settle(true)?;
-            let guard = crate::guard::Pin::new(&self.0.core, self.0.part(&range), true)?;
+            let guard = self.0.core.pin(&self.0.part(&range), true)?;
             // SAFETY: the handle's own elements; what conflicts with a host access has ended.
             let slice = unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) };
             Ok(HostMut::new(&mut slice[range], guard))

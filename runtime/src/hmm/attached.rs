@@ -34,7 +34,7 @@ use super::migrate::{self, Home, Want};
 use super::mirror::{By, DeviceMirror, NotYet};
 use super::pfn::{Pfn, PfnFlags};
 use super::range::populate_within;
-use super::segment::Segment;
+use super::segment::{Kind, Segment};
 use super::space::Space;
 use super::{exclusive, prot, segment};
 use super::{fork, hold};
@@ -162,6 +162,13 @@ impl Attached {
         let mut free = Free::at_entry();
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
+            if matches!(seg.kind(), Kind::Imported) {
+                return Err(Error::Invalid { what: "migrating imported pages" });
+            }
+            if !seg.migrates() {
+                total.refused += part.len();
+                continue;
+            }
             for (run, access, readable) in by_permission(&mut free, &seg, &part) {
                 if !readable {
                     return Err(Error::Invalid { what: "migrating pages that may not be read" });
@@ -176,26 +183,32 @@ impl Attached {
     }
 
     fn migrate_run(&self, free: &mut Free, seg: &Arc<Segment>, run: &Pages, access: Access) -> Result<Migration, Error> {
-        let mut moved = 0;
+        // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
+        let whole = seg.pages_of(&(0..seg.bytes())).0.end == run.0.end;
+        let all = Pages(run.0.start..if whole { seg.pages().0.end } else { run.0.end });
+        let before = self.resident(free, seg, run);
         loop {
             let want = Want { access, rank: self.space().tick(), cause: Cause::Mirror, own: true };
-            let done = migrate::to_device(free, &self.mirror, seg, run, want)?;
-            moved += done.moved;
+            let done = migrate::to_device(free, &self.mirror, seg, &all, want)?;
             match done.blocked {
                 Some(blocked) => migrate::wait_blocked(free, self.space(), blocked),
                 None => {
-                    let (mut refused, mut there) = (0, 0);
-                    for (id, mask) in run.blocks() {
-                        let body = seg.claim(id).lock(free);
-                        let dev = &body.dev[self.mirror.slot()];
-                        let n = (dev.readable() & dev.valid & mask).count();
-                        there += u64::from(n);
-                        refused += u64::from(mask.count() - n);
-                    }
-                    return Ok(Migration { moved: moved.min(there), resident: there - moved.min(there), refused });
+                    let after = self.resident(free, seg, run).max(before);
+                    return Ok(Migration { moved: after - before, resident: before, refused: run.len() - after });
                 }
             }
         }
+    }
+
+    /// How many of the pages are in the device's memory, with an entry.
+    fn resident(&self, free: &mut Free, seg: &Segment, pages: &Pages) -> u64 {
+        let mut n = 0;
+        for (id, mask) in pages.blocks() {
+            let body = seg.claim(id).lock(free);
+            let dev = &body.dev[self.mirror.slot()];
+            n += u64::from((dev.readable() & dev.valid & mask).count());
+        }
+        n
     }
 
     /// Brings home what this device has of the pages; `moved` counts the pages whose bytes came.
@@ -274,7 +287,7 @@ impl Attached {
             let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
             return Pfn::new(frame, PfnFlags::VALID | PfnFlags::DEVICE_PRIVATE | write(dev.dirty.has(p)));
         }
-        if body.gone.has(p) || holes.has(p) || body.exclusive(Some(slot)).has(p) {
+        if body.gone.has(p) || holes.has(p) || body.filed.has(p) || body.exclusive(Some(slot)).has(p) {
             return Pfn::NONE;
         }
         Pfn::new(storage, PfnFlags::VALID | write(!body.replicated().has(p)))
@@ -308,6 +321,13 @@ impl Attached {
     pub fn make_exclusive(&self, pages: &Pages) -> Result<(), Error> {
         let mut free = Free::at_entry();
         for (seg, part) in self.parts(pages)? {
+            if !matches!(seg.kind(), Kind::Private) {
+                let device = self.device().info().id.clone();
+                return Err(Error::Unsupported {
+                    device,
+                    what: "exclusive access to memory that is shared, imported or a file's",
+                });
+            }
             exclusive::take(&mut free, &self.mirror, &seg, &part)?;
         }
         Ok(())

@@ -88,6 +88,8 @@ pub(crate) struct Body {
     pub(crate) hole: Mask,
     /// Pages that a `host` or `host_mut` guard, or a pin, keeps at home.
     pub(crate) pinned: Mask,
+    /// Pages whose bytes are still in the segment's file.
+    pub(crate) filed: Mask,
     /// Pages that were unmapped from the segment.
     pub(crate) unmapped: Mask,
     /// Pages that may not be read; includes `unmapped`.
@@ -246,7 +248,14 @@ impl Body {
             dev.rank = 0;
         }
         let masks = [&mut self.revoked, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
-        let more = [&mut self.hole, &mut self.pinned, &mut self.unmapped, &mut self.unreadable, &mut self.readonly];
+        let more = [
+            &mut self.hole,
+            &mut self.pinned,
+            &mut self.filed,
+            &mut self.unmapped,
+            &mut self.unreadable,
+            &mut self.readonly,
+        ];
         for mask in masks.into_iter().chain(more) {
             *mask = Mask::EMPTY;
         }
@@ -293,12 +302,14 @@ impl Body {
         }
         claim(self.gone.covers(dirty), "dirty while the host's copy counts")?;
         claim((self.gone & !dirty & !self.lost & !self.busy).is_empty(), "gone but nowhere")?;
+        claim(!self.filed.meets(alias | valid), "in the file and on a device")?;
         claim(!alias.meets(valid), "alias beside a replica")?;
         claim(
             self.readonly.covers(self.unreadable) && self.unreadable.covers(self.unmapped),
             "permissions that contradict",
         )?;
         if faults {
+            claim(self.revoked.covers(self.filed & !self.busy), "in the file but mapped")?;
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
             claim(self.revoked.covers(valid), "replica beside a host mapping")?;
         }

@@ -103,6 +103,7 @@ fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<
         body.gone &= !s.mask;
         body.lost &= !s.mask;
         body.hole |= s.mask;
+        body.filed &= !s.mask;
         (body.full, body.huge) = (false, false);
         space.host.forget(space, &mut body, *s);
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));

@@ -20,6 +20,8 @@
 //! | `prot` | protection, and unmapping of parts |
 //! | `lease` | pages that nobody else changes meanwhile |
 //! | `exclusive` | pages that one device has to itself, for atomic operations |
+//! | `file` | segments whose bytes are a file's |
+//! | `pin` | pages that stay at home |
 //! | `attached` | a device, for driver writers |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
@@ -34,6 +36,7 @@ pub(crate) mod device_fault;
 pub(crate) mod devmem;
 pub(crate) mod discard;
 pub(crate) mod exclusive;
+pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod hold;
 pub(crate) mod host;
@@ -47,6 +50,7 @@ pub(crate) mod notifier;
 pub(crate) mod os;
 pub(crate) mod park;
 pub(crate) mod pfn;
+pub(crate) mod pin;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod planted;
@@ -69,6 +73,7 @@ pub use lock::Free;
 pub use mirror::{Action, Mirror, MirrorOps};
 pub use notifier::{Notifier, Seq};
 pub use pfn::{Pfn, PfnFlags};
+pub use pin::{Pin, PinKind};
 pub use prot::Prot;
 pub use range::Range;
 pub use segment::Segment;

@@ -18,7 +18,7 @@ use super::discard;
 use super::lease::Lease;
 use super::lock::Free;
 use super::mirror::Action;
-use super::segment::Segment;
+use super::segment::{Kind, Segment};
 use super::space::Space;
 use crate::Error;
 
@@ -57,6 +57,9 @@ impl Space {
         let mut free = Free::at_entry();
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
+            if prot.writes() && matches!(seg.kind(), Kind::Imported) {
+                return Err(Error::Permission { page: part.0.start });
+            }
             for (id, mask) in part.blocks() {
                 set(&mut free, &seg, id, mask, Some(prot))?;
             }
@@ -132,6 +135,15 @@ impl Space {
         }
         Ok(out)
     }
+}
+
+/// For good: its pages may only be read.
+pub(crate) fn seal(seg: &Arc<Segment>) -> Result<(), Error> {
+    let mut free = Free::at_entry();
+    for (id, mask) in seg.pages().blocks() {
+        set(&mut free, seg, id, mask, Some(Prot::Read))?;
+    }
+    Ok(())
 }
 
 /// Whether `access` is allowed on every page: [`Fault`](Error::Fault) for the first that may not be read, [`Permission`]

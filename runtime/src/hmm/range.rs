@@ -57,6 +57,7 @@ use sterna_hal::{Access, Edit, HostAt, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
+use super::file;
 use super::lock::Free;
 use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
@@ -173,7 +174,12 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
         for p in mask.runs().flatten() {
             let entry = if !limit.has(p) || body.lost.has(p) || body.unreadable.has(p) {
                 Pfn::ERROR
-            } else if body.busy.has(p) || body.gone.has(p) || holes.has(p) || body.exclusive(None).has(p) {
+            } else if body.busy.has(p)
+                || body.gone.has(p)
+                || holes.has(p)
+                || body.exclusive(None).has(p)
+                || body.filed.has(p)
+            {
                 Pfn::NONE
             } else {
                 let shared = body.replicated().has(p) || body.readonly.has(p);
@@ -301,6 +307,7 @@ pub(crate) fn map_remote(
     let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
     let pages = &pages.widened(per as u64);
     let view = mirror.view(seg)?;
+    file::fill(free, seg, pages)?;
     let mut result = Moved::default();
     let needy = |body: &Body, want: Mask| {
         let dev = &body.dev[slot];

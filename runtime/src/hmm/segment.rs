@@ -24,6 +24,7 @@ use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, MAX_DEVICES};
+use super::file::Backing;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
@@ -125,6 +126,19 @@ pub(crate) struct Taint {
     pub(crate) error: crate::Error,
 }
 
+/// What a segment's bytes are.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// The process's own.
+    Private,
+    /// Meant for others too: they do not migrate.
+    Shared,
+    /// A file's.
+    File(Backing),
+    /// Given when the segment was made, and read-only for good.
+    Imported,
+}
+
 /// A segment's addresses on a device, and the device.
 type View = (DevRange, Arc<DeviceMirror>);
 
@@ -136,6 +150,7 @@ pub struct Segment {
     first: BlockId,
     blocks: u32,
     bytes: u64,
+    kind: Kind,
     /// Bytes in use, from its start: nothing lies behind them. Less than `bytes` once the allocation was truncated.
     used: AtomicU64,
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
@@ -157,6 +172,34 @@ impl Segment {
     /// # Errors
     /// [`TooBig`](crate::Error::TooBig) if the arena has no such stretch left.
     pub fn new(space: &'static Space, bytes: u64) -> Result<Arc<Self>, crate::Error> {
+        Self::with(space, bytes, Kind::Private)
+    }
+
+    /// As [`new`](Self::new), of memory that others are to share (`MAP_SHARED`): devices may use it, and it does not migrate.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shared(space: &'static Space, bytes: u64) -> Result<Arc<Self>, crate::Error> {
+        Self::with(space, bytes, Kind::Shared)
+    }
+
+    /// A segment of `contents`, which is copied, for loads only and for good: it neither migrates nor can it be protected
+    /// otherwise.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Invalid`](crate::Error::Invalid) for no bytes at all.
+    pub fn imported(space: &'static Space, contents: &[u8]) -> Result<Arc<Self>, crate::Error> {
+        if contents.is_empty() {
+            return Err(crate::Error::Invalid { what: "importing nothing" });
+        }
+        let this = Self::with(space, contents.len() as u64, Kind::Imported)?;
+        // SAFETY: the segment's own storage, which nobody else knows of yet.
+        unsafe { space.view_at(this.offset()).as_ptr().copy_from_nonoverlapping(contents.as_ptr(), contents.len()) };
+        super::prot::seal(&this)?;
+        Ok(this)
+    }
+
+    pub(crate) fn with(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
         let blocks = u32::try_from(bytes.div_ceil(BLOCK)).map_err(|_| space.too_big(bytes))?;
         let (slot, first) = space.take_blocks(blocks.max(1)).ok_or_else(|| space.too_big(bytes))?;
         let blocks = blocks.max(1);
@@ -168,6 +211,7 @@ impl Segment {
             first,
             blocks,
             bytes,
+            kind,
             used: AtomicU64::new(bytes),
             views: Default::default(),
             uses: Mutex::default(),
@@ -199,6 +243,19 @@ impl Segment {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Whether its pages may move for good: the process's own, and a file's where stores stay in memory.
+    pub(crate) fn migrates(&self) -> bool {
+        match &self.kind {
+            Kind::Private => true,
+            Kind::File(backing) => !backing.is_shared(),
+            Kind::Shared | Kind::Imported => false,
+        }
     }
 
     /// Bytes in use, from its start: what lies behind them is nobody's.

@@ -6,11 +6,13 @@
 //! documentation says something else.
 
 mod access;
+mod backing;
 mod blind;
 mod device;
 mod exclusive;
 mod memory;
 mod migration;
+mod pins;
 mod runner;
 mod snapshot;
 #[path = "../support/mod.rs"]
@@ -98,7 +100,10 @@ pub(crate) const fn adapted(name: &'static str, adapted: &'static str, run: fn(&
 
 /// Every test, in the order of the kernel's file, then ours.
 pub(crate) fn tests() -> Vec<&'static Test> {
-    [access::TESTS, migration::TESTS, snapshot::TESTS, exclusive::TESTS, blind::TESTS].into_iter().flatten().collect()
+    [access::TESTS, migration::TESTS, backing::TESTS, snapshot::TESTS, pins::TESTS, exclusive::TESTS, blind::TESTS]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// N of the kernel's tests: 4 MiB.

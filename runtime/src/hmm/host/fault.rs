@@ -56,12 +56,14 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     }
     // A device that has pages to itself has to be told before it loses them, and handlers call no driver.
     let exclusive = body.exclusive(None);
-    if exclusive.has(p) {
+    // Neither do they wait for a disk.
+    let others_work = exclusive | body.filed;
+    if others_work.has(p) {
         return park(space, block, body, page, true);
     }
     let at_home = !body.revoked & block.limit();
     let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
-    let region = region & !body.busy & !body.lost & !exclusive;
+    let region = region & !body.busy & !body.lost & !others_work;
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::super::block::MAX_DEVICES;
+use super::super::file;
 use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
@@ -137,6 +138,9 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
         let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
         let first = id.first_page().0;
         let pages = Pages(first + a as u64..first + b as u64);
+        if file::fill(free, &seg, &pages).is_err() {
+            file::unreadable(free, &seg, id, region);
+        }
         let home = Home { wait: false, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);

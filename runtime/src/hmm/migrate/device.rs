@@ -8,6 +8,7 @@ use sterna_hal::{Access, DevRange, Edit, Target};
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::Body;
 use super::super::devmem::{Reserved, keep};
+use super::super::file;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -41,6 +42,7 @@ pub(crate) fn to_device(
     want: Want,
 ) -> Result<Moved, Error> {
     let view = mirror.view(seg)?;
+    file::fill(free, seg, &pages.widened(mirror.pods().pages_per_grain() as u64))?;
     // Before any frame is taken: what is there already must not make room for the rest.
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();

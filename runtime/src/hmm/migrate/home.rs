@@ -9,6 +9,7 @@ use sterna_hal::Access;
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body};
 use super::super::devmem::push_frame;
+use super::super::file;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -25,6 +26,9 @@ pub(crate) fn bring_home(
     home: Home,
     cause: Cause,
 ) -> Result<Moved, Error> {
+    if home.map {
+        file::fill(free, seg, pages)?;
+    }
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
     let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
@@ -82,7 +86,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             fix |= take.widened(per) & (dev.valid | dev.mapped);
         }
         if home.map && space.host.faults() {
-            fix |= mask & block.limit() & body.revoked & !body.lost & !valid_anywhere(&body, home);
+            fix |= mask & block.limit() & body.revoked & !body.lost & !body.filed & !valid_anywhere(&body, home);
         }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
