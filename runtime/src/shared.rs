@@ -229,7 +229,7 @@ impl<T: Pod> Handle<T> {
         }
         let pages = core.seg.pages_of(&part);
         // A launch on a neighbour, or a move asked for, may take pages away meanwhile: only the window notices that.
-        let quiet = part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
+        let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
         core.home(&mut free, &pages, true)?;
         core.seg.forgive(&mut free, &pages);
         let at = if quiet {

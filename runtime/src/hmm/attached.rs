@@ -266,7 +266,7 @@ impl Attached {
             let body = block.lock(free);
             let order = self.order(&body, holes, limit);
             for p in mask.runs().flatten() {
-                let storage = block.backing(id) / PAGE + p as u64;
+                let storage = block.storage(id, p) / PAGE;
                 out.push(if limit.has(p) { self.entry(&body, p, holes, storage).with_order(order) } else { Pfn::ERROR });
             }
         }

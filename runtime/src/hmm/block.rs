@@ -23,13 +23,13 @@
 //! device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
 
 use std::cell::UnsafeCell;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sterna_hal::Access;
 
-use super::addr::{BlockId, Mask, PAGES_PER_BLOCK};
+use super::addr::{BlockId, GRANULE, GRANULES_PER_BLOCK, Mask, PAGE, PAGES_PER_BLOCK, PAGES_PER_GRANULE};
 use super::lock::{Free, Futex};
 use super::park;
 
@@ -48,9 +48,10 @@ pub(crate) struct Block {
     seg: AtomicU32,
     /// Pages that belong to the segment, whole granules.
     limit: AtomicU32,
-    /// Byte offset of the block's storage in the arena's file, less its offset in the window, wrapping: all zero is where a
-    /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet.
-    moved: AtomicU64,
+    /// For each granule, the number of its storage in the arena's file less its own in the window, wrapping: all zero is where a
+    /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet. Changed
+    /// while the pages are busy.
+    moved: [AtomicU32; GRANULES_PER_BLOCK],
     /// What the fast path of a launch may know without the lock.
     shown: [Shown; MAX_DEVICES],
     body: UnsafeCell<Body>,
@@ -369,17 +370,49 @@ impl Block {
         Mask::range(0..self.limit.load(Ordering::Relaxed) as usize)
     }
 
-    /// Byte offset of the storage of this block, which is number `id`. Each side is found through the block: nobody computes
-    /// one from the other.
-    pub(crate) fn backing(&self, id: BlockId) -> u64 {
-        id.offset().wrapping_add(self.moved.load(Ordering::Relaxed))
+    /// Byte offset of the storage of a page of this block, which is number `id`. Each side is found through the block: nobody
+    /// computes one from the other.
+    pub(crate) fn storage(&self, id: BlockId, page: usize) -> u64 {
+        let (g, rest) = (page / PAGES_PER_GRANULE, (page % PAGES_PER_GRANULE) as u64);
+        let own = id.0.wrapping_mul(GRANULES_PER_BLOCK as u32).wrapping_add(g as u32);
+        u64::from(own.wrapping_add(self.moved[g].load(Ordering::Relaxed))) * GRANULE + rest * PAGE
+    }
+
+    /// The runs of `mask` whose storage lies in one piece, each with its byte offset.
+    pub(crate) fn pieces(&self, id: BlockId, mask: Mask) -> impl Iterator<Item = (Range<usize>, u64)> + '_ {
+        mask.runs().flat_map(move |r| {
+            let mut at = r.start;
+            std::iter::from_fn(move || {
+                if at >= r.end {
+                    return None;
+                }
+                let (start, first) = (at, self.storage(id, at));
+                while at < r.end && self.storage(id, at) == first + (at - start) as u64 * PAGE {
+                    at = (at / PAGES_PER_GRANULE + 1) * PAGES_PER_GRANULE;
+                }
+                at = at.min(r.end);
+                Some((start..at, first))
+            })
+        })
+    }
+
+    /// Whether the storage is one piece, aligned as the block is.
+    pub(crate) fn is_whole(&self) -> bool {
+        let first = self.moved[0].load(Ordering::Relaxed);
+        first % GRANULES_PER_BLOCK as u32 == 0 && self.moved.iter().all(|m| m.load(Ordering::Relaxed) == first)
+    }
+
+    /// The storage of a granule of this block, which is number `id`, is now at byte `offset` of the file.
+    pub(crate) fn set_storage(&self, id: BlockId, granule: usize, offset: u64) {
+        let own = id.0.wrapping_mul(GRANULES_PER_BLOCK as u32).wrapping_add(granule as u32);
+        self.moved[granule].store(((offset / GRANULE) as u32).wrapping_sub(own), Ordering::Relaxed);
     }
 
     /// Gives the block to a segment, or takes it away (`None`). Nobody uses it meanwhile.
     pub(crate) fn assign(&self, to: Option<(u32, usize)>) {
         let (seg, limit) = to.map_or((0, 0), |(s, l)| (s + 1, l as u32));
         self.limit.store(limit, Ordering::Relaxed);
-        self.moved.store(0, Ordering::Relaxed);
+        self.moved.iter().for_each(|m| m.store(0, Ordering::Relaxed));
         self.seg.store(seg, Ordering::Release);
     }
 

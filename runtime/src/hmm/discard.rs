@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::addr::{Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::lock::Free;
 use super::migrate::{free_frames, release, wait_blocked};
 use super::mirror::Action;
@@ -75,8 +75,8 @@ pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Res
 fn punch(seg: &Segment, run: Option<Pages>) -> Result<(), Error> {
     let Some(run) = run else { return Ok(()) };
     let space = seg.space();
-    let block = super::addr::Page(run.0.start).block();
-    let at = space.block(block).backing(block) + (run.0.start - block.first_page().0) * PAGE;
+    let page = super::addr::Page(run.0.start);
+    let at = space.block(page.block()).storage(page.block(), page.in_block());
     os::punch_hole(&space.fd, at..at + run.bytes()).map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))
 }
 
@@ -87,7 +87,7 @@ fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<
     for s in spans {
         let block = space.block(s.block);
         let first = s.block.first_page().0;
-        for r in s.mask.runs() {
+        for (r, _) in block.pieces(s.block, s.mask) {
             punch(seg, Some(Pages(first + r.start as u64..first + r.end as u64)))?;
         }
         let mut body = block.lock(free);

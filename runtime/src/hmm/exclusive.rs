@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use sterna_hal::{Access, Edit, HostAt, Target};
 
-use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
+use super::addr::{BlockId, Mask, Pages, Span, runs_of};
 use super::lease::Lease;
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
@@ -97,14 +97,12 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         }
         let window = space.window(free, Action::Exclusive { by: slot }, &runs)?;
         space.host.revoke(space, free, seg, &spans, &runs)?;
-        let edits: SmallVec<[Edit; 4]> = mask
-            .runs()
-            .map(|r| Edit {
+        let edits: SmallVec<[Edit; 4]> = space
+            .block(id)
+            .pieces(id, mask)
+            .map(|(r, offset)| Edit {
                 at: mirror.addresses(seg, view, id, &r),
-                to: Target::Host(HostAt {
-                    region: mirror.region(),
-                    offset: space.block(id).backing(id) + r.start as u64 * PAGE,
-                }),
+                to: Target::Host(HostAt { region: mirror.region(), offset }),
                 access: Access::ReadWrite,
             })
             .collect();

@@ -77,10 +77,10 @@ impl Segment {
         for id in self.claimed() {
             let block = space.block(id);
             let touched = self.limit(id.0 - self.first().0) & !block.lock(&mut free).filed;
-            for r in touched.runs() {
+            for (r, storage) in block.pieces(id, touched) {
                 let start = id.offset() - self.offset() + r.start as u64 * PAGE;
                 let len = (r.len() as u64 * PAGE).min(self.bytes().saturating_sub(start)) as usize;
-                let at = space.view_at(block.backing(id) + r.start as u64 * PAGE).as_ptr();
+                let at = space.view_at(storage).as_ptr();
                 // SAFETY: the segment's own storage in the view. The program may store to it meanwhile: the kernel's view of bytes
                 // that change is its own business.
                 let bytes = unsafe { std::slice::from_raw_parts(at, len) };
@@ -110,9 +110,9 @@ pub(crate) fn fill(free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), 
                 block.wait_epoch(epoch, Some(Duration::from_millis(10)));
                 continue;
             }
-            let read = mine.runs().try_for_each(|r| {
+            let read = block.pieces(id, mine).try_for_each(|(r, storage)| {
                 let start = id.offset() - seg.offset() + r.start as u64 * PAGE;
-                let at = space.view_at(block.backing(id) + r.start as u64 * PAGE).as_ptr();
+                let at = space.view_at(storage).as_ptr();
                 // SAFETY: the segment's own storage; the pages are busy and on no side.
                 read_zeros_behind(
                     &backing.file,

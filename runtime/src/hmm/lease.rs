@@ -22,9 +22,7 @@ pub(crate) struct Lease {
 impl Lease {
     /// Takes pages `mask` of a block, widened to whole grains of every device: entries are for whole grains.
     pub(crate) fn take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask) -> Self {
-        let space = seg.space();
-        let per = space.devices().iter().map(|m| m.pods().pages_per_grain()).max().unwrap_or(1);
-        let mask = mask.widened(per);
+        let mask = mask.widened(widest(seg));
         let block = seg.claim(id);
         loop {
             // A launch that lacks pages may be waiting for these: it has to end before they are ours.
@@ -48,6 +46,31 @@ impl Lease {
             }
         }
     }
+}
+
+impl Lease {
+    /// As [`take`](Self::take), if that needs no waiting.
+    pub(crate) fn try_take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask) -> Option<Self> {
+        let block = seg.claim(id);
+        if running(seg, id).is_some() {
+            return None;
+        }
+        let mask = mask.widened(widest(seg));
+        {
+            let mut body = block.lock(free);
+            if body.busy.meets(mask) {
+                return None;
+            }
+            body.busy |= mask;
+        }
+        let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
+        running(seg, id).is_none().then_some(lease)
+    }
+}
+
+/// Pages of the largest grain.
+fn widest(seg: &Segment) -> usize {
+    seg.space().devices().iter().map(|m| m.pods().pages_per_grain()).max().unwrap_or(1)
 }
 
 impl Drop for Lease {

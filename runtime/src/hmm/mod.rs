@@ -22,6 +22,7 @@
 //! | `exclusive` | pages that one device has to itself, for atomic operations |
 //! | `file` | segments whose bytes are a file's |
 //! | `pin` | pages that stay at home |
+//! | `remap` | pages that get other addresses |
 //! | `attached` | a device, for driver writers |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
@@ -56,6 +57,7 @@ pub(crate) mod pin;
 pub mod planted;
 pub(crate) mod prot;
 pub(crate) mod range;
+pub(crate) mod remap;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod schedule;

@@ -9,6 +9,8 @@ pub static COPY_BEFORE_UNMAP: AtomicBool = AtomicBool::new(false);
 pub static INLINE_WHILE_ACTIVE: AtomicBool = AtomicBool::new(false);
 /// The kernel has no guard markers, so that mechanism `guard` protects pages instead: no defect, and only before the first runtime.
 pub static NO_MARKERS: AtomicBool = AtomicBool::new(false);
+/// Remapping leaves the old place mapped to the bytes that have gone.
+pub static REMAP_LEAVES_OLD: AtomicBool = AtomicBool::new(false);
 /// Pages without storage leave for a device although the window does not report touches of them.
 pub static NO_MISSING: AtomicBool = AtomicBool::new(false);
 /// A host store does not wait for launches that only read.

@@ -164,7 +164,7 @@ pub(crate) fn allowed(free: &mut Free, seg: &Segment, pages: &Pages, access: Acc
 }
 
 /// Fails with the first page that is unmapped.
-fn present(free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
+pub(crate) fn present(free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
     for (id, mask) in pages.blocks() {
         let gone = seg.claim(id).lock(free).unmapped & mask;
         if let Some(r) = gone.runs().next() {

@@ -184,7 +184,7 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
             } else {
                 let shared = body.replicated().has(p) || body.readonly.has(p);
                 let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
-                Pfn::new(block.backing(id) / PAGE + p as u64, flags)
+                Pfn::new(block.storage(id, p) / PAGE, flags)
             };
             out.push(entry);
         }
@@ -356,11 +356,11 @@ pub(crate) fn map_remote(
                 again = true;
                 break;
             }
-            let edits: smallvec::SmallVec<[Edit; 4]> = fix
-                .runs()
-                .map(|r| Edit {
+            let edits: smallvec::SmallVec<[Edit; 4]> = block
+                .pieces(id, fix)
+                .map(|(r, offset)| Edit {
                     at: mirror.addresses(seg, view, id, &r),
-                    to: Target::Host(HostAt { region: mirror.region(), offset: block.backing(id) + r.start as u64 * PAGE }),
+                    to: Target::Host(HostAt { region: mirror.region(), offset }),
                     access: if access.writes() { Access::ReadWrite } else { Access::Read },
                 })
                 .collect();

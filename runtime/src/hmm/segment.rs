@@ -162,8 +162,10 @@ pub struct Segment {
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
-    /// Some of its pages were protected or unmapped.
+    /// Some of its pages were protected, unmapped or remapped.
     altered: AtomicBool,
+    /// Some of its pages were remapped.
+    remapped: AtomicBool,
 }
 
 impl Segment {
@@ -220,6 +222,7 @@ impl Segment {
             claimed: Mutex::default(),
             rule: OnceLock::new(),
             altered: AtomicBool::new(false),
+            remapped: AtomicBool::new(false),
         });
         space.publish(&this);
         Ok(this)
@@ -438,6 +441,14 @@ impl Segment {
     /// The window over it is not as it was when the segment was made.
     pub(crate) fn note_altered(&self) {
         self.altered.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_remapped(&self) {
+        self.remapped.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_remapped(&self) -> bool {
+        self.remapped.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_altered(&self) -> bool {

@@ -303,6 +303,11 @@ impl Space {
         if let Err(e) = os::punch_hole(&self.fd, at..at + bytes) {
             os::die(&format!("sterna: cannot free shared memory: {e}\n"));
         }
+        if seg.is_remapped()
+            && let Err(e) = super::remap::straighten(self, seg)
+        {
+            os::die(&format!("sterna: cannot make freed shared memory usable again: {e}\n"));
+        }
         if seg.is_altered() {
             // Before the marks go: where protection stands for marks, that is all there is.
             let pages = Pages(at / PAGE..(at + bytes) / PAGE);

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     direct("blind.touch_of_a_hole", touch_of_a_hole),
     direct("blind.reuse_of_addresses", reuse_of_addresses),
     direct("blind.permissions_split_and_merge", permissions_split_and_merge),
+    direct("blind.remapped_pages", remapped_pages),
     direct("blind.bad_input", bad_input),
 ];
 
@@ -304,6 +305,51 @@ fn bad_input(ctx: &Ctx<'_>) -> Outcome {
         assert_eq!(small.read(&big, big.all(), &mut out), Err(Errno::NoMem));
         assert!(out.iter().all(|w| *w == 9));
         big.expect(big.all(), 0);
+    }
+    Ok(())
+}
+
+/// What remapping refuses, what goes along, and that the addresses serve their next owner as if nothing had been.
+fn remapped_pages(ctx: &Ctx<'_>) -> Outcome {
+    let dev = ctx.dev_with(|c| {
+        c.grain = 2 << 20;
+        c.memory = 64 << 20;
+    });
+    for _ in 0..3 {
+        let m = ctx.filled(2 * BLOCK);
+        // SAFETY: refused, each of them.
+        let asked = |a: std::ops::Range<u64>, b: std::ops::Range<u64>| unsafe {
+            m.space.remap(&m.pages(a), &m.pages(b), false).map_err(Errno::from)
+        };
+        let other = ctx.mem(BLOCK);
+        // SAFETY: refused.
+        let elsewhere = unsafe { m.space.remap(&m.pages(0..16), &other.pages(0..16), false) };
+        assert_eq!(elsewhere.map_err(Errno::from), Err(Errno::Invalid));
+        assert_eq!(asked(0..16, 8..24), Err(Errno::Invalid));
+        assert_eq!(asked(0..32, 16..48), Err(Errno::Invalid), "they overlap");
+        assert_eq!(asked(0..16, 32..64), Err(Errno::Invalid), "their lengths differ");
+        assert_eq!(asked(0..0, 32..32), Err(Errno::Invalid));
+        let pin = m.space.pin(&m.pages(3..4), sterna::hmm::PinKind::Long, false).unwrap();
+        assert_eq!(asked(0..16, 64..80), Err(Errno::Pinned));
+        drop(pin);
+        m.expect(0..64, 0);
+        // Frames larger than a granule: the pages come home first.
+        dev.to_dev(&m, 0..BLOCK).unwrap();
+        m.protect(32..40, Prot::Read);
+        m.remap(32..48, 48..64, true);
+        for (old, new) in [(32, 48), (47, 63)] {
+            assert_eq!(m.page(new)[1], old * WORDS as u32 + 1);
+            assert_eq!(m.page(old.into())[1], 0);
+        }
+        assert_eq!(dev.write(&m, 48..49, &counting(1, 0)), Err(Errno::Perm), "permissions go along");
+        m.page_mut(32)[0] = 5;
+        m.remap(48..64, BLOCK..BLOCK + 16, false);
+        assert_eq!(dev.snapshot(&m, 48..49), Ok(vec![crate::device::seen::ERROR]));
+        assert_eq!(m.page(BLOCK)[1], 32 * WORDS as u32 + 1);
+        m.expect(0..32, 0);
+        drop(m);
+        let m = ctx.mem(2 * BLOCK);
+        m.expect_all(|_| 0);
     }
     Ok(())
 }

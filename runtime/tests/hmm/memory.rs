@@ -94,6 +94,11 @@ impl Memory {
         unsafe { self.space.unmap(&self.pages(pages)) }.expect("unmap");
     }
 
+    pub(crate) fn remap(&self, from: Range<u64>, to: Range<u64>, keep_old: bool) {
+        // SAFETY: as above.
+        unsafe { self.space.remap(&self.pages(from), &self.pages(to), keep_old) }.expect("remap");
+    }
+
     /// The host sees `0, 1, 2 …` plus `from` in these pages.
     #[track_caller]
     pub(crate) fn expect(&self, pages: Range<u64>, from: u32) {

@@ -13,6 +13,11 @@ pub(crate) const TESTS: &[Test] = &[
     direct("hmm2.migrate_mixed", migrate_mixed),
     direct("hmm.migrate_multiple", migrate_multiple),
     adapted("hmm.migrate_partial_unmap_fault", "frames are counted, and the hole is an error", migrate_partial_unmap_fault),
+    adapted(
+        "hmm.migrate_remap_fault",
+        "`remap` stands for `mremap`; nothing is copied, and the old place is checked",
+        migrate_remap_fault,
+    ),
     direct("hmm.migrate_anon_huge_empty", migrate_anon_huge_empty),
     direct("hmm.migrate_anon_huge_zero", migrate_anon_huge_zero),
     adapted("hmm.migrate_anon_huge_free", "the bytes are dropped by `discard` and read as zeros", migrate_anon_huge_free),
@@ -119,6 +124,56 @@ fn migrate_partial_unmap_fault(ctx: &Ctx<'_>) -> Outcome {
             assert_eq!(dev.read(&m, hole.start..hole.start + 1, &mut out), Err(Errno::Fault));
             m.space.map(&m.pages(hole.clone())).unwrap();
             assert!(hole.clone().all(|p| m.page(p).iter().all(|w| *w == 0)), "what was unmapped comes back empty");
+        }
+    }
+    Ok(())
+}
+
+fn migrate_remap_fault(ctx: &Ctx<'_>) -> Outcome {
+    for case in 0..8 {
+        let [before, keep, huge] = [case & 1 != 0, case & 2 != 0, case & 4 != 0];
+        for offset in [0, BLOCK / 4, BLOCK / 2] {
+            let (dev, m) = (ctx.dev(0), ctx.mem(3 * BLOCK));
+            if huge {
+                m.seg.prefer_huge();
+            }
+            m.words_mut().iter_mut().enumerate().for_each(|(i, w)| *w = i as u32);
+            let (old, new) = (0..BLOCK, BLOCK + offset..2 * BLOCK + offset);
+            let there = counting(BLOCK, 0);
+            if before {
+                m.remap(old.clone(), new.clone(), keep);
+                assert_eq!(dev.to_dev(&m, new.clone()), Ok((BLOCK, there.clone())));
+            } else {
+                assert_eq!(dev.to_dev(&m, old.clone()), Ok((BLOCK, there.clone())));
+                let copies = dev.cpu.inject().copies();
+                m.remap(old.clone(), new.clone(), keep);
+                dev.expect_frames(BLOCK);
+                assert_eq!(dev.attached.migrate(&m.pages(new.clone())).unwrap().refused, 0);
+                assert_eq!(dev.cpu.inject().copies(), copies, "a page that only changed its address was copied");
+                assert_eq!(
+                    dev.peek(&m, new.clone()),
+                    Some(there.clone()),
+                    "the device finds the same frames at the new place"
+                );
+            }
+            for (i, p) in new.clone().enumerate() {
+                assert_eq!(m.page(p)[9], i as u32 * 1024 + 9, "case {case}, offset {offset}, page {i}");
+            }
+            // What lies around the new place is as it was.
+            m.expect(BLOCK..new.start, 0);
+            m.expect(new.end..3 * BLOCK, 0);
+            let mut out = vec![1; 1024];
+            if keep {
+                assert!(old.clone().all(|p| m.page(p).iter().all(|w| *w == 0)), "the old place is empty");
+                m.page_mut(0).fill(6);
+                assert_eq!(dev.read(&m, 0..1, &mut out).map(|c| c.cpages), Ok(1));
+                assert!(out.iter().all(|w| *w == 6));
+            } else {
+                assert_eq!(dev.read(&m, 0..1, &mut out), Err(Errno::Fault));
+            }
+            dev.write(&m, new.clone(), &counting(BLOCK, 3)).unwrap();
+            assert_eq!(m.page(new.start)[5], 8);
+            assert_eq!(m.page(new.end - 1)[1023], BLOCK as u32 * 1024 + 2);
         }
     }
     Ok(())

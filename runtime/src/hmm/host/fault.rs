@@ -145,27 +145,25 @@ fn copy_home<'b>(
     let pods = &space.slots[owner];
     let base = pods.frames.load(Ordering::Acquire).cast_const();
     let per = pods.pages_per_grain();
-    let to = space.view_at(block.backing(id)).as_ptr();
     let frames = body.dev[owner].frames;
     drop(body);
-    let copy = |from: usize, page: usize, pages: usize| {
+    let copy = |from: usize, storage: u64, pages: usize| {
+        let to = space.view_at(storage).as_ptr();
         // SAFETY: the frames are the block's and, being busy, are neither freed nor reused; no launch that could write them is
         // unfinished. The storage is the block's, and no mapping of the window leads to it.
-        unsafe {
-            ptr::copy_nonoverlapping(base.add(from * PAGE as usize), to.add(page * PAGE as usize), pages * PAGE as usize)
-        };
+        unsafe { ptr::copy_nonoverlapping(base.add(from * PAGE as usize), to, pages * PAGE as usize) };
     };
-    for r in mask.runs() {
+    for (r, storage) in block.pieces(id, mask) {
         // Pages whose frames follow each other are one copy. Frames are counted in pages here.
         let frame = |p: usize| (frames[p / per] as usize - 1) * per + p % per;
         let (mut start, mut from) = (r.start, frame(r.start));
         for p in r.start + 1..r.end {
             if frame(p) != from + (p - start) {
-                copy(from, start, p - start);
+                copy(from, storage + (start - r.start) as u64 * PAGE, p - start);
                 (start, from) = (p, frame(p));
             }
         }
-        copy(from, start, r.end - start);
+        copy(from, storage + (start - r.start) as u64 * PAGE, r.end - start);
     }
     block.lock_in_handler()
 }

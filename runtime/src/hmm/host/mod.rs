@@ -176,12 +176,12 @@ impl Host {
                 let body = block.lock(free);
                 // The second journey shows that the block travels: from then on one folio pays.
                 let whole = seg.limit(s.block.0 - seg.first().0) == Mask::FULL;
-                (body.full, body.full && !body.huge && body.moves == 1 && whole)
+                (body.full, body.full && !body.huge && body.moves == 1 && whole && block.is_whole())
             };
             let limit = seg.limit(s.block.0 - seg.first().0);
             let holes = if full { Mask::EMPTY } else { self.settle_holes(space, s.block, s.mask & limit)? };
             let huge = promote && {
-                let at = space.view_at(block.backing(s.block)).as_ptr().addr();
+                let at = space.view_at(block.storage(s.block, 0)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
                 unsafe { os::collapse(at, BLOCK as usize) }
             };
@@ -256,10 +256,12 @@ impl Host {
     /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile. Looks at all the storage that
     /// follows without a gap: for introspection, not for moving.
     pub(crate) fn holes(&self, space: &Space, id: BlockId, mask: Mask) -> Mask {
-        let base = space.block(id).backing(id);
         let mut data = Mask::EMPTY;
-        for e in os::data_extents(&space.fd, base..base + BLOCK) {
-            data |= Mask::range(((e.start - base) / PAGE) as usize..(e.end - base).div_ceil(PAGE) as usize);
+        for (r, base) in space.block(id).pieces(id, Mask::FULL) {
+            for e in os::data_extents(&space.fd, base..base + r.len() as u64 * PAGE) {
+                let page = |at: u64| r.start + (at - base).div_ceil(PAGE) as usize;
+                data |= Mask::range(page(e.start / PAGE * PAGE)..page(e.end));
+            }
         }
         mask & !data
     }
@@ -268,10 +270,9 @@ impl Host {
     /// have none, are the answer. Finding each hole would cost more than filling them, and a copy through the view has to map
     /// the pages in any case.
     fn settle_holes(&self, space: &Space, id: BlockId, mask: Mask) -> Result<Mask, Error> {
-        let base = space.block(id).backing(id);
         let mut holes = Mask::EMPTY;
-        for r in mask.runs() {
-            let bytes = base + r.start as u64 * PAGE..base + r.end as u64 * PAGE;
+        for (r, base) in space.block(id).pieces(id, mask) {
+            let bytes = base..base + r.len() as u64 * PAGE;
             if os::has_data(&space.fd, &bytes) {
                 let at = space.view_at(bytes.start).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
@@ -288,8 +289,8 @@ impl Host {
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
-            for r in mask.runs() {
-                let at = space.view_at(block.backing(id) + r.start as u64 * PAGE).as_ptr().addr();
+            for (r, storage) in block.pieces(id, mask) {
+                let at = space.view_at(storage).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_write(at, r.len() * PAGE as usize) }
                     .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
@@ -307,11 +308,11 @@ impl Host {
                 continue;
             }
             let block = seg.claim(id);
-            let base = block.backing(id);
-            if os::has_data(&space.fd, &(base..base + BLOCK)) || block.lock(free).missing {
+            let base = block.storage(id, 0);
+            if !block.is_whole() || os::has_data(&space.fd, &(base..base + BLOCK)) || block.lock(free).missing {
                 continue;
             }
-            let at = space.view_at(block.backing(id));
+            let at = space.view_at(base);
             // SAFETY: the segment's own storage; one store makes it a range that can be collapsed.
             let huge = unsafe {
                 at.as_ptr().write_volatile(0);
@@ -339,7 +340,7 @@ impl Host {
             Door::None => return,
         };
         for p in (s.mask & body.hole).runs().flatten() {
-            let at = space.view_at(block.backing(s.block) + p as u64 * PAGE);
+            let at = space.view_at(block.storage(s.block, p));
             // SAFETY: the segment's own storage; a load allocates a page where there is none, and spoils none that there is.
             let _ = unsafe { at.as_ptr().read_volatile() };
         }
@@ -353,12 +354,12 @@ impl Host {
                 return;
             }
         }
-        for r in parts(body, s.mask).into_iter().flat_map(|(mask, _)| mask.runs()) {
+        for (r, _) in parts(body, s.mask).into_iter().flat_map(|(mask, _)| block.pieces(s.block, mask)) {
             let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
             if uffd.map(at, bytes).is_err() {
                 // Some page has no storage although nobody said so: it was never written, and a store gives it some.
                 for p in r.clone() {
-                    let view = space.view_at(block.backing(s.block) + p as u64 * PAGE);
+                    let view = space.view_at(block.storage(s.block, p));
                     // SAFETY: a load of the segment's own storage allocates a page where there is none.
                     let _ = unsafe { view.as_ptr().read_volatile() };
                 }
@@ -414,6 +415,31 @@ impl Host {
                 // SAFETY: the window is a shared mapping of the engine's.
                 unsafe { os::protect(window + r.start * PAGE as usize, r.len() * PAGE as usize, reads, writes) }
                     .map_err(|code| os::too_many_mappings("mprotect", code))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a run of the window show the storage at byte `storage` of the file, and its touches noticed as before. Its pages are
+    /// busy and on no device, or nobody's.
+    pub(crate) fn remap(&self, space: &Space, run: &Pages, storage: u64) -> Result<(), Error> {
+        let (at, bytes) = (space.window_at(run.0.start * PAGE).as_ptr().addr(), run.bytes() as usize);
+        // SAFETY: a part of the window and of the arena's file.
+        unsafe { os::map_over(&space.fd, at, bytes, storage) }.map_err(|code| os::too_many_mappings("mmap", code))?;
+        if let Some(uffd) = self.uffd() {
+            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING)
+                .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
+        }
+        Ok(())
+    }
+
+    /// Pages of a block were remapped, and `body` says how they are: those that are away are kept out, the others protected.
+    pub(crate) fn reenter(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
+        self.protect(space, id, body, mask)?;
+        if let Door::Guard(_) = &self.door {
+            let first = id.first_page().0;
+            for r in (mask & body.revoked).runs() {
+                self.shut(space, &Pages(first + r.start as u64..first + r.end as u64))?;
             }
         }
         Ok(())

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use sterna_hal::{CopyRun, DeviceError, HostAt, Place};
 
-use super::super::addr::{Mask, PAGE, Pages, Span};
+use super::super::addr::{BlockId, Mask, PAGE, Pages, Span};
+use super::super::block::Block;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::{Batch, Copying, Core, Unmapped, release};
@@ -92,6 +93,11 @@ pub(super) fn by_grain(mask: Mask, per: usize) -> impl Iterator<Item = (usize, R
     })
 }
 
+/// As [`by_grain`], and in one piece of the host's storage each, whose byte offset comes with it.
+fn by_place(block: &Block, id: BlockId, mask: Mask, per: usize) -> impl Iterator<Item = (usize, Range<usize>, u64)> + '_ {
+    by_grain(mask, per).flat_map(move |(g, r)| block.pieces(id, Mask::range(r)).map(move |(r, storage)| (g, r, storage)))
+}
+
 fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) -> Vec<PageRun> {
     let space = core.seg.space();
     let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
@@ -108,13 +114,10 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
         let zero = if core.access.reads() { copy & body.hole } else { copy };
         moved += u64::from(copy.count());
         for (part, is_zero) in [(copy & !zero, false), (zero, true)] {
-            for (g, r) in by_grain(part, per) {
+            for (g, r, storage) in by_place(block, s.block, part, per) {
                 let pages = Pages(first + r.start as u64..first + r.end as u64);
-                let from = if is_zero {
-                    Place::Zero
-                } else {
-                    Place::Host(HostAt { region: mirror.region(), offset: block.backing(s.block) + r.start as u64 * PAGE })
-                };
+                let from =
+                    if is_zero { Place::Zero } else { Place::Host(HostAt { region: mirror.region(), offset: storage }) };
                 let offset = (r.start - g * per) as u64 * PAGE;
                 let to = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
                 push_run(&mut out, pages, from, to, grain);
@@ -138,11 +141,11 @@ fn runs_to_host(free: &mut Free, core: &mut Core) -> Vec<(Arc<DeviceMirror>, Vec
             let block = space.block(s.block);
             let body = block.lock(free);
             let first = s.block.first_page().0;
-            for (g, r) in by_grain(s.mask & body.dev[slot].dirty, per) {
+            for (g, r, storage) in by_place(block, s.block, s.mask & body.dev[slot].dirty, per) {
                 let pages = Pages(first + r.start as u64..first + r.end as u64);
                 let offset = (r.start - g * per) as u64 * PAGE;
                 let from = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
-                let to = Place::Host(HostAt { region: m.region(), offset: block.backing(s.block) + r.start as u64 * PAGE });
+                let to = Place::Host(HostAt { region: m.region(), offset: storage });
                 push_run(&mut out, pages, from, to, per as u64 * PAGE);
             }
         }

@@ -167,6 +167,28 @@ unsafe fn advise_again(at: usize, bytes: usize, advice: libc::c_int) -> Result<(
     }
 }
 
+/// Maps `bytes` bytes of the file from `offset` on at `at`, in place of what is there.
+///
+/// # Safety
+/// The range lies in a shared mapping of the engine's, the bytes in its file.
+pub(crate) unsafe fn map_over(fd: &OwnedFd, at: usize, bytes: usize, offset: u64) -> Result<(), i32> {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's.
+    let got =
+        unsafe { libc::mmap(ptr::without_provenance_mut(at), bytes, prot, flags, fd.as_raw_fd(), offset as libc::off_t) };
+    if got == libc::MAP_FAILED {
+        return Err(errno());
+    }
+    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        // SAFETY: mapped just now.
+        if unsafe { libc::madvise(got, bytes, advice) } != 0 {
+            return Err(errno());
+        }
+    }
+    Ok(())
+}
+
 /// What the program may do with `bytes` bytes at `at`. When it forbids stores, none can land any more when it returns.
 /// Signal-safe.
 ///
