@@ -41,9 +41,9 @@ use crate::stats::Cause;
 pub(crate) use device::{Want, to_device};
 pub(crate) use home::{bring_home, free_frames};
 
-/// Blocks a batch: 64 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
+/// Blocks a batch: 128 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
 /// overlaps the copy of the one before.
-const BATCH_BLOCKS: u64 = 32;
+const BATCH_BLOCKS: u64 = 64;
 
 /// What a migration did.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
