@@ -399,7 +399,7 @@ impl Block {
     /// Whether the storage is one piece, aligned as the block is.
     pub(crate) fn is_whole(&self) -> bool {
         let first = self.moved[0].load(Ordering::Relaxed);
-        first % GRANULES_PER_BLOCK as u32 == 0 && self.moved.iter().all(|m| m.load(Ordering::Relaxed) == first)
+        first.is_multiple_of(GRANULES_PER_BLOCK as u32) && self.moved.iter().all(|m| m.load(Ordering::Relaxed) == first)
     }
 
     /// The storage of a granule of this block, which is number `id`, is now at byte `offset` of the file.

@@ -54,7 +54,7 @@ impl Space {
     pub unsafe fn remap(&'static self, from: &Pages, to: &Pages, keep_old: bool) -> Result<(), Error> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let wrong = |what| Err(Error::Invalid { what });
-        let uneven = |p: &Pages| p.0.start % PAGES_PER_GRANULE as u64 != 0 || p.0.end % PAGES_PER_GRANULE as u64 != 0;
+        let uneven = |p: &Pages| *p != p.widened(PAGES_PER_GRANULE as u64);
         let (old, new) = (self.segments_in(from)?, self.segments_in(to)?);
         let [(seg, _)] = &old[..] else { return wrong("remapping pages of several segments") };
         if new.len() != 1 || !Arc::ptr_eq(&new[0].0, seg) {
