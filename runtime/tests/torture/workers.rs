@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sterna::cpu::CpuConfig;
+use sterna::hmm::{Action, Mirror, MirrorOps, Pages, PinKind, Range};
 use sterna::{Device, Mechanism, Runtime, ViewMut};
 
 use crate::support::{Random, runtime, tick};
@@ -28,6 +29,8 @@ pub(crate) struct Tally {
     pub(crate) host_faults: u64,
     pub(crate) device_faults: u64,
     pub(crate) evictions: u64,
+    pub(crate) looked_up: u64,
+    pub(crate) pinned: u64,
     pub(crate) lost: u64,
 }
 
@@ -40,17 +43,30 @@ impl AddAssign for Tally {
         self.host_faults += o.host_faults;
         self.device_faults += o.device_faults;
         self.evictions += o.evictions;
+        self.looked_up += o.looked_up;
+        self.pinned += o.pinned;
         self.lost += o.lost;
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { increments, syscalls, launches, pages_moved, host_faults, device_faults, evictions, lost } = self;
+        let Self {
+            increments,
+            syscalls,
+            launches,
+            pages_moved,
+            host_faults,
+            device_faults,
+            evictions,
+            looked_up,
+            pinned,
+            lost,
+        } = self;
         write!(
             f,
             "{increments} increments, {syscalls} of them by system calls, {launches} launches, {pages_moved} pages moved, \
-             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {lost} lost"
+             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {looked_up} look-ups, {pinned} pins, {lost} lost"
         )
     }
 }
@@ -193,18 +209,45 @@ fn launch(rt: &Runtime, device: &Device, mut views: Views<'_>, stop: &AtomicBool
     t
 }
 
-/// Moves pages about, by views that nobody writes.
+/// A driver without a page table: what it looks up is all that it wants.
+struct Looks;
+
+impl MirrorOps for Looks {
+    fn update(&self, _: Action, _: &Pages) {}
+}
+
+/// Moves pages about, by views that nobody writes: hints, guards, look-ups of a driver, pins, and allocations that come and go.
 fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool, mut random: Random) -> Tally {
+    let mirror = Mirror::register(rt.space(), Looks);
+    // Where some device cannot use host pages in place, a page that is kept at home fails a launch.
+    let keeps = devices.iter().all(|d| d.caps().map_host);
+    let mut t = Tally::default();
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..4 {
             let view = &views[random.below(views.len())];
-            match random.below(3) {
-                0 => view.prefetch_to_host(),
-                _ => view.prefetch_to(&devices[random.below(devices.len())]),
+            let device = &devices[random.below(devices.len())];
+            match random.below(12) {
+                0 | 1 => view.prefetch_to_host(),
+                2..7 => view.prefetch_to(device),
+                7 if keeps => t.lost += view.host(..).unwrap().iter().sum::<u64>(),
+                8 => {
+                    // Overtaken again and again, or busy: both are answers.
+                    if let Ok(mut range) = Range::new(&mirror, view.pages()) {
+                        let _ = range.fault(random.below(2) == 0, random.below(2) == 0);
+                        t.looked_up += u64::from(range.done());
+                    }
+                }
+                9 if keeps => t.pinned += u64::from(rt.space().pin(&view.pages(), PinKind::Short, false).is_ok()),
+                10 => {
+                    let mut x = rt.shared_with(1 + random.below(20_000), |i| i as u64).unwrap();
+                    rt.on(device).launch(&tick(1000), (&mut x,)).unwrap();
+                    t.lost += x.iter().enumerate().map(|(i, v)| v.abs_diff(i as u64 + 1)).sum::<u64>();
+                }
+                _ => {}
             }
         }
         rt.sync().unwrap();
     }
-    let lost = views.iter().flat_map(|v| v.iter()).filter(|v| **v != 0).count() as u64;
-    Tally { lost, ..Tally::default() }
+    t.lost += views.iter().flat_map(|v| v.iter()).filter(|v| **v != 0).count() as u64;
+    t
 }
