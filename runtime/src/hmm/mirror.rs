@@ -34,7 +34,7 @@ use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
 use super::schedule;
-use super::segment::Segment;
+use super::segment::{Segment, overlap};
 use super::space::{Slot, Space};
 use crate::Error;
 use crate::stats::Cause;
@@ -427,14 +427,20 @@ impl DeviceMirror {
                 zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        // What moves comes back by a fault where a launch can fault; what is taken away for good does not.
-        let comes_back =
-            matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) && self.caps().absent == Absent::Faults;
-        if !comes_back && !zap.edits.is_empty() {
-            let mine = |u: &&super::segment::Use| u.launch.mirror().slot == self.slot;
-            zap.after
-                .extend(seg.uses.lock().iter().filter(mine).map(|u| Arc::clone(&u.launch)).filter(|l| l.is_submitted()));
+        if zap.edits.is_empty() {
+            return;
         }
+        let faults = self.caps().absent == Absent::Faults;
+        // What moves comes back by a fault where a launch can fault; what is taken away for good does not. Launches on other
+        // bytes that lose a page by the way have it brought back, and may be waiting for that.
+        if faults && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
+            return;
+        }
+        let start = run.0.start * PAGE - seg.offset();
+        let bytes = start..start + run.bytes();
+        let uses = seg.uses.lock();
+        let mine = uses.iter().filter(|u| u.launch.mirror().slot == self.slot && u.launch.is_submitted());
+        zap.after.extend(mine.filter(|u| !faults || overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
     }
 
     /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
