@@ -226,6 +226,24 @@ pub enum Error {
         /// Why.
         what: &'static str,
     },
+    /// A file behind shared memory, or to be read into it.
+    #[error("file {name}: {source}")]
+    File {
+        /// Its name as it was given.
+        name: String,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// A file that is not made of whole elements.
+    #[error("file {name} has {bytes} bytes, which is not a whole number of elements of {elem} bytes, and at least one")]
+    FileLength {
+        /// Its name as it was given.
+        name: String,
+        /// Its length in bytes.
+        bytes: u64,
+        /// Bytes an element.
+        elem: usize,
+    },
     /// A call of the operating system failed.
     #[error("{0}")]
     System(DeviceError),
@@ -284,6 +302,11 @@ impl Error {
             }
             source => Self::Device { device: id, source },
         }
+    }
+
+    /// A file that could not be opened, read or written.
+    pub(crate) fn file(name: &str, source: io::Error) -> Self {
+        Self::File { name: name.to_string(), source: Arc::new(source) }
     }
 
     /// An operating-system call that failed.

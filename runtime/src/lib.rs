@@ -57,6 +57,8 @@ mod backend;
 mod config;
 mod device;
 mod error;
+#[allow(unsafe_code, reason = "one promise that its caller makes: nobody else writes a mapped file")]
+mod file;
 mod guard;
 #[allow(unsafe_code, reason = "the engine: every block says why it is sound")]
 pub mod hmm;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use crate::Error;
-use crate::hmm::fork;
+use crate::hmm::lock::Free;
+use crate::hmm::{PAGE, fork, source};
 use crate::shared::Shared;
 
 impl<T: Pod + Send + Sync> Shared<T> {
@@ -130,6 +131,37 @@ impl<T: Pod + Send + Sync> Shared<T> {
         }
         self.0.core.seg.heal(&bytes);
         Ok(())
+    }
+
+    /// A copy that costs nothing until one of the two is touched: a page is copied when the copy first uses it, or when somebody
+    /// is about to write the original, which gives the copy its page first. Pages that only a device has come home for it, and
+    /// those that a [`host`](Self::host) guard keeps are copied at once. Waits for unfinished launches that write it.
+    ///
+    /// It costs a look at each block of 2 MiB, as far as the allocation reaches, and taking away the mappings that there are. A
+    /// first touch of an original's page on the host counts as a write, since nothing tells them apart. With host-fault
+    /// mechanism `none` nothing notices a touch at all: there everything is copied at once.
+    ///
+    /// ```
+    /// # let rt = sterna::Runtime::new()?;
+    /// let mut now = rt.shared_with(1 << 20, |i| i as u32)?;
+    /// let before = now.cow_clone()?;
+    /// now[7] = 0;
+    /// assert_eq!((now[7], before[7]), (0, 7));
+    /// # Ok::<(), sterna::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`try_read`](Self::try_read); [`TooBig`](Error::TooBig) if the arena has no room.
+    pub fn cow_clone(&self) -> Result<Self, Error> {
+        may_change()?;
+        let core = &self.0.core;
+        core.settle(false)?;
+        let copy = source::copy_of(&mut Free::at_entry(), &core.seg, &core.bytes)?;
+        let start = core.bytes.start % PAGE;
+        let bytes = start..start + (core.bytes.end - core.bytes.start);
+        copy.shorten(bytes.end);
+        core.rt.advise_new(&copy);
+        Ok(Self::over(core.rt.clone(), copy, bytes))
     }
 
     /// Gives up writing it, for a handle that can be cloned: any number of threads and launches read it at once.

@@ -205,9 +205,13 @@ impl Runtime {
             most: self.0.space.bytes(),
         })?;
         let seg = Segment::new(self.0.space, bytes)?;
-        let rule = self.0.policy.lock().allocated(bytes);
-        seg.set_rule(rule);
-        Ok(Shared::new(self.clone(), seg, len))
+        self.advise_new(&seg);
+        Ok(Shared::over(self.clone(), seg, 0..bytes))
+    }
+
+    /// Has the policy say how far faults of a new segment reach.
+    pub(crate) fn advise_new(&self, seg: &Segment) {
+        seg.set_rule(self.0.policy.lock().allocated(seg.bytes()));
     }
 
     /// A shared allocation with a copy of `values`.

@@ -25,6 +25,7 @@ use crate::hmm::migrate::{self, Home};
 use crate::hmm::os::memory;
 use crate::hmm::pin::Pin;
 use crate::hmm::segment::Gate;
+use crate::hmm::source;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
 use crate::runtime::Runtime;
@@ -280,8 +281,16 @@ impl Core {
         bytes.start.next_multiple_of(PAGE)..end
     }
 
+    /// Reads what is still in a file behind the range.
+    fn fetch(&self) -> Result<(), Error> {
+        if hal_in_kernel() {
+            return Err(Error::InsideKernel);
+        }
+        source::fetch_file(&mut Free::at_entry(), &self.seg, &self.seg.pages_of(&self.bytes))
+    }
+
     /// Makes the range fit for a host access, or says why it cannot be.
-    fn settle(&self, write: bool) -> Result<(), Error> {
+    pub(crate) fn settle(&self, write: bool) -> Result<(), Error> {
         if hal_in_kernel() {
             return Err(Error::InsideKernel);
         }
@@ -352,11 +361,14 @@ macro_rules! reading {
         }
 
         /// The elements, or the error for which `deref` would panic: of a failed launch that would have written some of them,
-        /// or of a lost device that had the only copy.
+        /// or of a lost device that had the only copy. What is still in a [mapped file](crate::Runtime::map_file) is read.
         ///
         /// # Errors
-        /// That error; [`InsideKernel`](Error::InsideKernel) in a kernel; [`Forked`](Error::Forked) in a forked child.
+        /// That error; [`File`](Error::File); [`InsideKernel`](Error::InsideKernel) in a kernel; [`Forked`](Error::Forked) in a
+        /// forked child.
         pub fn try_read(&self) -> Result<&[$T], Error> {
+            fork::check()?;
+            self.0.core.fetch()?;
             self.0.try_read()
         }
 
@@ -546,8 +558,8 @@ pub struct View<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a T>);
 pub struct ViewMut<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a mut T>);
 
 impl<T: Pod + Send + Sync> Shared<T> {
-    pub(crate) fn new(rt: Runtime, seg: Arc<Segment>, len: usize) -> Self {
-        let bytes = 0..(len * size_of::<T>()) as u64;
+    /// The owner of bytes `bytes` of a segment that nobody else has.
+    pub(crate) fn over(rt: Runtime, seg: Arc<Segment>, bytes: Range<u64>) -> Self {
         Self(Handle::new(Core { seg, bytes, rt, part: false }, false))
     }
 

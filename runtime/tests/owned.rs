@@ -45,6 +45,28 @@ fn discarded_elements_are_zero_everywhere() {
     }
 }
 
+/// Fails if `discarded_elements_are_zero_everywhere` could not see a copy that is left on a device.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_copies_that_are_kept_are_seen() {
+    let name = "planted_copies_that_are_kept_are_seen";
+    if !is_child() {
+        succeeds(&mut child(name));
+        return;
+    }
+    let rt = runtime(small(16 * MIB));
+    let mut x = on_device(&rt);
+    sterna::hmm::planted::KEEP_COPIES.store(true, std::sync::atomic::Ordering::SeqCst);
+    // The invariants of a debug build would stop it before a launch could see anything.
+    let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        x.discard(..).unwrap();
+        let mut y = rt.shared::<u32>(N).unwrap();
+        rt.launch(&copy_add(0), (&x, &mut y)).unwrap();
+        y.iter().any(|v| *v != 0)
+    }));
+    assert!(!matches!(seen, Ok(false)), "the defect goes unseen");
+}
+
 #[test]
 fn discarded_pages_cost_nothing() {
     let name = "discarded_pages_cost_nothing";

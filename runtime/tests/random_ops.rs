@@ -26,6 +26,8 @@ enum Op {
     Discard { of: usize, at: u16, len: u16 },
     Truncate { of: usize, at: u16 },
     Split { of: usize, at: u16 },
+    Clone { of: usize },
+    Map { of: usize },
     Sync,
 }
 
@@ -54,6 +56,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (of.clone(), any::<u16>(), any::<u16>()).prop_map(|(of, at, len)| Op::Discard { of, at, len }),
         1 => (of.clone(), any::<u16>()).prop_map(|(of, at)| Op::Truncate { of, at }),
         1 => (of.clone(), any::<u16>()).prop_map(|(of, at)| Op::Split { of, at }),
+        2 => of.clone().prop_map(|of| Op::Clone { of }),
+        1 => of.clone().prop_map(|of| Op::Map { of }),
         1 => (of, dev, any::<u16>(), value).prop_map(|(of, dev, at, value)| Op::BesideGuard { of, dev, at, value }),
         1 => Just(Op::Sync),
     ]
@@ -193,6 +197,26 @@ impl World {
                 let (x, v) = &mut self.all[of];
                 let (y, w) = (x.split_off(at).unwrap(), v.split_off(at));
                 self.all.push((y, w));
+            }
+            Op::Clone { of } if n(of) > 0 => {
+                let (x, v) = &self.all[of];
+                let both = (x.cow_clone().unwrap(), v.clone());
+                if self.all.len() < 4 { self.all.push(both) } else { self.all[(of + 1) % 4] = both }
+            }
+            Op::Map { of } if n(of) > 0 => {
+                // A file with the contents of the one takes its place.
+                let (x, v) = &mut self.all[of];
+                let path = std::env::temp_dir().join(format!("sterna-random-{}-{:p}", std::process::id(), x.as_host_ptr()));
+                std::fs::write(&path, sterna::bytemuck::cast_slice(v)).unwrap();
+                // SAFETY: nobody writes it.
+                let mut mapped = unsafe { self.rt.map_file::<u32>(&path) }.unwrap();
+                let half = v.len() / 2;
+                mapped[half] ^= 5;
+                v[half] ^= 5;
+                mapped.flush().unwrap();
+                assert_eq!(std::fs::read(&path).unwrap()[half * 4..][..4], v[half].to_ne_bytes());
+                std::fs::remove_file(&path).unwrap();
+                *x = mapped;
             }
             Op::Sync => self.rt.sync().unwrap(),
             _ => {}

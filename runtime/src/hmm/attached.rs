@@ -287,10 +287,10 @@ impl Attached {
             let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
             return Pfn::new(frame, PfnFlags::VALID | PfnFlags::DEVICE_PRIVATE | write(dev.dirty.has(p)));
         }
-        if body.gone.has(p) || holes.has(p) || body.filed.has(p) || body.exclusive(Some(slot)).has(p) {
+        if body.gone.has(p) || holes.has(p) || body.unread.has(p) || body.exclusive(Some(slot)).has(p) {
             return Pfn::NONE;
         }
-        Pfn::new(storage, PfnFlags::VALID | write(!body.replicated().has(p)))
+        Pfn::new(storage, PfnFlags::VALID | write(!(body.replicated() | body.lent).has(p)))
     }
 
     /// 9 where the whole block is in one state under one mapping.

@@ -89,14 +89,16 @@ pub(crate) struct Body {
     pub(crate) hole: Mask,
     /// Pages that a `host` or `host_mut` guard, or a pin, keeps at home.
     pub(crate) pinned: Mask,
-    /// Pages whose bytes are still in the segment's file.
-    pub(crate) filed: Mask,
     /// Pages that were unmapped from the segment.
     pub(crate) unmapped: Mask,
     /// Pages that may not be read; includes `unmapped`.
     pub(crate) unreadable: Mask,
     /// Pages that may not be written; includes `unreadable`.
     pub(crate) readonly: Mask,
+    /// The bytes are still with the segment's source (see [`source`](super::source)).
+    pub(crate) unread: Mask,
+    /// A copy of the segment may have yet to fetch these pages: nobody may write them.
+    pub(crate) lent: Mask,
     /// When the pages last changed sides, in nanoseconds of the monotonic clock, and to which side (device + 1, host 0).
     pub(crate) arrived: u64,
     pub(crate) side: u8,
@@ -252,7 +254,8 @@ impl Body {
         let more = [
             &mut self.hole,
             &mut self.pinned,
-            &mut self.filed,
+            &mut self.unread,
+            &mut self.lent,
             &mut self.unmapped,
             &mut self.unreadable,
             &mut self.readonly,
@@ -303,16 +306,20 @@ impl Body {
         }
         claim(self.gone.covers(dirty), "dirty while the host's copy counts")?;
         claim((self.gone & !dirty & !self.lost & !self.busy).is_empty(), "gone but nowhere")?;
-        claim(!self.filed.meets(alias | valid), "in the file and on a device")?;
         claim(!alias.meets(valid), "alias beside a replica")?;
         claim(
             self.readonly.covers(self.unreadable) && self.unreadable.covers(self.unmapped),
             "permissions that contradict",
         )?;
+        claim(!self.unread.meets(valid | alias | self.gone), "somebody has bytes that were never fetched")?;
+        claim(!self.lent.meets(dirty), "a device may write what a copy has yet to fetch")?;
         if faults {
-            claim(self.revoked.covers(self.filed & !self.busy), "in the file but mapped")?;
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
             claim(self.revoked.covers(valid), "replica beside a host mapping")?;
+            claim(
+                self.revoked.covers((self.unread | self.lent) & !self.busy),
+                "the host may touch what has yet to be fetched",
+            )?;
         }
         Ok(())
     }

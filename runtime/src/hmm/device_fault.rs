@@ -297,6 +297,8 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
         Ok(Brought::Maybe) => Ok(SERVED),
         Ok(Brought::Full | Brought::Not) => Err(os::now_ns() + AGAIN_NS),
         Err(_) if mirror.is_lost() => Ok(SERVED),
+        // The page will never come, and the kernel that waits for it would wait for ever.
+        Err(e @ Error::File { .. }) => os::die(&format!("sterna: a page that a kernel touched cannot be fetched: {e}\n")),
         Err(_) => Err(os::now_ns() + AGAIN_NS),
     }
 }

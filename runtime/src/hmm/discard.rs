@@ -6,14 +6,16 @@
 //! **Order**: the pages are made busy; a window takes the devices' entries away; then the storage goes, which unmaps the host's
 //! side in the same step; then the books change. The caller sees to it that neither the host nor a launch uses the bytes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::addr::{Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::lock::Free;
 use super::migrate::{free_frames, release, wait_blocked};
 use super::mirror::Action;
 use super::os;
 use super::segment::Segment;
+use super::source;
 use crate::Error;
 
 /// Blocks a round: how many are busy at once.
@@ -26,24 +28,21 @@ const ROUND: usize = 32;
 /// take back. Pages before the failing ones have been dropped.
 pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     let space = seg.space();
-    let claimed = seg.claimed();
-    // What the engine has never looked at has storage at most.
-    let mut untouched: Option<Pages> = None;
-    let mut todo: Vec<Span> = Vec::new();
-    for (block, mask) in pages.blocks() {
-        if mask == Mask::FULL && claimed.binary_search(&block).is_err() {
-            let first = block.first_page().0;
-            let all = Pages(first..first + PAGES_PER_BLOCK as u64);
-            match &mut untouched {
-                Some(run) if run.0.end == first => run.0.end = all.0.end,
-                _ => punch(seg, untouched.replace(all))?,
-            }
-        } else {
-            seg.claim(block);
-            todo.push(Span { block, mask });
-        }
+    source::settle(free, seg, pages, true)?;
+    // What the engine has never looked at has storage at most, and is given back in long pieces.
+    let mut at = pages.0.start;
+    for id in partly(pages) {
+        seg.claim(id);
     }
-    punch(seg, untouched)?;
+    let part = |block| Span { block, mask: pages.part_of(block) };
+    let mut todo: Vec<Span> = seg.claimed().into_iter().map(part).collect();
+    todo.retain(|s| !s.mask.is_empty());
+    for s in &todo {
+        let first = s.block.first_page().0;
+        punch(seg, at..first)?;
+        at = first + PAGES_PER_BLOCK as u64;
+    }
+    punch(seg, at..pages.0.end)?;
     while !todo.is_empty() {
         let mut blocked = None;
         let mut taken = Vec::new();
@@ -62,6 +61,7 @@ pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Res
         for s in &taken {
             release(space, free, *s);
         }
+        seg.let_source_go();
         done?;
         if let (Some(blocked), true) = (blocked, taken.is_empty()) {
             // Nothing of ours is busy while we wait for somebody else.
@@ -71,13 +71,22 @@ pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Res
     Ok(())
 }
 
-/// Frees the storage of pages that lie in one piece in the arena's file.
-fn punch(seg: &Segment, run: Option<Pages>) -> Result<(), Error> {
-    let Some(run) = run else { return Ok(()) };
+/// The blocks of which only a part lies in the range.
+fn partly(pages: &Pages) -> Vec<BlockId> {
+    let ends = [Page(pages.0.start), Page(pages.0.end.max(pages.0.start + 1) - 1)].map(Page::block);
+    ends.into_iter().filter(|id| !pages.is_empty() && pages.part_of(*id) != Mask::FULL).collect()
+}
+
+/// Frees the storage of pages of one block, or of blocks that lie where they were made.
+fn punch(seg: &Segment, run: Range<u64>) -> Result<(), Error> {
+    if run.start >= run.end {
+        return Ok(());
+    }
     let space = seg.space();
-    let page = super::addr::Page(run.0.start);
+    let page = Page(run.start);
     let at = space.block(page.block()).storage(page.block(), page.in_block());
-    os::punch_hole(&space.fd, at..at + run.bytes()).map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))
+    os::punch_hole(&space.fd, at..at + (run.end - run.start) * PAGE)
+        .map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))
 }
 
 fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error> {
@@ -88,22 +97,28 @@ fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<
         let block = space.block(s.block);
         let first = s.block.first_page().0;
         for (r, _) in block.pieces(s.block, s.mask) {
-            punch(seg, Some(Pages(first + r.start as u64..first + r.end as u64)))?;
+            punch(seg, first + r.start as u64..first + r.end as u64)?;
         }
         let mut body = block.lock(free);
         for m in &devices {
             let slot = m.slot();
             m.change(seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
+                #[cfg(feature = "planted")]
+                if super::planted::on(&super::planted::KEEP_COPIES) {
+                    dev.dirty &= !s.mask;
+                    return;
+                }
                 dev.valid &= !s.mask;
                 dev.dirty &= !s.mask;
             });
             free_frames(m, s.block, &mut body, s.mask);
         }
+        seg.has_read(u64::from((body.unread & s.mask).count()));
+        body.unread &= !s.mask;
         body.gone &= !s.mask;
         body.lost &= !s.mask;
         body.hole |= s.mask;
-        body.filed &= !s.mask;
         (body.full, body.huge) = (false, false);
         space.host.forget(space, &mut body, *s);
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));

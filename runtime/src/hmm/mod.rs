@@ -20,10 +20,10 @@
 //! | `prot` | protection, and unmapping of parts |
 //! | `lease` | pages that nobody else changes meanwhile |
 //! | `exclusive` | pages that one device has to itself, for atomic operations |
-//! | `file` | segments whose bytes are a file's |
 //! | `pin` | pages that stay at home |
 //! | `remap` | pages that get other addresses |
 //! | `attached` | a device, for driver writers |
+//! | `source` | pages that begin with a file's bytes, or another segment's |
 //! | `host` | the window: faults, revocation, restoration |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
@@ -37,7 +37,6 @@ pub(crate) mod device_fault;
 pub(crate) mod devmem;
 pub(crate) mod discard;
 pub(crate) mod exclusive;
-pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod hold;
 pub(crate) mod host;
@@ -64,6 +63,7 @@ pub mod schedule;
 #[cfg(not(feature = "planted"))]
 pub(crate) mod schedule;
 pub(crate) mod segment;
+pub(crate) mod source;
 pub(crate) mod space;
 pub(crate) mod sync;
 

@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub static COPY_BEFORE_UNMAP: AtomicBool = AtomicBool::new(false);
 /// Pages come home inside a fault although a launch may be using them.
 pub static INLINE_WHILE_ACTIVE: AtomicBool = AtomicBool::new(false);
+/// A page that a copy has yet to fetch may be written.
+pub static NO_SETTLE: AtomicBool = AtomicBool::new(false);
+/// The contents of pages are dropped, and devices keep their copies.
+pub static KEEP_COPIES: AtomicBool = AtomicBool::new(false);
 /// The kernel has no guard markers, so that mechanism `guard` protects pages instead: no defect, and only before the first runtime.
 pub static NO_MARKERS: AtomicBool = AtomicBool::new(false);
 /// Remapping leaves the old place mapped to the bytes that have gone.

@@ -57,7 +57,6 @@ use sterna_hal::{Access, Edit, HostAt, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
-use super::file;
 use super::lock::Free;
 use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
@@ -65,6 +64,7 @@ use super::notifier::Seq;
 use super::pfn::{Pfn, PfnFlags};
 use super::prot;
 use super::segment::Segment;
+use super::source;
 use crate::Error;
 use crate::policy::Place;
 use crate::stats::Cause;
@@ -174,15 +174,10 @@ fn look_up(free: &mut Free, mirror: &Mirror, pages: &Pages) -> Vec<Pfn> {
         for p in mask.runs().flatten() {
             let entry = if !limit.has(p) || body.lost.has(p) || body.unreadable.has(p) {
                 Pfn::ERROR
-            } else if body.busy.has(p)
-                || body.gone.has(p)
-                || holes.has(p)
-                || body.exclusive(None).has(p)
-                || body.filed.has(p)
-            {
+            } else if (body.busy | body.gone | body.unread | body.exclusive(None) | holes).has(p) {
                 Pfn::NONE
             } else {
-                let shared = body.replicated().has(p) || body.readonly.has(p);
+                let shared = (body.replicated() | body.readonly | body.lent).has(p);
                 let flags = if shared { PfnFlags::VALID } else { PfnFlags::VALID | PfnFlags::WRITE };
                 Pfn::new(block.storage(id, p) / PAGE, flags)
             };
@@ -307,7 +302,6 @@ pub(crate) fn map_remote(
     let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
     let pages = &pages.widened(per as u64);
     let view = mirror.view(seg)?;
-    file::fill(free, seg, pages)?;
     let mut result = Moved::default();
     let needy = |body: &Body, want: Mask| {
         let dev = &body.dev[slot];
@@ -317,6 +311,10 @@ pub(crate) fn map_remote(
     };
     let deadline = Instant::now() + BUDGET;
     loop {
+        if let Some(blocked) = source::prepare(free, seg, pages, access, false)? {
+            result.blocked = result.blocked.or(Some(blocked));
+            return Ok(result);
+        }
         // An alias and a replica of one page exclude each other. Other devices' aliases stay.
         let mut copied = Vec::new();
         for (block, mask) in pages.blocks() {
@@ -347,7 +345,8 @@ pub(crate) fn map_remote(
                 result.blocked = result.blocked.or(Some((id, block.epoch())));
             }
             // A copy made since: it comes home in the next round.
-            again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)));
+            let yet = if access.writes() { body.unread | body.lent } else { body.unread };
+            again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)) | yet);
             if fix.is_empty() {
                 continue;
             }

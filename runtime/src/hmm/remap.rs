@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sterna_hal::Access;
 
 use super::addr::{BlockId, GRANULE, Mask, PAGE, PAGES_PER_GRANULE, Page, Pages};
 use super::block::Body;
@@ -68,6 +69,8 @@ impl Space {
         }
         let mut free = Free::at_entry();
         super::prot::present(&mut free, seg, from)?;
+        // A copy finds its pages by where they are.
+        super::source::prepare(&mut free, seg, from, Access::ReadWrite, true)?;
         // Two leases are held at once, which only this does.
         let _one = ONE_AT_A_TIME.lock();
         discard::discard(&mut free, seg, to)?;

@@ -24,10 +24,10 @@ use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, MAX_DEVICES};
-use super::file::Backing;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
+use super::source::Sources;
 use super::space::Space;
 use crate::policy::FaultRule;
 
@@ -133,8 +133,8 @@ pub(crate) enum Kind {
     Private,
     /// Meant for others too: they do not migrate.
     Shared,
-    /// A file's.
-    File(Backing),
+    /// A file's; `shared`: stores are written back, and its pages do not migrate for good.
+    File { shared: bool },
     /// Given when the segment was made, and read-only for good.
     Imported,
 }
@@ -166,6 +166,7 @@ pub struct Segment {
     altered: AtomicBool,
     /// Some of its pages were remapped.
     remapped: AtomicBool,
+    pub(super) sources: Sources,
 }
 
 impl Segment {
@@ -223,6 +224,7 @@ impl Segment {
             rule: OnceLock::new(),
             altered: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
+            sources: Sources::default(),
         });
         space.publish(&this);
         Ok(this)
@@ -256,7 +258,7 @@ impl Segment {
     pub(crate) fn migrates(&self) -> bool {
         match &self.kind {
             Kind::Private => true,
-            Kind::File(backing) => !backing.is_shared(),
+            Kind::File { shared } => !shared,
             Kind::Shared | Kind::Imported => false,
         }
     }
@@ -481,5 +483,6 @@ pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 impl Drop for Segment {
     fn drop(&mut self) {
         self.space.retire(self);
+        self.sources.end();
     }
 }

@@ -56,8 +56,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     }
     // A device that has pages to itself has to be told before it loses them, and handlers call no driver.
     let exclusive = body.exclusive(None);
-    // Neither do they wait for a disk.
-    let others_work = exclusive | body.filed;
+    // Neither do they wait for a disk, or give a copy its pages.
+    let others_work = exclusive | body.unread | body.lent;
     if others_work.has(p) {
         return park(space, block, body, page, true);
     }

@@ -221,6 +221,14 @@ impl Host {
         }
     }
 
+    /// Has every touch of a segment that is just being made noticed. Its pages are revoked already: a message about the segment
+    /// that was here before, read and not yet served, may have mapped a page until then, which goes now.
+    pub(crate) fn close(&self, space: &Space, free: &mut Free, seg: &Segment) -> Result<(), Error> {
+        let spans: Vec<Span> = seg.pages().blocks().map(|(block, mask)| Span { block, mask }).collect();
+        self.watch_missing(space, free, &spans)?;
+        self.shut(space, &seg.pages())
+    }
+
     /// Has touches of pages without storage reported, for blocks that may have such pages.
     fn watch_missing(&self, space: &Space, free: &mut Free, spans: &[Span]) -> Result<(), Error> {
         let Some(uffd) = self.uffd() else { return Ok(()) };

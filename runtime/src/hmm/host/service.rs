@@ -11,14 +11,16 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use sterna_hal::Access;
+
 use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::super::block::MAX_DEVICES;
-use super::super::file;
 use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
 use super::super::os;
 use super::super::schedule::{Server, Serving};
+use super::super::source;
 use super::super::space::Space;
 use crate::stats::Cause;
 
@@ -138,8 +140,11 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
         let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
         let first = id.first_page().0;
         let pages = Pages(first + a as u64..first + b as u64);
-        if file::fill(free, &seg, &pages).is_err() {
-            file::unreadable(free, &seg, id, region);
+        match source::prepare(free, &seg, &pages, Access::ReadWrite, false) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Err(now + AGAIN_NS),
+            // A load cannot fail.
+            Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
         let home = Home { wait: false, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.

@@ -8,11 +8,11 @@ use sterna_hal::{Access, DevRange, Edit, Target};
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::Body;
 use super::super::devmem::{Reserved, keep};
-use super::super::file;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::segment::Segment;
+use super::super::source;
 use super::copy::by_grain;
 use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
 use crate::Error;
@@ -42,7 +42,6 @@ pub(crate) fn to_device(
     want: Want,
 ) -> Result<Moved, Error> {
     let view = mirror.view(seg)?;
-    file::fill(free, seg, &pages.widened(mirror.pods().pages_per_grain() as u64))?;
     // Before any frame is taken: what is there already must not make room for the rest.
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
@@ -53,6 +52,12 @@ pub(crate) fn to_device(
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
         at = end;
+        let per = mirror.pods().pages_per_grain() as u64;
+        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), want.access, false)? {
+            total.blocked = total.blocked.or(Some(blocked));
+            total.refused += part.len();
+            continue;
+        }
         let grains = missing_grains(free, mirror, seg, &part, want);
         let mut reserved = match Reserved::take(free, mirror, view.at, grains, want) {
             Ok(r) => r,
@@ -153,6 +158,13 @@ fn collect(
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             fix &= !(body.busy & fix).widened(per);
+        }
+        // Copied by somebody since it was prepared.
+        let yet = if access.writes() { body.unread | body.lent } else { body.unread };
+        if yet.meets(fix) {
+            result.blocked = result.blocked.or(Some((id, block.epoch())));
+            result.refused += u64::from((fix & (yet & fix).widened(per)).count());
+            fix &= !(yet & fix).widened(per);
         }
         let mut refuse = |set: Mask, flag: &mut bool| {
             if set.meets(fix) {

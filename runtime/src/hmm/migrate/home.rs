@@ -9,11 +9,11 @@ use sterna_hal::Access;
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body};
 use super::super::devmem::push_frame;
-use super::super::file;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::segment::Segment;
+use super::super::source;
 use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
 use crate::Error;
 use crate::stats::Cause;
@@ -26,9 +26,6 @@ pub(crate) fn bring_home(
     home: Home,
     cause: Cause,
 ) -> Result<Moved, Error> {
-    if home.map {
-        file::fill(free, seg, pages)?;
-    }
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
     let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
@@ -36,6 +33,14 @@ pub(crate) fn bring_home(
     while at < pages.0.end {
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
+        // Who maps pages on the host lets it write them.
+        if home.map
+            && let Some(blocked) = source::prepare(free, seg, &part, Access::ReadWrite, home.wait)?
+        {
+            total.blocked = total.blocked.or(Some(blocked));
+            at = end;
+            continue;
+        }
         let batch = collect_home(free, seg, &part, home, cause);
         let blocked = batch.core.result.blocked;
         let batch = batch.start(free)?;
@@ -86,7 +91,8 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             fix |= take.widened(per) & (dev.valid | dev.mapped);
         }
         if home.map && space.host.faults() {
-            fix |= mask & block.limit() & body.revoked & !body.lost & !body.filed & !valid_anywhere(&body, home);
+            fix |= mask & block.limit() & body.revoked & !body.lost & !valid_anywhere(&body, home);
+            fix &= !body.unread & !body.lent;
         }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
@@ -150,7 +156,7 @@ impl Batch<Copying> {
             }
             let map = core.home.map && !body.replicated().meets(s.mask);
             // What was written off meanwhile has not come: its device was lost under this batch.
-            let come = Span { block: s.block, mask: s.mask & !body.gone };
+            let come = Span { block: s.block, mask: s.mask & !body.gone & !body.unread & !body.lent };
             if map && !come.mask.is_empty() {
                 space.host.restore(space, block, &mut body, come);
             }

@@ -255,23 +255,69 @@ pub(crate) fn punch_hole(fd: &OwnedFd, range: Range<u64>) -> io::Result<()> {
     check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, range.start as i64, (range.end - range.start) as i64) }).map(drop)
 }
 
-/// The parts of `range` that have storage, in order.
-pub(crate) fn data_extents(fd: &OwnedFd, range: Range<u64>) -> Vec<Range<u64>> {
+/// The parts of `range` of a file that have storage, in order; all of it where the file system does not say.
+pub(crate) fn extents(fd: RawFd, range: Range<u64>) -> Vec<Range<u64>> {
     let mut out = Vec::new();
     let mut at = range.start;
     while at < range.end {
-        // SAFETY: our own descriptor, whose position nobody uses.
-        let start = unsafe { libc::lseek(fd.as_raw_fd(), at as i64, libc::SEEK_DATA) };
+        // SAFETY: an open descriptor, whose position nobody uses.
+        let start = unsafe { libc::lseek(fd, at as i64, libc::SEEK_DATA) };
+        if start < 0 && errno() != libc::ENXIO {
+            out.push(at..range.end);
+            break;
+        }
         if start < 0 || start as u64 >= range.end {
             break; // ENXIO: no more data
         }
         // SAFETY: as above.
-        let end = unsafe { libc::lseek(fd.as_raw_fd(), start, libc::SEEK_HOLE) };
+        let end = unsafe { libc::lseek(fd, start, libc::SEEK_HOLE) };
         let end = if end < 0 { range.end } else { (end as u64).min(range.end) };
         out.push(start as u64..end);
         at = end;
     }
     out
+}
+
+/// [`extents`] of a memory file of the engine's.
+pub(crate) fn data_extents(fd: &OwnedFd, range: Range<u64>) -> Vec<Range<u64>> {
+    extents(fd.as_raw_fd(), range)
+}
+
+/// Reads bytes `range` of a file to `to`. A file that ends before is an error.
+///
+/// # Safety
+/// `to` can be written for as many bytes, and nobody else uses them.
+pub(crate) unsafe fn read_at(fd: RawFd, to: *mut u8, range: Range<u64>) -> io::Result<()> {
+    transfer(range, |done, left, at| {
+        // SAFETY: the caller's.
+        unsafe { libc::pread(fd, to.add(done).cast(), left, at) }
+    })
+}
+
+/// Writes the bytes at `from` to bytes `range` of a file.
+///
+/// # Safety
+/// `from` can be read for as many bytes, and nobody writes them.
+pub(crate) unsafe fn write_at(fd: RawFd, from: *const u8, range: Range<u64>) -> io::Result<()> {
+    transfer(range, |done, left, at| {
+        // SAFETY: the caller's.
+        unsafe { libc::pwrite(fd, from.add(done).cast(), left, at) }
+    })
+}
+
+/// Calls `part(bytes done, bytes left, file offset)` until all of `range` is done.
+fn transfer(range: Range<u64>, mut part: impl FnMut(usize, usize, libc::off_t) -> isize) -> io::Result<()> {
+    let (mut at, end) = (range.start, range.end);
+    while at < end {
+        let offset = libc::off_t::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        match part((at - range.start) as usize, (end - at) as usize, offset) {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n if n > 0 => at += n as u64,
+            _ if errno() == libc::EINTR => {}
+            _ => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
 }
 
 /// A line of `/proc/meminfo` in bytes; everything there is, if the system does not say.

@@ -12,8 +12,8 @@ use std::{io, ptr};
 use super::schedule;
 
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, guard, has_data, map_over, memfd, memory, populate_read,
-    populate_write, process_limit, protect, punch_hole, too_many_mappings, unguard,
+    Mapping, collapse, data_extents, discard_mapping, extents, guard, has_data, map_over, memfd, memory, populate_read,
+    populate_write, process_limit, protect, punch_hole, read_at, too_many_mappings, unguard, write_at,
 };
 
 /// The error that the last call left. Signal-safe.

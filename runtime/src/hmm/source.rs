@@ -1,0 +1,516 @@
+//! Segments whose pages begin with somebody else's bytes: a file's, or those of a segment of which they are a copy.
+//!
+//! **Guarantee.** A page that nobody has touched costs nothing. Before anybody can see it, it has the bytes that its source had
+//! when the segment was made. A copy's source cannot change before the copy has its page; a file must not be written by others.
+//!
+//! **States**, two masks of a block beside the others:
+//!
+//! | mask | of | meaning | ends with |
+//! |---|---|---|---|
+//! | `unread` | the segment with the source | the page's bytes have not been fetched: nobody has a mapping or an entry | [`fill`] |
+//! | `lent` | the segment that was copied | a copy may have yet to fetch the page: nobody can write it | [`settle`] |
+//!
+//! Both imply `revoked`, so the host's touch is noticed and parked for the service thread; and the engine's ways to a page call
+//! [`prepare`] before they begin. With mechanism `none`, where no touch is noticed, segments are filled when they are made.
+//!
+//! **Who may change them.** `unread`: whoever has the page busy. `lent`: set with the page busy; cleared under the block's lock when
+//! every copy that was made before has its page. **Bytes** are fetched by `pread`, from a file or from the arena's own, straight
+//! into the storage.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use sterna_hal::Access;
+
+use super::addr::{BlockId, Mask, PAGE, Page, Pages, Span, runs_of};
+use super::lock::Free;
+use super::migrate::{self, Home, release, wait_blocked};
+use super::mirror::Action;
+use super::os;
+use super::segment::{Kind, Segment};
+use super::space::Space;
+use crate::Error;
+use crate::stats::Cause;
+
+/// Blocks a round: how many are busy at once.
+const ROUND: usize = 32;
+
+/// A copy of a copy of a copy …: from here on the one that is copied fetches its bytes first, which lets go of those before it.
+const LONGEST_CHAIN: usize = 16;
+
+/// Where a segment's bytes come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file, from `offset` on; zeros behind its end, which was `bytes` further on when the segment was made.
+    File {
+        file: File,
+        /// Its name, for messages.
+        name: String,
+        offset: u64,
+        bytes: u64,
+    },
+    /// Another segment's pages, from this one on.
+    Segment { of: Arc<Segment>, first: Page },
+}
+
+/// A page that another batch had, for the caller to wait for.
+pub(crate) type Blocked = Option<(BlockId, u32)>;
+
+/// A new segment of `bytes` bytes that are `source`'s.
+fn segment_with(space: &'static Space, bytes: u64, kind: Kind, source: Source) -> Result<Arc<Segment>, Error> {
+    let seg = Segment::with(space, bytes, kind)?;
+    let mut free = Free::at_entry();
+    let pages = seg.pages_of(&(0..bytes));
+    seg.set_source(source, pages.len());
+    for (id, mask) in pages.blocks() {
+        let mut body = seg.claim(id).lock(&mut free);
+        body.unread = mask;
+        if space.host.faults() {
+            body.revoked = mask;
+            body.hole = mask;
+        }
+    }
+    if space.host.faults() {
+        space.host.close(space, &mut free, &seg)?;
+    } else {
+        // Nobody would notice the first touch.
+        fill(&mut free, &seg, &pages, true)?;
+    }
+    Ok(seg)
+}
+
+/// A new segment of `bytes` bytes that are those of a file from `offset` on.
+pub(crate) fn segment_of_file(
+    space: &'static Space,
+    (file, name): (File, String),
+    offset: u64,
+    bytes: u64,
+    shared: bool,
+) -> Result<Arc<Segment>, Error> {
+    let there = file.metadata().map_err(|e| Error::file(&name, e))?.len().saturating_sub(offset);
+    let source = Source::File { file, name, offset, bytes: there.min(bytes) };
+    segment_with(space, bytes, Kind::File { shared }, source)
+}
+
+impl Segment {
+    /// A segment of `bytes` bytes that are those of `file` from `offset` on, read at their first touch; zeros behind its end. With
+    /// `shared` they are written back by [`flush`](Self::flush), and do not migrate for good; without, stores stay in memory. The
+    /// file itself is mapped nowhere.
+    ///
+    /// # Errors
+    /// As [`Segment::new`]; the system refuses what watching its pages needs, or to read the file, with mechanism `none`.
+    pub fn of_file(space: &'static Space, file: File, offset: u64, bytes: u64, shared: bool) -> Result<Arc<Self>, Error> {
+        segment_of_file(space, (file, "of a segment".into()), offset, bytes, shared)
+    }
+
+    /// Writes what was touched of a shared file's segment to the file; devices' stores come home first. Does nothing for others.
+    ///
+    /// # Errors
+    /// The file cannot be written; a device that fails.
+    pub fn flush(self: &Arc<Self>) -> Result<(), Error> {
+        match self.kind() {
+            Kind::File { shared: true } => write_back(&mut Free::at_entry(), self, &(0..self.bytes())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes `pages` of `seg` fit for `access`: their bytes are there and, for writing, every copy has its own. Says which page of
+/// another batch stands in the way; with `wait` none does.
+pub(crate) fn prepare(
+    free: &mut Free,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    access: Access,
+    wait: bool,
+) -> Result<Blocked, Error> {
+    if seg.unread() > 0
+        && let Some(blocked) = fill(free, seg, pages, wait)?
+    {
+        return Ok(Some(blocked));
+    }
+    if access.writes() { settle(free, seg, pages, wait) } else { Ok(None) }
+}
+
+/// Fetches what is still in a file.
+pub(crate) fn fetch_file(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
+    if seg.unread() > 0 && seg.is_file() { fill(free, seg, pages, true).map(drop) } else { Ok(()) }
+}
+
+/// Fetches the bytes of those of `pages` that have none yet.
+fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Result<Blocked, Error> {
+    let (space, Some(source)) = (seg.space(), seg.source()) else { return Ok(None) };
+    let source = &*source;
+    let pages = within(pages, &seg.pages());
+    loop {
+        let mut blocked = None;
+        let mut unread = Vec::new();
+        for (id, mask) in pages.blocks() {
+            let mask = mask & seg.claim(id).lock(free).unread;
+            if !mask.is_empty() {
+                unread.push(Span { block: id, mask });
+            }
+        }
+        // A copy's source may itself have to be fetched; before anything of ours is busy.
+        if let Source::Segment { of, first } = source {
+            for run in runs_of(&unread) {
+                let theirs = shifted(&run, seg.pages().0.start, first.0);
+                if let Some(b) = fill(free, of, &theirs, wait)? {
+                    return Ok(Some(b));
+                }
+            }
+        }
+        for round in unread.chunks(ROUND) {
+            let mut taken = Vec::new();
+            for s in round {
+                let block = space.block(s.block);
+                let mut body = block.lock(free);
+                let mask = s.mask & body.unread & !body.busy;
+                if body.busy.meets(s.mask & body.unread) {
+                    blocked = blocked.or(Some((s.block, block.epoch())));
+                }
+                body.busy |= mask;
+                taken.push(Span { block: s.block, mask });
+            }
+            let mut done = Ok(());
+            for s in &taken {
+                done = done.and_then(|()| fetch(free, seg, source, *s));
+                release(space, free, *s);
+            }
+            seg.let_source_go();
+            done?;
+        }
+        match blocked {
+            None => return Ok(None),
+            Some(b) if !wait => return Ok(Some(b)),
+            Some(b) => wait_blocked(free, space, b),
+        }
+    }
+}
+
+/// Fetches pages that are busy and unread.
+fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(), Error> {
+    let space = seg.space();
+    let block = space.block(s.block);
+    let first = s.block.first_page().0;
+    let mut filled = Mask::EMPTY;
+    if let Source::File { file, name, offset, bytes } = source {
+        let last = s.mask.runs().last().map_or(0, |r| (first + r.end as u64) * PAGE - seg.offset());
+        let there = file.metadata().map_err(|e| Error::file(name, e))?.len();
+        if there < offset + last.min(*bytes) {
+            // What lies behind its end would look like a hole.
+            return Err(Error::file(name, io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    for (r, to) in block.pieces(s.block, s.mask) {
+        for (fd, from, pages) in origin(seg, source, first + r.start as u64..first + r.end as u64) {
+            let start = (pages.start - first) as usize;
+            let to = space.view_at(to + (start - r.start) as u64 * PAGE);
+            for data in os::extents(fd, from.clone()) {
+                let skip = (data.start - from.start) as usize;
+                // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
+                let read = unsafe { os::read_at(fd, to.as_ptr().add(skip), data.clone()) };
+                read.map_err(|e| match source {
+                    Source::File { name, .. } => Error::file(name, e),
+                    Source::Segment { .. } => Error::driver("pread", &e),
+                })?;
+                let (a, b) = (data.start - from.start, data.end - from.start);
+                filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
+            }
+        }
+    }
+    let mut body = block.lock(free);
+    body.unread &= !s.mask;
+    seg.has_read(u64::from(s.mask.count()));
+    body.hole = (body.hole | s.mask) & !filled;
+    Ok(())
+}
+
+/// Where pages of `seg` are read from: descriptor, bytes of that file, and which of the pages they are.
+fn origin(seg: &Segment, source: &Source, pages: Range<u64>) -> Vec<(RawFd, Range<u64>, Range<u64>)> {
+    match source {
+        Source::File { file, offset, bytes, .. } => {
+            let at = |page: u64| offset + (page * PAGE - seg.offset()).min(*bytes);
+            vec![(file.as_raw_fd(), at(pages.start)..at(pages.end), pages)]
+        }
+        Source::Segment { first, .. } => {
+            let (space, here) = (seg.space(), seg.pages().0.start);
+            let mut parts = Vec::new();
+            for (id, mask) in shifted(&Pages(pages), here, first.0).blocks() {
+                for (r, at) in space.block(id).pieces(id, mask) {
+                    let theirs = id.first_page().0 + r.start as u64;
+                    let mine = theirs - first.0 + here;
+                    parts.push((space.raw_fd(), at..at + r.len() as u64 * PAGE, mine..mine + r.len() as u64));
+                }
+            }
+            parts
+        }
+    }
+}
+
+/// Gives every copy of `seg` its own of those of `pages` that are lent: they may be written afterwards.
+pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Result<Blocked, Error> {
+    if !seg.was_copied() {
+        return Ok(None);
+    }
+    let space = seg.space();
+    #[cfg(feature = "planted")]
+    if super::planted::on(&super::planted::NO_SETTLE) {
+        for (id, mask) in seg.claimed_of(pages) {
+            space.block(id).lock(free).lent &= !mask;
+        }
+    }
+    loop {
+        let count = seg.copies_made();
+        let mut lent = Vec::new();
+        for (id, mask) in seg.claimed_of(pages) {
+            let mask = mask & space.block(id).lock(free).lent;
+            if !mask.is_empty() {
+                lent.push(Span { block: id, mask });
+            }
+        }
+        if lent.is_empty() {
+            return Ok(None);
+        }
+        for copy in seg.copies() {
+            let Some(source) = copy.source() else { continue }; // it has all its pages
+            let Source::Segment { first, .. } = &*source else { continue };
+            for run in runs_of(&lent) {
+                let run = within(&run, &Pages(first.0..first.0 + copy.pages().len()));
+                if run.is_empty() {
+                    continue;
+                }
+                let theirs = shifted(&run, first.0, copy.pages().0.start);
+                if let Some(b) = fill(free, &copy, &theirs, wait)? {
+                    return Ok(Some(b));
+                }
+            }
+        }
+        // A copy that was made meanwhile has lent pages again, after it was counted.
+        let mut again = false;
+        for s in &lent {
+            let mut body = space.block(s.block).lock(free);
+            if seg.copies_made() == count {
+                body.lent &= !s.mask;
+            } else {
+                again = true;
+            }
+        }
+        if !again {
+            return Ok(None);
+        }
+    }
+}
+
+/// A copy of bytes `bytes` of `seg`, which nobody writes during the call: a segment whose page `n` is page `n` of those that hold
+/// the bytes. It costs the taking away of mappings; bytes move when either side is touched, except those that only a device
+/// has, which come home, and those that a guard keeps, which are copied at once.
+pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -> Result<Arc<Segment>, Error> {
+    let space = seg.space();
+    let pages = seg.pages_of(bytes);
+    let first = Page(pages.0.start);
+    if depth(seg) >= LONGEST_CHAIN {
+        fill(free, seg, &pages, true)?;
+    }
+    if !space.host.faults() {
+        // Its bytes are read at once, from the storage.
+        migrate::bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess)?;
+    }
+    let source = Source::Segment { of: Arc::clone(seg), first };
+    let copy = segment_with(space, pages.len() * PAGE, Kind::Private, source)?;
+    if !space.host.faults() {
+        return Ok(copy);
+    }
+    seg.add_copy(&copy);
+    let mut todo: Vec<Span> = pages.blocks().map(|(block, mask)| Span { block, mask }).collect();
+    while !todo.is_empty() {
+        let mut blocked = None;
+        let (mut taken, mut kept, mut away) = (Vec::new(), Vec::new(), Vec::new());
+        todo.retain_mut(|s| {
+            let block = seg.claim(s.block);
+            let mut body = block.lock(free);
+            let dirty = body.devices().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty) & s.mask;
+            if taken.len() == ROUND || body.busy.meets(s.mask) || !dirty.is_empty() {
+                if body.busy.meets(s.mask) {
+                    blocked = blocked.or(Some((s.block, block.epoch())));
+                } else if !dirty.is_empty() {
+                    away.push(Span { block: s.block, mask: dirty });
+                }
+                return true;
+            }
+            let pinned = s.mask & body.pinned;
+            kept.push(Span { block: s.block, mask: pinned });
+            let mask = s.mask & !pinned;
+            body.busy |= mask;
+            taken.push(Span { block: s.block, mask });
+            false
+        });
+        let done = lend(free, seg, &taken);
+        for s in &taken {
+            release(space, free, *s);
+        }
+        done?;
+        // What a guard keeps stays mapped; nobody writes the bytes that are copied, and only those.
+        for run in runs_of(&kept) {
+            fill(free, &copy, &shifted(&run, first.0, copy.pages().0.start), true)?;
+        }
+        for run in runs_of(&away) {
+            migrate::bring_home(free, seg, &run, Home { map: false, ..Home::EXCLUSIVE }, Cause::HostAccess)?;
+        }
+        if let (Some(blocked), true) = (blocked, taken.is_empty()) {
+            wait_blocked(free, space, blocked);
+        }
+    }
+    Ok(copy)
+}
+
+/// Takes every mapping of busy pages away and marks them lent.
+fn lend(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error> {
+    let space = seg.space();
+    let spans: Vec<Span> = spans.iter().copied().filter(|s| !s.mask.is_empty()).collect();
+    let runs = runs_of(&spans);
+    // As a move: a launch that reads the pages takes them again.
+    let window = space.window(free, Action::Migrate { to: None }, &runs)?;
+    space.host.revoke(space, free, seg, &spans, &runs)?;
+    drop(window);
+    for s in &spans {
+        space.block(s.block).lock(free).lent |= s.mask;
+    }
+    Ok(())
+}
+
+/// Writes those of bytes `bytes` of `seg` that have been fetched back to its file.
+pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -> Result<(), Error> {
+    let space = seg.space();
+    let source = seg.source();
+    let Some(Source::File { file, name, offset, .. }) = source.as_deref() else {
+        return Err(Error::Invalid { what: "a flush of an allocation that no file is behind" });
+    };
+    let pages = within(&seg.pages_of(bytes), &seg.pages());
+    migrate::bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess)?;
+    for (id, mask) in pages.blocks() {
+        let block = seg.claim(id);
+        let fetched = mask & !block.lock(free).unread;
+        for (r, at) in block.pieces(id, fetched) {
+            let base = id.offset() - seg.offset();
+            let (from, to) = (base + r.start as u64 * PAGE, base + r.end as u64 * PAGE);
+            let part = from.max(bytes.start)..to.min(bytes.end);
+            let at = space.view_at(at + part.start - from).as_ptr();
+            // SAFETY: the segment's own storage. The program may store to other bytes meanwhile, or, where a driver asks for it, to
+            // these: the kernel's view of bytes that change is its own business.
+            unsafe { os::write_at(file.as_raw_fd(), at, offset + part.start..offset + part.end) }
+                .map_err(|e| Error::file(name, e))?;
+        }
+    }
+    file.sync_data().map_err(|e| Error::file(name, e))
+}
+
+fn within(pages: &Pages, limits: &Pages) -> Pages {
+    let start = pages.0.start.clamp(limits.0.start, limits.0.end);
+    Pages(start..pages.0.end.clamp(start, limits.0.end))
+}
+
+/// The same pages where what is at `from` here is at `to`.
+fn shifted(pages: &Pages, from: u64, to: u64) -> Pages {
+    Pages(pages.0.start - from + to..pages.0.end - from + to)
+}
+
+/// How many sources lie behind a segment.
+fn depth(seg: &Segment) -> usize {
+    let mut n = 0;
+    let mut source = seg.source();
+    while let Some(s) = source {
+        n += 1;
+        let Source::Segment { of, .. } = &*s else { break };
+        source = of.source();
+    }
+    n
+}
+
+/// What a segment knows of where its bytes come from, and of its copies.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    source: Mutex<Option<Arc<Source>>>,
+    unread: AtomicU64,
+    copies: Mutex<Vec<Weak<Segment>>>,
+    copies_made: AtomicU64,
+}
+
+impl Sources {
+    /// Lets go of the source without going deep: it may be the last link of a chain.
+    pub(crate) fn end(&mut self) {
+        let mut next = self.source.get_mut().take();
+        while let Some(Source::Segment { of, .. }) = next.and_then(Arc::into_inner) {
+            next = Arc::into_inner(of).and_then(|mut seg| seg.sources.source.get_mut().take());
+        }
+    }
+}
+
+impl Segment {
+    /// Those of the blocks of `pages` that the engine has looked at, with the part of each.
+    fn claimed_of(&self, pages: &Pages) -> impl Iterator<Item = (BlockId, Mask)> {
+        let part = |id| (id, pages.part_of(id));
+        self.claimed().into_iter().map(part).filter(|(_, mask)| !mask.is_empty())
+    }
+
+    /// Where its bytes come from; a copy that has all its pages has no source any more.
+    fn source(&self) -> Option<Arc<Source>> {
+        if self.sources.unread.load(Ordering::Acquire) == 0 && !self.is_file() {
+            return None;
+        }
+        self.sources.source.lock().clone()
+    }
+
+    fn is_file(&self) -> bool {
+        matches!(self.sources.source.lock().as_deref(), Some(Source::File { .. }))
+    }
+
+    fn set_source(&self, source: Source, pages: u64) {
+        *self.sources.source.lock() = Some(Arc::new(source));
+        self.sources.unread.store(pages, Ordering::Release);
+    }
+
+    /// Pages that have not been fetched.
+    fn unread(&self) -> u64 {
+        self.sources.unread.load(Ordering::Acquire)
+    }
+
+    /// Pages have been fetched, or are no longer wanted.
+    pub(crate) fn has_read(&self, pages: u64) {
+        self.sources.unread.fetch_sub(pages, Ordering::AcqRel);
+    }
+
+    /// A copy that has all its pages needs what it was copied from no longer. Nothing is busy or locked here: that may be its end.
+    pub(crate) fn let_source_go(&self) {
+        if self.unread() == 0 && !self.is_file() {
+            let source = self.sources.source.lock().take();
+            drop(source);
+        }
+    }
+
+    /// Copies of it that exist.
+    fn copies(&self) -> Vec<Arc<Segment>> {
+        self.sources.copies.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn add_copy(&self, copy: &Arc<Segment>) {
+        let mut copies = self.sources.copies.lock();
+        copies.retain(|c| c.strong_count() > 0);
+        copies.push(Arc::downgrade(copy));
+        // Counted before any page is lent to it.
+        self.sources.copies_made.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn copies_made(&self) -> u64 {
+        self.sources.copies_made.load(Ordering::Acquire)
+    }
+
+    fn was_copied(&self) -> bool {
+        self.copies_made() > 0
+    }
+}
