@@ -22,6 +22,7 @@ pub struct Inject<'a> {
 pub(crate) struct Triggers {
     alloc: Trigger,
     copy: Trigger,
+    copies: AtomicU64,
     edit: Trigger,
     submit: Trigger,
     delay_nanos: AtomicU64,
@@ -63,6 +64,7 @@ impl Triggers {
         Self {
             alloc: Trigger::off(),
             copy: Trigger::off(),
+            copies: AtomicU64::new(0),
             edit: Trigger::off(),
             submit: Trigger::off(),
             delay_nanos: AtomicU64::new(0),
@@ -84,7 +86,7 @@ impl Triggers {
     }
 
     pub(crate) fn copy_fails(&self) -> bool {
-        self.copy.fires()
+        self.copy.fires() || self.copies.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok()
     }
 
     pub(crate) fn edit_fails(&self) -> bool {
@@ -118,6 +120,11 @@ impl Inject<'_> {
     /// The `n`-th next copy fails with a driver error and copies nothing; 0 is the very next one. Once.
     pub fn fail_copy(self, n: u64) {
         self.triggers.copy.arm(n);
+    }
+
+    /// The next `n` copies fail with a driver error and copy nothing.
+    pub fn fail_copies(self, n: u64) {
+        self.triggers.copies.store(n, SeqCst);
     }
 
     /// The `n`-th next entry handed to `edit` fails with a driver error, those before it in the same call having been made;

@@ -32,7 +32,7 @@ use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::{By, DeviceMirror, NotYet};
-use super::pfn::{Pfn, PfnFlags};
+use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::{Kind, Segment};
 use super::space::Space;
@@ -180,6 +180,24 @@ impl Attached {
             }
         }
         Ok(total)
+    }
+
+    /// As [`migrate`](Self::migrate), and says for each page what became of it.
+    ///
+    /// # Errors
+    /// As [`migrate`](Self::migrate).
+    pub fn migrate_vma(&self, pages: &Pages) -> Result<Vec<MigrateFlags>, Error> {
+        let before = self.snapshot(pages)?;
+        self.migrate(pages)?;
+        let flags = |(before, after): (&Pfn, Pfn)| {
+            let mut f = MigrateFlags::empty();
+            f.set(MigrateFlags::VALID, before.is_valid());
+            let there = after.flags().contains(PfnFlags::DEVICE_PRIVATE);
+            f.set(MigrateFlags::MIGRATE | MigrateFlags::DEVICE, there);
+            f.set(MigrateFlags::WRITE, there && after.is_writable());
+            f
+        };
+        Ok(before.iter().zip(self.snapshot(pages)?).map(flags).collect())
     }
 
     fn migrate_run(&self, free: &mut Free, seg: &Arc<Segment>, run: &Pages, access: Access) -> Result<Migration, Error> {
@@ -374,7 +392,7 @@ impl Attached {
     }
 
     /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
-    /// could be submitted. Says for each range how many batches that took; 0 for one that was there.
+    /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs. Says for each range how many batches that took; 0 for one that was there.
     ///
     /// # Errors
     /// As [`populate`](Self::populate); [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
@@ -423,7 +441,7 @@ impl Attached {
         let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
         for attempt in 0_u32.. {
             // What others keep taking away comes by demand.
-            let faults = attempt > PATIENCE && self.mirror.caps().absent == Absent::Faults;
+            let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
             let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
             for (t, mapping) in touches.iter().zip(mappings) {
                 let view = self.mirror.view(&t.seg)?;

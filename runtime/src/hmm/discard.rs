@@ -102,6 +102,12 @@ fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<
         let mut body = block.lock(free);
         for m in &devices {
             let slot = m.slot();
+            #[cfg(feature = "planted")]
+            let s = &if super::planted::on(&super::planted::UNMAP_TAKES_THE_BLOCK) {
+                Span { mask: Mask::FULL, ..*s }
+            } else {
+                *s
+            };
             m.change(seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
                 #[cfg(feature = "planted")]

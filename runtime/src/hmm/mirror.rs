@@ -86,9 +86,11 @@ impl Mirror {
     #[doc(alias = "hmm_mirror_register")]
     #[must_use]
     pub fn register(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
-        let this = Arc::new(Self { space, notifier: Notifier::default(), ops: Box::new(ops) });
-        space.add_mirror(&this);
-        this
+        space.lock().register(ops)
+    }
+
+    pub(crate) fn unregistered(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
+        Arc::new(Self { space, notifier: Notifier::default(), ops: Box::new(ops) })
     }
 
     /// Its windows.
@@ -416,6 +418,8 @@ impl DeviceMirror {
                 gone &= dev.alias;
             }
             let gone = gone.widened(per) & dev.mapped;
+            #[cfg(feature = "planted")]
+            let gone = if super::planted::on(&super::planted::REPLICA_KEPT_AT_UPGRADE) { gone & !dev.valid } else { gone };
             if gone.is_empty() {
                 continue;
             }
@@ -452,7 +456,13 @@ impl DeviceMirror {
             }
             l.wait(free, None);
         }
-        self.remove(free, &zap.edits)?;
+        #[cfg(feature = "planted")]
+        let flush = !super::planted::on(&super::planted::MISSING_FLUSH);
+        #[cfg(not(feature = "planted"))]
+        let flush = true;
+        if flush {
+            self.remove(free, &zap.edits)?;
+        }
         for (seg, s) in &zap.leaving {
             let mut body = self.space.block(s.block).lock(free);
             self.change(seg, s.block, &mut body, |body| {

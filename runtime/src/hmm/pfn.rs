@@ -42,6 +42,21 @@ bitflags! {
     }
 }
 
+bitflags! {
+    /// What became of a page that was to move (`MIGRATE_PFN_*`).
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    pub struct MigrateFlags: u64 {
+        /// It had bytes; without, it was never written and its frame was cleared.
+        const VALID = 1;
+        /// It is at its destination.
+        const MIGRATE = 1 << 1;
+        /// It may be written there.
+        const WRITE = 1 << 3;
+        /// Its destination is device memory.
+        const DEVICE = 1 << 4;
+    }
+}
+
 const ORDER_SHIFT: u32 = 8;
 const ORDER_BITS: u64 = 31;
 const SHIFT: u32 = 13;

@@ -27,6 +27,51 @@ pub static STALE_LEFT: AtomicBool = AtomicBool::new(false);
 pub static RIGID_NOT_AWAITED: AtomicBool = AtomicBool::new(false);
 /// A launch does not wait for what another device's launch writes.
 pub static NO_ORDER_BETWEEN_DEVICES: AtomicBool = AtomicBool::new(false);
+/// What a driver looked up is never too old.
+pub static NO_RETRY_CHECK: AtomicBool = AtomicBool::new(false);
+/// A change does not wait for the second pass of the callbacks.
+pub static CALLBACK_RETURNS_EARLY: AtomicBool = AtomicBool::new(false);
+/// Entries are removed in the books only.
+pub static MISSING_FLUSH: AtomicBool = AtomicBool::new(false);
+/// A frame is given back, and again.
+pub static FREED_TWICE: AtomicBool = AtomicBool::new(false);
+/// A copy counts as arrived when it was asked for.
+pub static REUSED_BEFORE_ITS_POINT: AtomicBool = AtomicBool::new(false);
+/// A device that writes a page leaves other devices' copies and entries alone.
+pub static REPLICA_KEPT_AT_UPGRADE: AtomicBool = AtomicBool::new(false);
+/// A page whose copy home failed counts as come.
+pub static DIRTY_LOST_ON_FAILURE: AtomicBool = AtomicBool::new(false);
+/// Dropping a part of a block drops what devices have of all of it.
+pub static UNMAP_TAKES_THE_BLOCK: AtomicBool = AtomicBool::new(false);
+/// A touch of the host leaves a device its exclusive page.
+pub static EXCLUSIVE_KEPT: AtomicBool = AtomicBool::new(false);
+/// Nobody asks what may be done with a page.
+pub static PROTECTION_NOT_ASKED: AtomicBool = AtomicBool::new(false);
+/// Pinned pages move.
+pub static PINS_IGNORED: AtomicBool = AtomicBool::new(false);
+/// A move takes pages that another device alone has.
+pub static FOREIGN_STOLEN: AtomicBool = AtomicBool::new(false);
+
+/// A defect by its name, for tests that run others in processes of their own.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static AtomicBool> {
+    Some(match name {
+        "NO_RETRY_CHECK" => &NO_RETRY_CHECK,
+        "CALLBACK_RETURNS_EARLY" => &CALLBACK_RETURNS_EARLY,
+        "MISSING_FLUSH" => &MISSING_FLUSH,
+        "FREED_TWICE" => &FREED_TWICE,
+        "REUSED_BEFORE_ITS_POINT" => &REUSED_BEFORE_ITS_POINT,
+        "REPLICA_KEPT_AT_UPGRADE" => &REPLICA_KEPT_AT_UPGRADE,
+        "DIRTY_LOST_ON_FAILURE" => &DIRTY_LOST_ON_FAILURE,
+        "UNMAP_TAKES_THE_BLOCK" => &UNMAP_TAKES_THE_BLOCK,
+        "REMAP_LEAVES_OLD" => &REMAP_LEAVES_OLD,
+        "EXCLUSIVE_KEPT" => &EXCLUSIVE_KEPT,
+        "PROTECTION_NOT_ASKED" => &PROTECTION_NOT_ASKED,
+        "PINS_IGNORED" => &PINS_IGNORED,
+        "FOREIGN_STOLEN" => &FOREIGN_STOLEN,
+        _ => return None,
+    })
+}
 
 pub(crate) fn on(defect: &AtomicBool) -> bool {
     defect.load(Ordering::Relaxed)

@@ -107,28 +107,34 @@ impl Range {
     /// With `block` it waits for pages that are being moved; without, it says [`Busy`](Error::Busy) at once.
     ///
     /// # Errors
-    /// [`Fault`](Error::Fault) for a page without a segment or without a copy; [`Busy`](Error::Busy) after a second.
+    /// [`Fault`](Error::Fault) for a page without a segment, without a copy, or that may not be read;
+    /// [`Permission`](Error::Permission) for one that may not be written; [`Busy`](Error::Busy) after a second.
     #[doc(alias = "hmm_vma_fault")]
     pub fn fault(&mut self, write: bool, block: bool) -> Result<(), Error> {
+        self.fault_within(write, Some(if block { BUDGET } else { Duration::ZERO }))
+    }
+
+    /// As [`fault`](Self::fault), waiting at most `budget` without progress; `None` waits for as long as it takes.
+    ///
+    /// # Errors
+    /// As [`fault`](Self::fault).
+    #[doc(alias = "hmm_range_fault_unlocked_timeout")]
+    pub fn fault_within(&mut self, write: bool, budget: Option<Duration>) -> Result<(), Error> {
         let mut free = Free::at_entry();
         let space = self.mirror.space();
-        let deadline = Instant::now() + BUDGET;
+        let access = if write { Access::ReadWrite } else { Access::Read };
+        let mut since = Instant::now();
         loop {
-            let mut at = self.pages.0.start;
-            while at < self.pages.0.end {
-                let Some(seg) = space.find(super::addr::Page(at)) else { return Err(Error::Fault { page: at }) };
-                let end = seg.pages().0.end.min(self.pages.0.end);
-                if end <= at {
-                    return Err(Error::Fault { page: at });
+            let mut blocked = None;
+            for (seg, part) in space.segments_in(&self.pages)? {
+                prot::allowed(&mut free, &seg, &part, access)?;
+                let home = Home { wait: false, ..if write { Home::EXCLUSIVE } else { Home::SHARED } };
+                let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?;
+                if moved.moved > 0 {
+                    since = Instant::now();
                 }
-                prot::allowed(&mut free, &seg, &Pages(at..end), if write { Access::ReadWrite } else { Access::Read })?;
-                let home = Home { wait: block, ..if write { Home::EXCLUSIVE } else { Home::SHARED } };
-                let moved = migrate::bring_home(&mut free, &seg, &Pages(at..end), home, Cause::Mirror)?;
-                if moved.blocked.is_some() && !block {
-                    return Err(Error::Busy { budget: Duration::ZERO });
-                }
-                space.host.populate(space, &mut free, &seg, &Pages(at..end))?;
-                at = end;
+                blocked = blocked.or(moved.blocked);
+                space.host.populate(space, &mut free, &seg, &part)?;
             }
             self.pfns = look_up(&mut free, &self.mirror, &self.pages);
             let enough = |p: &Pfn| p.is_valid() && (!write || p.is_writable());
@@ -138,8 +144,11 @@ impl Range {
             if self.pfns.iter().all(enough) {
                 return Ok(());
             }
-            if Instant::now() > deadline {
-                return Err(Error::Busy { budget: BUDGET });
+            if let Some(budget) = budget.filter(|b| since.elapsed() >= *b) {
+                return Err(Error::Busy { budget });
+            }
+            if let Some(blocked) = blocked {
+                migrate::wait_blocked(&mut free, space, blocked);
             }
         }
     }

@@ -14,14 +14,14 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
 use super::block::{Block, MAX_DEVICES};
 use super::device_fault::DeviceFaults;
 use super::host::{Host, Mechanism};
 use super::lock::{Free, Futex};
-use super::mirror::{Action, DeviceMirror, Mirror};
+use super::mirror::{Action, DeviceMirror, Mirror, MirrorOps};
 use super::os;
 use super::segment::{SegRec, Segment};
 use crate::Error;
@@ -364,10 +364,10 @@ impl Space {
         self.devices.read()[slot].as_ref().and_then(Weak::upgrade)
     }
 
-    pub(crate) fn add_mirror(&self, m: &Arc<Mirror>) {
-        let mut list = self.mirrors.write();
-        list.retain(|m| m.strong_count() > 0);
-        list.push(Arc::downgrade(m));
+    /// Holds up windows: while the returned value lives none is opened, so nothing moves, and mirrors can be added. For a moment.
+    #[must_use]
+    pub fn lock(&'static self) -> Locked {
+        Locked { space: self, mirrors: self.mirrors.write() }
     }
 
     fn mirrors(&self) -> Vec<Arc<Mirror>> {
@@ -391,6 +391,8 @@ impl Space {
             }
         }
         let zaps: Vec<_> = w.devices.iter().map(|d| d.zap_start(free, action, runs)).collect();
+        #[cfg(feature = "planted")]
+        let runs = if super::planted::on(&super::planted::CALLBACK_RETURNS_EARLY) { &[] } else { runs };
         for r in runs {
             for m in &w.mirrors {
                 m.ops().finish(action, r);
@@ -400,6 +402,26 @@ impl Space {
             d.zap_finish(free, zap)?;
         }
         Ok(w)
+    }
+}
+
+/// The space while no window can be opened (the kernel's `mmap_lock`, held for writing). Who holds it waits for nothing, touches
+/// no shared memory, and calls nothing of the engine but this.
+#[derive(Debug)]
+pub struct Locked {
+    space: &'static Space,
+    mirrors: RwLockWriteGuard<'static, Vec<Weak<Mirror>>>,
+}
+
+impl Locked {
+    /// Registers a mirror of the whole space, as [`Mirror::register`] does without the lock.
+    #[doc(alias = "hmm_mirror_register_locked")]
+    #[must_use]
+    pub fn register(&mut self, ops: impl MirrorOps + 'static) -> Arc<Mirror> {
+        let mirror = Mirror::unregistered(self.space, ops);
+        self.mirrors.retain(|m| m.strong_count() > 0);
+        self.mirrors.push(Arc::downgrade(&mirror));
+        mirror
     }
 }
 

@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     direct("blind.migrate_both_ways", migrate_both_ways),
     direct("blind.bounded_fault", bounded_fault),
     direct("blind.failed_entry", failed_entry),
+    direct("blind.failed_copies", failed_copies),
+    direct("blind.late_copies", late_copies),
+    direct("blind.stale_entry", stale_entry),
+    direct("blind.write_beside_a_replica", write_beside_a_replica),
     direct("blind.accounting", accounting),
     direct("blind.detach", detach),
     direct("blind.lost_device", lost_device),
@@ -142,6 +146,73 @@ fn failed_entry(ctx: &Ctx<'_>) -> Outcome {
         dev.attached.release_memory().unwrap();
     }
     dev.expect_frames(0);
+    Ok(())
+}
+
+/// Copies that fail, all at once and each alone: a page stays where it was, with what was stored last.
+fn failed_copies(ctx: &Ctx<'_>) -> Outcome {
+    let (dev, m) = (ctx.dev(0), ctx.filled(64));
+    dev.cpu.inject().fail_copies(1000);
+    let out = dev.attached.migrate(&m.pages(m.all())).unwrap();
+    assert_eq!((out.moved, out.refused), (0, 64));
+    m.expect(m.all(), 0);
+    dev.cpu.inject().fail_copies(0);
+    dev.to_dev(&m, m.all()).unwrap();
+    dev.write(&m, m.all(), &counting(64, 7)).unwrap();
+    dev.cpu.inject().fail_copies(1000);
+    assert_eq!(dev.to_sys(&m, m.all()), Ok(0));
+    dev.cpu.inject().fail_copies(0);
+    dev.expect_frames(64);
+    dev.attached.migrate(&m.pages(m.all())).unwrap();
+    assert_eq!(dev.peek(&m, m.all()), Some(counting(64, 7)), "what stayed is still the device's");
+    m.expect(m.all(), 7);
+    Ok(())
+}
+
+/// Nobody uses a frame before what is copied into it, or out of it, has arrived.
+fn late_copies(ctx: &Ctx<'_>) -> Outcome {
+    let dev = ctx.dev(0);
+    for round in 0..2 {
+        let (a, b) = (ctx.mem(4 * N), ctx.mem(4 * N));
+        a.fill(round);
+        b.fill(round + 50);
+        assert_eq!(dev.attached.migrate(&a.pages(a.all())).unwrap().moved, 4 * N);
+        let mut out = vec![0; (4 * N) as usize * WORDS];
+        dev.read(&a, a.all(), &mut out).unwrap();
+        assert_eq!(out, counting(4 * N, round));
+        dev.to_sys(&a, a.all()).unwrap();
+        dev.attached.migrate(&b.pages(b.all())).unwrap();
+        a.expect(a.all(), round);
+        b.expect(b.all(), round + 50);
+    }
+    Ok(())
+}
+
+/// A kernel that takes what it touches while it runs sees what the host stored since the pages came home.
+fn stale_entry(ctx: &Ctx<'_>) -> Outcome {
+    let (dev, m) = (ctx.dev(0), ctx.filled(64));
+    for round in 1..5 {
+        dev.to_dev(&m, m.all()).unwrap();
+        dev.to_sys(&m, m.all()).unwrap();
+        m.fill(round);
+        assert_eq!(dev.read_on_demand(&m, m.all()), counting(64, round));
+    }
+    Ok(())
+}
+
+/// Two devices have read a page; one of them writes it: the other's copy is no longer used.
+fn write_beside_a_replica(ctx: &Ctx<'_>) -> Outcome {
+    let (dev0, dev1, m) = (ctx.dev(0), ctx.dev(1), ctx.filled(32));
+    let mut out = vec![0; 32 * WORDS];
+    for round in 1..5 {
+        dev0.read(&m, m.all(), &mut out).unwrap();
+        dev1.read(&m, m.all(), &mut out).unwrap();
+        assert_eq!(out, counting(32, round - 1));
+        dev1.write(&m, m.all(), &counting(32, round)).unwrap();
+        dev0.read(&m, m.all(), &mut out).unwrap();
+        assert_eq!(out, counting(32, round), "a device reads a copy from before the other's write");
+        m.expect(m.all(), round);
+    }
     Ok(())
 }
 

@@ -142,6 +142,16 @@ impl Dev {
         Ok(Counts { cpages: n, faults: batches[1] })
     }
 
+    /// READ by a kernel that is given nothing beforehand and takes what it touches.
+    pub(crate) fn read_on_demand(&self, mem: &Memory, pages: std::ops::Range<u64>) -> Vec<u32> {
+        let n = pages.end - pages.start;
+        let bounce = Memory::new(mem.space, n);
+        let operands = [mem.operand(pages), bounce.operand(0..n)];
+        // SAFETY: as above.
+        unsafe { self.attached.run(&read_kernel(), &operands, Place::Demand, None) }.expect("a read");
+        bounce.words().to_vec()
+    }
+
     /// Runs a kernel over one range of pages that is populated first.
     pub(crate) fn run<P: sterna::kernel::Params>(
         &self,

@@ -12,7 +12,10 @@ mod device;
 mod exclusive;
 mod memory;
 mod migration;
+mod mirror;
 mod pins;
+#[cfg(feature = "planted")]
+mod planted;
 mod runner;
 mod snapshot;
 #[path = "../support/mod.rs"]
@@ -100,10 +103,19 @@ pub(crate) const fn adapted(name: &'static str, adapted: &'static str, run: fn(&
 
 /// Every test, in the order of the kernel's file, then ours.
 pub(crate) fn tests() -> Vec<&'static Test> {
-    [access::TESTS, migration::TESTS, backing::TESTS, snapshot::TESTS, pins::TESTS, exclusive::TESTS, blind::TESTS]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        access::TESTS,
+        migration::TESTS,
+        backing::TESTS,
+        snapshot::TESTS,
+        pins::TESTS,
+        exclusive::TESTS,
+        mirror::TESTS,
+        blind::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// N of the kernel's tests: 4 MiB.

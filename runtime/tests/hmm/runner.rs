@@ -15,6 +15,8 @@ use crate::{CONFIGS, Ctx, cell, tests};
 const CHILD: &str = "STERNA_HMM_CHILD";
 const FORCED: &str = "STERNA_HOST_FAULTS";
 const ONLY: &str = "STERNA_HMM_ONLY";
+/// A planted defect that the child switches on.
+pub(crate) const PLANT: &str = "STERNA_HMM_PLANT";
 /// A cell that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,11 +47,15 @@ pub(crate) fn child() {
     let from: usize = std::env::var(CHILD).ok().and_then(|s| s.parse().ok()).unwrap_or(0);
     let mechanism = std::env::var(FORCED).ok().and_then(|m| m.parse().ok());
     let space = Space::process(mechanism).expect("the mechanism");
+    #[cfg(feature = "planted")]
+    crate::planted::plant();
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(ToString::to_string).unwrap_or_default();
         let text = info.payload().downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| info.payload().downcast_ref::<&str>().copied()).unwrap_or("");
-        say(&format!("WHY\t{at}: {}\n", text.replace('\n', " ")));
+        // Whole buffers may be in it.
+        let text: String = text.replace('\n', " ").chars().take(240).collect();
+        say(&format!("WHY\t{at}: {text}\n"));
     }));
     std::thread::spawn(|| {
         loop {
@@ -98,14 +104,15 @@ pub(crate) fn all() -> Table {
             assert!(!required.split(',').any(|r| r.trim() == m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
             continue;
         }
-        table.column(m, mechanism(m));
+        table.column(m, mechanism(m, &std::env::var(ONLY).unwrap_or_default(), None));
     }
     table
 }
 
-/// The cells of one mechanism, test by test and configuration by configuration.
-fn mechanism(m: Mechanism) -> Vec<Cell> {
-    let expected = tests().into_iter().filter(|t| chosen(t.name)).count() * CONFIGS.len();
+/// The cells of one mechanism, test by test and configuration by configuration, of the tests whose name contains `only`; with a
+/// planted defect if one is named.
+pub(crate) fn mechanism(m: Mechanism, only: &str, plant: Option<&str>) -> Vec<Cell> {
+    let expected = tests().into_iter().filter(|t| t.name.contains(only)).count() * CONFIGS.len();
     let mut cells = Vec::new();
     while cells.len() < expected {
         let before = cells.len();
@@ -113,8 +120,11 @@ fn mechanism(m: Mechanism) -> Vec<Cell> {
             .args(["conformance", "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, before.to_string())
             .env(FORCED, m.to_string())
+            .env(ONLY, only)
+            .env(PLANT, plant.unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(if plant.is_some() { Stdio::null() } else { Stdio::inherit() })
             .spawn()
             .expect("a child");
         let mut why = String::new();

@@ -56,6 +56,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     }
     // A device that has pages to itself has to be told before it loses them, and handlers call no driver.
     let exclusive = body.exclusive(None);
+    #[cfg(feature = "planted")]
+    let exclusive = if super::super::planted::on(&super::super::planted::EXCLUSIVE_KEPT) { Mask::EMPTY } else { exclusive };
     // Neither do they wait for a disk, or give a copy its pages.
     let others_work = exclusive | body.unread | body.lent;
     if others_work.has(p) {

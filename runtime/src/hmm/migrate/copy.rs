@@ -54,8 +54,13 @@ fn put_back(free: &mut Free, core: &mut Core, mirror: &DeviceMirror, pages: &Pag
     for (id, mask) in pages.blocks() {
         for s in core.spans.iter_mut().filter(|s| s.block == id) {
             let out = mask.widened(per) & s.mask;
+            #[cfg(feature = "planted")]
+            if super::super::planted::on(&super::super::planted::DIRTY_LOST_ON_FAILURE) && core.to.is_none() {
+                continue;
+            }
             s.mask &= !out;
             core.result.refused += u64::from(out.count());
+            core.result.moved = core.result.moved.saturating_sub(u64::from(out.count()));
             release(core.seg.space(), free, Span { block: id, mask: out });
         }
     }

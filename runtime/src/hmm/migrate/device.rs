@@ -175,8 +175,16 @@ fn collect(
             }
         };
         let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
+        #[cfg(feature = "planted")]
+        let (elsewhere, pinned) = {
+            let unless = |defect, mask| if super::super::planted::on(defect) { Mask::EMPTY } else { mask };
+            use super::super::planted::{FOREIGN_STOLEN, PINS_IGNORED};
+            (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.pinned))
+        };
+        #[cfg(not(feature = "planted"))]
+        let pinned = body.pinned;
         refuse(elsewhere, &mut result.foreign);
-        refuse(body.pinned, &mut result.pinned);
+        refuse(pinned, &mut result.pinned);
         refuse(body.denied(access), &mut result.denied);
         if access.reads() {
             refuse(body.lost, &mut result.lost);
@@ -269,7 +277,11 @@ impl Batch<Copying> {
             if writes {
                 body.gone |= s.mask;
                 body.lost &= !s.mask;
-                for d in body.devices().filter(|d| *d != slot) {
+                #[cfg(feature = "planted")]
+                let kept = super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_UPGRADE);
+                #[cfg(not(feature = "planted"))]
+                let kept = false;
+                for d in body.devices().filter(|d| *d != slot && !kept) {
                     // Their entries went with the window; only the books are left.
                     body.dev[d].valid &= !s.mask;
                 }

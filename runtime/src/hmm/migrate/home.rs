@@ -188,5 +188,10 @@ pub(crate) fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: 
     }
     // SAFETY: taken out of the block's table just now; no entry names them.
     unsafe { m.device().free(&frames) };
+    #[cfg(feature = "planted")]
+    if super::super::planted::on(&super::super::planted::FREED_TWICE) {
+        // SAFETY: none: this is the defect.
+        unsafe { m.device().free(&frames) };
+    }
     n
 }

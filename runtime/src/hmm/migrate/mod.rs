@@ -217,6 +217,10 @@ impl Batch<Collected> {
 impl Batch<Copying> {
     /// Reaches the copies' points, makes the destination's entries, and commits.
     pub(crate) fn finalize_and_map(mut self, free: &mut Free) -> Result<Moved, Error> {
+        #[cfg(feature = "planted")]
+        if super::planted::on(&super::planted::REUSED_BEFORE_ITS_POINT) {
+            self.core.points.clear();
+        }
         for (m, p) in std::mem::take(&mut self.core.points) {
             m.reach(free, p)?;
         }

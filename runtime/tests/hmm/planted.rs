@@ -1,0 +1,55 @@
+//! Negative controls: for each planted defect a test of the suite, by name, that fails with it.
+
+use sterna::Mechanism;
+use sterna::hmm::planted;
+
+use crate::runner::{self, PLANT};
+use crate::support::available;
+use crate::table::Cell;
+
+/// A defect, and the test that catches it.
+const DEFECTS: &[(&str, &str)] = &[
+    ("NO_RETRY_CHECK", "blind.retry_check"),
+    ("NO_RETRY_CHECK", "blind.no_entry_outlives_its_page"),
+    ("CALLBACK_RETURNS_EARLY", "blind.callbacks_come_first"),
+    ("MISSING_FLUSH", "blind.stale_entry"),
+    ("FREED_TWICE", "hmm.migrate_release"),
+    ("REUSED_BEFORE_ITS_POINT", "blind.late_copies"),
+    ("REPLICA_KEPT_AT_UPGRADE", "blind.write_beside_a_replica"),
+    ("DIRTY_LOST_ON_FAILURE", "blind.failed_copies"),
+    ("UNMAP_TAKES_THE_BLOCK", "hmm.migrate_partial_unmap_fault"),
+    ("REMAP_LEAVES_OLD", "hmm.migrate_remap_fault"),
+    ("EXCLUSIVE_KEPT", "hmm.exclusive"),
+    ("PROTECTION_NOT_ASKED", "hmm.anon_write_prot"),
+    ("PINS_IGNORED", "blind.pinned_pages_stay"),
+    ("FOREIGN_STOLEN", "hmm2.migrate_mixed"),
+];
+
+/// Switches on what the environment names.
+pub(crate) fn plant() {
+    if let Some(name) = std::env::var(PLANT).ok().filter(|n| !n.is_empty()) {
+        let defect = planted::by_name(&name).expect("a planted defect");
+        defect.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Fails if a test of the suite does not see the defect that it is there to see.
+#[test]
+fn every_defect_is_caught_by_name() {
+    if runner::is_child() {
+        return;
+    }
+    let m = if available(Mechanism::Transparent) { Mechanism::Transparent } else { Mechanism::Signal };
+    let mut unseen = Vec::new();
+    for (defect, test) in DEFECTS {
+        assert!(planted::by_name(defect).is_some(), "{defect} is not planted anywhere");
+        let cells = runner::mechanism(m, test, Some(defect));
+        let caught = cells.iter().filter(|c| matches!(c, Cell::Fail(_))).count();
+        let why = cells.iter().find_map(|c| if let Cell::Fail(why) = c { Some(why.as_str()) } else { None });
+        runner::say(&format!("{defect}: {test}: {caught} of {} cells: {}\n", cells.len(), why.unwrap_or("unseen")));
+        if caught == 0 {
+            unseen.push(*defect);
+        }
+    }
+    assert!(unseen.is_empty(), "defects that no test has seen: {unseen:?}");
+}
