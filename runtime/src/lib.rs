@@ -83,7 +83,7 @@ pub use sterna_kernels as kernels;
 pub use device::Device;
 pub use error::Error;
 pub use guard::{HostMut, HostRef};
-pub use hmm::Mechanism;
+pub use hmm::{ForkPolicy, Mechanism};
 pub use launch::{Args, LaunchArg};
 pub use owned::ReadOnly;
 pub use pending::Pending;

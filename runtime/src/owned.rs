@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use crate::Error;
 use crate::hmm::lock::Free;
-use crate::hmm::{PAGE, fork, source};
+use crate::hmm::{ForkPolicy, PAGE, fork, source};
 use crate::shared::Shared;
 
 impl<T: Pod + Send + Sync> Shared<T> {
@@ -162,6 +162,29 @@ impl<T: Pod + Send + Sync> Shared<T> {
         copy.shorten(bytes.end);
         core.rt.advise_new(&copy);
         Ok(Self::over(core.rt.clone(), copy, bytes))
+    }
+
+    /// Says what a forked child finds where the elements are: nothing, unless something else is said. What is said holds for their
+    /// whole pages, and until it is said again or they are dropped.
+    ///
+    /// A child has neither devices nor shared memory; what it gets is ordinary memory, at the same address, that it can use through
+    /// the handle. With [`Preserve`](ForkPolicy::Preserve) each fork waits for the launches that write the elements, brings
+    /// them home, and copies them; where there is no memory for that, or a device fails, the child finds nothing.
+    ///
+    /// ```
+    /// # let rt = sterna::Runtime::new()?;
+    /// use sterna::ForkPolicy;
+    /// let settings = rt.shared_with(1000, |i| i as u32)?;
+    /// settings.set_fork_policy(ForkPolicy::Preserve)?;
+    /// # Ok::<(), sterna::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Forked`](Error::Forked) in a forked child.
+    pub fn set_fork_policy(&self, policy: ForkPolicy) -> Result<(), Error> {
+        fork::check()?;
+        fork::keep(&self.0.core.seg, &self.0.core.bytes, policy);
+        Ok(())
     }
 
     /// Gives up writing it, for a handle that can be cloned: any number of threads and launches read it at once.

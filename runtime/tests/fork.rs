@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use sterna::{Error, Runtime};
+use sterna::{Error, ForkPolicy, Runtime};
 
 /// Forks; the child runs `f` and ends with what it returns. Gives the wait status.
 fn forked(f: impl FnOnce() -> i32) -> i32 {
@@ -135,5 +135,49 @@ fn a_child_may_start_a_program_that_uses_it() {
             succeeds(child(name).env("STERNA_TEST_NESTED", "1"));
         }
         assert_eq!(x[0], 1);
+    });
+}
+
+#[test]
+fn children_find_what_was_asked_for() {
+    in_a_child("children_find_what_was_asked_for", || {
+        const N: usize = 300_000;
+        for (how, config) in kinds(8 * MIB) {
+            let rt = runtime(config);
+            let make = || {
+                let mut x = rt.shared_with(N, |i| i as u32).unwrap();
+                rt.launch(&add(1), (&mut x,)).unwrap(); // perhaps running at the fork
+                x
+            };
+            let (mut kept, mut wiped, none) = (make(), make(), make());
+            let copy = kept.cow_clone().unwrap();
+            kept.set_fork_policy(ForkPolicy::Preserve).unwrap();
+            copy.set_fork_policy(ForkPolicy::Preserve).unwrap();
+            wiped.set_fork_policy(ForkPolicy::Wipe).unwrap();
+            none.set_fork_policy(ForkPolicy::Preserve).unwrap();
+            none.set_fork_policy(ForkPolicy::DontFork).unwrap();
+            rt.launch(&add(1), (&mut kept,)).unwrap();
+            for round in 0..2_u32 {
+                let status = forked(|| {
+                    let ok = kept.iter().enumerate().all(|(i, v)| *v == i as u32 + 2 + round);
+                    let ok = ok && copy.iter().enumerate().all(|(i, v)| *v == i as u32 + 1);
+                    let ok = ok && wiped.iter().all(|v| *v == 0);
+                    kept.iter_mut().for_each(|v| *v = 7);
+                    wiped[N - 1] = 8;
+                    let refused = is_forked(kept.set_fork_policy(ForkPolicy::Wipe)) && is_forked(kept.discard(..));
+                    if ok && refused && kept[5] == 7 && wiped[N - 1] == 8 { 0 } else { 1 }
+                });
+                assert_eq!(status, 0, "{how}, round {round}: exit code {} (signal {})", status >> 8, status & 127);
+                // The parent sees nothing of it, and goes on.
+                rt.launch(&add(1), (&mut kept,)).unwrap();
+                assert!(kept.iter().enumerate().all(|(i, v)| *v == i as u32 + 3 + round), "{how}");
+                assert!(wiped.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
+                assert!(copy.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
+            }
+            let status = forked(|| none[5] as i32);
+            assert_eq!(status & 127, libc::SIGSEGV, "{how}: nothing was to be there");
+            drop((kept, wiped, copy));
+            assert_eq!(forked(|| 0), 0);
+        }
     });
 }

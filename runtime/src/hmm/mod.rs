@@ -70,6 +70,7 @@ pub(crate) mod sync;
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
 pub use attached::{Attached, Migration, Operand};
 pub use block::{Grow, MAX_DEVICES};
+pub use fork::ForkPolicy;
 pub use host::Mechanism;
 pub use lock::Free;
 pub use mirror::{Action, Mirror, MirrorOps};

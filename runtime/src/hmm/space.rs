@@ -236,6 +236,11 @@ impl Space {
         unsafe { &*self.recs.base().cast::<SegRec>().as_ptr().add(slot as usize) }
     }
 
+    /// Where the records of segments are: address and bytes.
+    pub(crate) fn records(&self) -> (usize, usize) {
+        (self.recs.base().as_ptr().addr(), (self.bytes / BLOCK) as usize * size_of::<SegRec>())
+    }
+
     pub(crate) fn too_big(&self, requested: u64) -> Error {
         let largest = self.ranges.lock().free.values().copied().max().unwrap_or(0);
         Error::TooBig { requested, limit: u64::from(largest) * BLOCK, what: "the arena's longest free stretch" }

@@ -98,6 +98,43 @@ impl Drop for Mapping {
     }
 }
 
+/// Private memory of zeros, which a forked child inherits; its address.
+pub(crate) fn private_memory(bytes: usize) -> io::Result<usize> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED no existing mapping is touched.
+    let at = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.addr()) }
+}
+
+/// Removes a mapping.
+///
+/// # Safety
+/// The caller's own, which nobody uses.
+pub(crate) unsafe fn unmap(at: usize, bytes: usize) {
+    // SAFETY: the caller's.
+    unsafe { libc::munmap(ptr::without_provenance_mut(at), bytes) };
+}
+
+/// Maps private zeros at `at`, in place of what is there. A failure leaves nothing there.
+///
+/// # Safety
+/// Nobody uses what is there.
+pub(crate) unsafe fn zeros_over(at: usize, bytes: usize) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the caller's.
+    unsafe { libc::mmap(ptr::without_provenance_mut(at), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+}
+
+/// Moves a mapping to `to`, in place of what is there. A failure leaves nothing there.
+///
+/// # Safety
+/// The mapping is the caller's own; nobody uses what is at `to`.
+pub(crate) unsafe fn move_over(at: usize, bytes: usize, to: usize) {
+    let (from, to) = (ptr::without_provenance_mut(at), ptr::without_provenance_mut::<libc::c_void>(to));
+    // SAFETY: the caller's.
+    unsafe { libc::mremap(from, bytes, bytes, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to) };
+}
+
 /// A sparse file in memory of `bytes` bytes.
 pub(crate) fn memfd(name: &CStr, bytes: u64) -> io::Result<OwnedFd> {
     // SAFETY: a valid C string.
