@@ -33,7 +33,8 @@
 //!
 //! # Accuracy
 //!
-//! Values are `f32`; sums over many elements are carried in `f64` and rounded once. A partial sum depends on its input alone,
+//! Values are `f32`; sums over many elements are carried in `f64` and rounded once, and in SPIR-V forms in two `f32`, which is
+//! nearly as much and runs on devices without 64-bit floats. A partial sum depends on its input alone,
 //! not on the order in which groups run. Element-wise kernels may differ in the last bit between devices, since some contract
 //! `a·b + c` to one rounding. [`reference`](mod@reference) has plain sequential versions to compare with.
 
@@ -41,6 +42,7 @@
 
 mod chunks;
 mod fill;
+mod forms;
 mod gaussian;
 mod pagerank;
 mod reduce;

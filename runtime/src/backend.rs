@@ -20,25 +20,40 @@ fn cpu_memory() -> u64 {
 
 /// Opens the device that `selector` names, with `memory` bytes of budget or its own default.
 pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device>, Error> {
-    let unknown = || Error::UnknownName {
-        what: "device",
-        given: selector.to_string(),
-        valid: (0..CPU_DEVICES).map(|i| format!("cpu:{i}")).collect::<Vec<_>>().join(", "),
+    let unknown = || {
+        let cpu = (0..CPU_DEVICES).map(|i| format!("cpu:{i}"));
+        let vulkan = ["vulkan", "vulkan:<number>", "vulkan:<part of its name>", "vulkan:<UUID>"].map(String::from);
+        let vulkan = vulkan.into_iter().filter(|_| cfg!(feature = "vulkan"));
+        let valid = cpu.chain(vulkan).collect::<Vec<_>>().join(", ");
+        Error::UnknownName { what: "device", given: selector.to_string(), valid }
     };
-    let (backend, index) = selector.split_once(':').unwrap_or((selector, "0"));
-    let index: u32 = index.parse().map_err(|_| unknown())?;
+    let failed = |source: DeviceError| Error::Device { device: selector.to_string(), source };
+    let (backend, name) = selector.split_once(':').unwrap_or((selector, ""));
     match backend {
-        "cpu" if index < CPU_DEVICES => {
+        "cpu" => {
+            let index: u32 = if name.is_empty() { Ok(0) } else { name.parse() }.map_err(|_| unknown())?;
+            if index >= CPU_DEVICES {
+                return Err(unknown());
+            }
             let workers = config::var("STERNA_CPU_WORKERS", config::count)?.unwrap_or(0);
             let settings = CpuConfig { memory: memory.unwrap_or_else(cpu_memory), workers, ..CpuConfig::default() };
-            let opened = CpuDevice::new(index, settings);
-            Ok(Arc::new(opened.map_err(|source: DeviceError| Error::Device { device: selector.to_string(), source })?))
+            Ok(Arc::new(CpuDevice::new(index, settings).map_err(failed)?))
+        }
+        #[cfg(feature = "vulkan")]
+        "vulkan" => {
+            let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
+            let settings = sterna_vulkan::VulkanConfig { memory, page_table, ..Default::default() };
+            Ok(Arc::new(sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?))
         }
         _ => Err(unknown()),
     }
 }
 
 /// The device for a program that names none: the best kind there is.
-pub(crate) fn best() -> &'static str {
-    "cpu:0"
+pub(crate) fn best() -> String {
+    #[cfg(feature = "vulkan")]
+    if let Some(gpu) = sterna_vulkan::best() {
+        return format!("vulkan:{}", gpu.index);
+    }
+    "cpu:0".to_string()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{
-    Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
+    Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
 };
 use sterna_hal::{Absent, Access, Arg, Groups, Launch};
 
@@ -120,7 +120,7 @@ pub(crate) struct Prepared {
     pub(crate) name: &'static str,
     pub(crate) value: SmallVec<[u8; 32]>,
     pub(crate) groups: u32,
-    pub(crate) mappings: SmallVec<[Mapping; 4]>,
+    pub(crate) params: SmallVec<[ParamDesc; 4]>,
     pub(crate) touches: SmallVec<[Touch; 4]>,
 }
 
@@ -135,11 +135,11 @@ impl Prepared {
     ) -> Result<(), NotYet> {
         let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
         args.push(Arg::Plain(&self.value));
-        for (t, mapping) in self.touches.iter().zip(&self.mappings) {
+        for (t, param) in self.touches.iter().zip(&self.params) {
             // Without addresses nothing of it can be resident.
             let Some(view) = t.seg.view(mirror.slot()) else { return Err(NotYet::Populate) };
             let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
-            args.push(Arg::Range { at, access: t.access, mapping: *mapping });
+            args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
         }
         let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups: Groups::All, args: &args };
         mirror.try_submit(&launch, record, &self.touches, faults, by)
@@ -266,7 +266,7 @@ impl Runtime {
             name,
             value: SmallVec::from_slice(value),
             groups,
-            mappings: params.iter().map(|p| p.mapping).collect(),
+            params: SmallVec::from_slice(params),
             touches,
         })
     }

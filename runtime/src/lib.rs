@@ -79,6 +79,8 @@ pub use sterna_hal as hal;
 pub use sterna_hal::kernel;
 #[cfg(feature = "kernels")]
 pub use sterna_kernels as kernels;
+#[cfg(feature = "vulkan")]
+pub use sterna_vulkan as vulkan;
 
 pub use device::Device;
 pub use error::Error;

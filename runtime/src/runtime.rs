@@ -138,7 +138,7 @@ impl Builder {
         if selectors.is_empty() && self.opened.is_empty() {
             let named =
                 config::var("STERNA_DEVICE", |v| Ok(v.split(',').map(|s| s.trim().to_string()).collect::<Vec<_>>()))?;
-            selectors = named.unwrap_or_else(|| vec![backend::best().to_string()]);
+            selectors = named.unwrap_or_else(|| vec![backend::best()]);
         }
         let space = Space::process(mechanism)?;
         let mut devices = Vec::new();

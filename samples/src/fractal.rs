@@ -22,7 +22,7 @@ use sterna::kernel::{Each, EachOut, Group, Kernel, Scatter, Whole, each, each_ou
 use sterna::{Runtime, Shared};
 
 use crate::moved::Moved;
-use crate::{picture, places, report};
+use crate::{forms, picture, places, report};
 
 /// Rows a group of `escape`.
 const ROWS: usize = 16;
@@ -81,7 +81,8 @@ fn escape(frame: Frame) -> Kernel<(EachOut<u32>,)> {
             }
         }
     }
-    Kernel::new("escape", frame, (rows_out(frame.width as usize, ROWS),), body)
+    let kernel = Kernel::new("escape", frame, (rows_out(frame.width as usize, ROWS),), body);
+    forms::with(kernel, include_bytes!("glsl/escape.spv"))
 }
 
 fn tally() -> Kernel<(Each<u32>, Scatter<u32>)> {
@@ -93,7 +94,7 @@ fn tally() -> Kernel<(Each<u32>, Scatter<u32>)> {
             all.fetch_add(own, Ordering::Relaxed);
         }
     }
-    Kernel::new("tally", (), (each(CHUNK), scatter()), body)
+    forms::with(Kernel::new("tally", (), (each(CHUNK), scatter()), body), include_bytes!("glsl/tally.spv"))
 }
 
 fn shade() -> Kernel<(Each<u32>, Whole<u32>, EachOut<u32>)> {
@@ -102,7 +103,8 @@ fn shade() -> Kernel<(Each<u32>, Whole<u32>, EachOut<u32>)> {
             *pixel = palette[*n as usize];
         }
     }
-    Kernel::new("shade", (), (each(CHUNK), whole(), each_out(CHUNK)), body)
+    let kernel = Kernel::new("shade", (), (each(CHUNK), whole(), each_out(CHUNK)), body);
+    forms::with(kernel, include_bytes!("glsl/shade.spv"))
 }
 
 /// The picture with all that led to it.

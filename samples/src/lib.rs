@@ -10,9 +10,10 @@
 //! | `05_heat` | [`heat`] | four times more data than the device has memory |
 //! | `tour` | [`tour`] | all of them, in seconds |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod devices;
+mod forms;
 pub mod fractal;
 pub mod graph;
 pub mod heat;

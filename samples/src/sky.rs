@@ -13,7 +13,7 @@ use sterna::{Runtime, Shared};
 
 use crate::moved::Moved;
 use crate::stars::{self, Star};
-use crate::{picture, places, report};
+use crate::{forms, picture, places, report};
 
 /// The Hubble deep field; see `data/README.md`.
 const HUBBLE: &[u8] = include_bytes!("../data/hubble_deep_field.jpg");
@@ -48,7 +48,8 @@ fn brightness() -> Kernel<(Each<f32>, Each<f32>, Each<f32>, EachOut<f32>)> {
         }
     }
     let chunk = STREAM_CHUNK;
-    Kernel::new("brightness", (), (each(chunk), each(chunk), each(chunk), each_out(chunk)), body)
+    let kernel = Kernel::new("brightness", (), (each(chunk), each(chunk), each(chunk), each_out(chunk)), body);
+    forms::with(kernel, include_bytes!("glsl/brightness.spv"))
 }
 
 fn weigh(r: f32, g: f32, b: f32) -> f32 {

@@ -44,7 +44,10 @@ mod linux {
         let kernel = Kernel::new("empty", (), (each_mut::<u32>(1),), empty);
         let id = device.load(kernel.code())?;
         let at = device.reserve(64 * 4)?;
-        let args = [Arg::Plain(&[]), Arg::Range { at, access: Access::ReadWrite, mapping: kernel.params()[0].mapping }];
+        let args = [
+            Arg::Plain(&[]),
+            Arg::Range { at, elem: kernel.params()[0].elem, access: Access::ReadWrite, mapping: kernel.params()[0].mapping },
+        ];
         let launch = Launch { kernel: id, grid: [64, 1, 1], groups: Groups::All, args: &args };
         for round in 0..3 {
             let (mut floor, mut whole, mut submit, mut spawn) = (vec![], vec![], vec![], vec![]);

@@ -8,30 +8,29 @@
 //! copy that did not happen is not, and waiting for it says that the device is lost. Kernels that stopped at an absent page may be
 //! resumed: all of the window is scratch memory then.
 //!
-//! **Locks:** those of the parts, none held across two parts; `regions` around the list of host regions.
+//! **Locks:** those of the parts, none held across two parts.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sterna_hal::kernel::Code;
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
-    HostAt, KernelId, Launch, Memory, Outcome, Place, Point, RegionId, Role, Target, Ticket, in_kernel,
+    KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
 };
+use sterna_host::copy::{Copier, INLINE, Owner};
+use sterna_host::mmu::{Mmu, min_frames};
+use sterna_host::sys;
+use sterna_host::timeline::Waited;
 
-use crate::copy::{Copier, INLINE, Piece, Pieces};
 use crate::inject::Count;
 use crate::launch::{Compute, OwnArg, OwnArgs};
-use crate::memory::DeviceMemory;
-use crate::sys::{self, BLOCK};
-use crate::timeline::{Signals, Waited};
-use crate::window::{Entry, Window};
+use crate::signals::{COPY, Signals};
 use crate::{CpuConfig, Inject};
 
 /// More threads than this do not copy faster.
@@ -51,23 +50,8 @@ pub struct CpuDevice {
     /// `None` only while being dropped.
     pool: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
-    regions: RwLock<Vec<Region>>,
-    window: Window,
-    memory: DeviceMemory,
+    mmu: Mmu,
 }
-
-/// Host storage that was announced.
-#[derive(Debug)]
-struct Region {
-    base: NonNull<u8>,
-    bytes: u64,
-    fd: OwnedFd,
-}
-
-// SAFETY: an address and a file, both valid while the device exists by the promise of `attach_host`.
-unsafe impl Send for Region {}
-// SAFETY: as above; the bytes are accessed by copies alone, which have their own promise.
-unsafe impl Sync for Region {}
 
 impl CpuDevice {
     /// Makes device `cpu:{index}`.
@@ -75,12 +59,6 @@ impl CpuDevice {
     /// # Errors
     /// A configuration that makes no sense, or limits of the system; the text says which.
     pub fn new(index: u32, config: CpuConfig) -> Result<Self, DeviceError> {
-        let CpuConfig { grain, .. } = config;
-        if !grain.is_power_of_two() || grain < sys::page_size().max(4096) || grain > BLOCK {
-            let text =
-                format!("a grain of {grain} bytes; it is a power of two from {} to {BLOCK}", sys::page_size().max(4096));
-            return Err(sys::invalid("CpuDevice::new", text));
-        }
         if config.absent == Absent::Reports {
             return Err(sys::invalid("CpuDevice::new", "the CPU device faults; it does not report misses"));
         }
@@ -89,20 +67,20 @@ impl CpuDevice {
         }
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let count = if config.workers == 0 { processors } else { config.workers };
-        let memory = DeviceMemory::new(config.memory, grain)?;
-        let window = Window::new(config.window)?;
+        let mmu = Mmu::new(config.window, config.memory, config.grain, config.map_host)?;
         let (id, prefix) = (format!("cpu:{index}"), format!("sterna-cpu{index}"));
         let signals = Arc::new(Signals::new(id.clone()));
         let (pool, workers) = start_workers(&prefix, count)?;
         let faults = config.absent == Absent::Faults;
         let caps = Caps {
             absent: config.absent,
-            grain,
+            grain: config.grain,
             queued_edits: false,
             map_host: config.map_host,
             coherent: config.coherent,
+            placed: false,
             read_only: true,
-            max_reservation: window.bytes(),
+            max_reservation: mmu.window_bytes(),
             min_frames: if faults { min_frames(count) } else { 0 },
             queues: vec![Role::Compute, Role::Copy],
         };
@@ -112,13 +90,11 @@ impl CpuDevice {
             caps,
             host_readable: config.host_readable,
             compute: Compute::new(Arc::clone(&signals), count),
-            copier: Copier::new(Arc::clone(&signals), processors.min(COPY_THREADS), prefix),
+            copier: Copier::new(Arc::clone(&signals) as Arc<dyn Owner>, COPY, processors.min(COPY_THREADS), prefix),
             signals,
             pool: Some(pool),
             workers,
-            regions: RwLock::default(),
-            window,
-            memory,
+            mmu,
         })
     }
 
@@ -136,82 +112,13 @@ impl CpuDevice {
     pub fn lose(&self) {
         self.signals.inject.set_lost();
         // Without scratch memory (no descriptors left) a stopped kernel cannot go on; everything else is as it should be.
-        let _ = self.window.ruin();
+        let _ = self.mmu.ruin();
         self.signals.wake_everyone();
     }
 
     fn present(&self) -> Result<(), DeviceError> {
-        if self.signals.is_lost() { Err(DeviceError::Lost(self.signals.loss())) } else { Ok(()) }
+        if self.signals.lost() { Err(DeviceError::Lost(self.signals.loss())) } else { Ok(()) }
     }
-
-    fn host(&self, call: &'static str, regions: &[Region], at: HostAt, bytes: u64) -> Result<NonNull<u8>, DeviceError> {
-        let outside = || sys::invalid(call, format!("{bytes} bytes at {at:?} are outside every host region"));
-        let region = regions.get(at.region.0 as usize).ok_or_else(outside)?;
-        if at.offset.checked_add(bytes).is_none_or(|end| end > region.bytes) {
-            return Err(outside());
-        }
-        // SAFETY: inside the region, as just checked.
-        Ok(unsafe { region.base.add(sys::to_usize(at.offset)) })
-    }
-
-    fn place(&self, regions: &[Region], place: Place, bytes: u64) -> Result<Option<NonNull<u8>>, DeviceError> {
-        match place {
-            Place::Frames { first, offset } => self.memory.pointer(first, offset, bytes).map(Some),
-            Place::Host(at) => self.host("copy", regions, at, bytes).map(Some),
-            Place::Zero => Ok(None),
-        }
-    }
-
-    fn pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
-        let regions = self.regions.read();
-        let piece = |run: &CopyRun| {
-            let from = self.place(&regions, run.from, run.bytes)?;
-            let to = self.place(&regions, run.to, run.bytes)?;
-            let to = to.ok_or_else(|| sys::invalid("copy", "zeros are a source only"))?;
-            Ok(Piece { from, to, bytes: sys::to_usize(run.bytes) })
-        };
-        runs.iter().filter(|r| r.bytes > 0).map(piece).collect()
-    }
-
-    fn entry<'a>(&'a self, regions: &'a [Region], edit: &Edit) -> Result<(DevRange, Entry<'a>), DeviceError> {
-        let Edit { at, to, access } = *edit;
-        self.window.pointer("edit", at)?;
-        let uneven = |n: u64| !n.is_multiple_of(self.caps.grain);
-        if at.bytes == 0 || uneven(at.at.0) || uneven(at.bytes) {
-            return Err(sys::invalid("edit", format!("{at:x?} is not made of grains of {}", self.caps.grain)));
-        }
-        let writable = access.writes();
-        let entry = match to {
-            Target::Absent => Entry::Absent,
-            Target::Frames { first } => {
-                let offset = self.memory.offset("edit", first, 0, at.bytes)?;
-                Entry::File { fd: self.memory.fd(), offset, writable, populate: true }
-            }
-            Target::Host(_) if !self.caps.map_host => {
-                return Err(sys::invalid("edit", "this device cannot map host storage"));
-            }
-            Target::Host(host) => {
-                self.host("edit", regions, host, at.bytes)?;
-                if !host.offset.is_multiple_of(sys::page_size()) {
-                    return Err(sys::invalid("edit", format!("{host:?} is not at the start of a page")));
-                }
-                // Not populated: that would give host memory to every page of the range, touched or not.
-                let fd = regions[host.region.0 as usize].fd.as_fd();
-                Entry::File { fd, offset: host.offset, writable, populate: false }
-            }
-        };
-        Ok((at, entry))
-    }
-}
-
-/// Grains that must be free so that every worker can finish the instruction it is at.
-///
-/// An instruction with two memory operands (a string move) can need four pages at once: its source and its destination may each
-/// straddle a border. That many must be present together, or workers evict each other's pages forever. It is a matter of borders
-/// and not of bytes, so it is the same for grains of every size. (Gathers need more, but go on where they stopped.) Four more keep
-/// an eviction from having to take what was just brought in.
-fn min_frames(workers: usize) -> u32 {
-    u32::try_from(workers).unwrap_or(u32::MAX / 8) * 4 + 4
 }
 
 /// Worker threads, with their handles: rayon itself would not join them.
@@ -261,26 +168,23 @@ impl Device for CpuDevice {
     }
 
     fn memory(&self) -> Memory {
-        self.memory.state()
+        self.mmu.memory()
     }
 
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
         self.present()?;
-        // A descriptor of our own, so that entries stay possible however the caller treats its own.
-        let fd = sys::dup(memfd)?;
-        let mut regions = self.regions.write();
-        regions.push(Region { base, bytes, fd });
-        Ok(RegionId(regions.len() as u32 - 1))
+        // SAFETY: the caller's.
+        unsafe { self.mmu.regions().attach(base, bytes, memfd) }
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         self.present()?;
-        self.window.reserve(bytes)
+        self.mmu.reserve(bytes)
     }
 
     unsafe fn unreserve(&self, range: DevRange) {
         // SAFETY: the caller's.
-        unsafe { self.window.unreserve(range) }
+        unsafe { self.mmu.unreserve(range) }
     }
 
     fn alloc(&self, _place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
@@ -289,21 +193,21 @@ impl Device for CpuDevice {
             return Ok(());
         }
         if self.signals.inject.alloc_fails() {
-            return Err(self.memory.exhausted(grains));
+            return Err(self.mmu.exhausted(grains));
         }
-        self.memory.alloc(grains, out)
+        self.mmu.alloc(grains, out)
     }
 
     unsafe fn free(&self, frames: &[Frames]) {
-        self.memory.free(frames);
+        self.mmu.free(frames);
     }
 
     fn frames_base(&self) -> Option<NonNull<u8>> {
-        self.host_readable.then(|| self.memory.base())
+        self.host_readable.then(|| self.mmu.frames_base())
     }
 
     fn frames_file(&self) -> Option<i32> {
-        self.caps.coherent.then(|| self.memory.fd().as_raw_fd())
+        self.caps.coherent.then(|| self.mmu.frames_file())
     }
 
     unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
@@ -313,17 +217,21 @@ impl Device for CpuDevice {
             return Err(sys::invalid("edit", "edits happen at once: every point in `after` must be reached"));
         }
         let inject = &self.signals.inject;
-        let regions = self.regions.read();
-        let entries = edits.iter().map(|edit| {
-            if inject.edit_fails() {
-                return Err(sys::injected("edit"));
-            }
-            let entry = self.entry(&regions, edit);
-            inject.add(Count::Edits, u64::from(entry.is_ok()));
-            entry
-        });
         // SAFETY: the caller's.
-        unsafe { self.window.edit(entries, || inject.add(Count::Mappings, 1))? };
+        unsafe {
+            self.mmu.edit(
+                edits,
+                |resolve| {
+                    if inject.edit_fails() {
+                        return Err(sys::injected("edit"));
+                    }
+                    let entry = resolve();
+                    inject.add(Count::Edits, u64::from(entry.is_ok()));
+                    entry
+                },
+                || inject.add(Count::Mappings, 1),
+            )?;
+        }
         // Lost meanwhile: the window did not take the edits.
         self.present()?;
         Ok(Point::REACHED)
@@ -332,7 +240,7 @@ impl Device for CpuDevice {
     unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
         self.present()?;
         self.signals.check_points("copy", after)?;
-        let pieces = self.pieces(runs)?;
+        let pieces = self.mmu.pieces(runs)?;
         let inject = &self.signals.inject;
         if inject.copy_fails() {
             return Err(sys::injected("copy"));
@@ -366,7 +274,7 @@ impl Device for CpuDevice {
         let Some(pool) = &self.pool else { return Err(DeviceError::Lost(self.signals.loss())) };
         let own = |arg: &Arg<'_>| match *arg {
             Arg::Range { at, mapping, .. } => {
-                Ok(OwnArg::Buffer { at: self.window.pointer("submit", at)?, bytes: at.bytes, mapping })
+                Ok(OwnArg::Buffer { at: self.mmu.pointer("submit", at)?, bytes: at.bytes, mapping })
             }
             Arg::Plain(bytes) => Ok(OwnArg::Plain(bytes.into())),
         };
@@ -402,7 +310,7 @@ impl Device for CpuDevice {
     }
 
     fn window(&self) -> Option<Range<usize>> {
-        (self.caps.absent == Absent::Faults).then(|| self.window.addresses())
+        (self.caps.absent == Absent::Faults).then(|| self.mmu.addresses())
     }
 }
 

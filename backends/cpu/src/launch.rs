@@ -23,9 +23,9 @@ use rayon::prelude::*;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, Group, InKernel, Mapping, RawArg, RustForm};
 use sterna_hal::{DeviceError, Groups, KernelError, KernelId, Outcome, Point, Ticket};
+use sterna_host::sys;
 
-use crate::sys;
-use crate::timeline::{COMPUTE, Signals};
+use crate::signals::{COMPUTE, Signals};
 
 /// An argument, copied.
 #[derive(Debug)]
@@ -169,7 +169,7 @@ impl Compute {
                 }
             };
             // Copies have threads of their own: this holds up launches and nothing that they could depend on.
-            self.signals.wait_all(&task.after);
+            self.signals.wait_for_all(&task.after);
             if let Err(error) = self.run(&task) {
                 self.failed.fetch_add(1, AcqRel);
                 self.failures.lock().insert(task.value, error);
@@ -209,7 +209,7 @@ impl Compute {
         }));
         match ended {
             Err(panic) => Err(KernelError::Panicked(message(panic.as_ref()))),
-            Ok(()) if self.signals.is_lost() => Err(KernelError::Lost(self.signals.loss())),
+            Ok(()) if self.signals.lost() => Err(KernelError::Lost(self.signals.loss())),
             Ok(()) => Ok(()),
         }
     }

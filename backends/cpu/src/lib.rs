@@ -29,21 +29,11 @@ mod inject;
 pub use inject::Inject;
 
 #[cfg(target_os = "linux")]
-mod copy;
-#[cfg(target_os = "linux")]
 mod device;
-#[cfg(target_os = "linux")]
-mod frames;
 #[cfg(target_os = "linux")]
 mod launch;
 #[cfg(target_os = "linux")]
-mod memory;
-#[cfg(target_os = "linux")]
-mod sys;
-#[cfg(target_os = "linux")]
-mod timeline;
-#[cfg(target_os = "linux")]
-mod window;
+mod signals;
 #[cfg(target_os = "linux")]
 pub use device::CpuDevice;
 

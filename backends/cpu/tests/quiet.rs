@@ -21,7 +21,7 @@ fn entries(dir: &str) -> usize {
 
 fn ours() -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().filter(|l| l.contains("sterna-cpu")).map(str::to_owned).collect()
+    maps.lines().filter(|l| l.contains("sterna-device")).map(str::to_owned).collect()
 }
 
 fn address_space() -> u64 {

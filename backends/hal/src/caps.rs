@@ -43,6 +43,9 @@ pub struct Caps {
     /// (`DEVICE_COHERENT` in Linux HMM). Then [`Device::frames_base`](crate::Device::frames_base) and
     /// [`Device::frames_file`](crate::Device::frames_file) lead to them. If false a page that the host touches comes home.
     pub coherent: bool,
+    /// Frames belong to addresses (kind *fixed*): `alloc` at a place gives the frames of that place, numbered as the addresses
+    /// run on, and again each time; an entry can name no others. What `free` gives back stays with its place.
+    pub placed: bool,
     /// Entries can forbid stores. If false the engine trusts the declared access.
     pub read_only: bool,
     /// Longest reservation in bytes. A larger segment cannot be contiguous on this device.

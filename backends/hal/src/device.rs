@@ -17,6 +17,8 @@ pub enum Arg<'a> {
     Range {
         /// Where it is.
         at: DevRange,
+        /// Bytes an element.
+        elem: u64,
         /// What the kernel may do with it.
         access: Access,
         /// Which of its elements each group gets.
@@ -56,7 +58,8 @@ pub struct Launch<'a> {
 /// [`frames_base`](Self::frames_base) returned may be *read* from one.
 ///
 /// **A backend never** touches the program's window into shared memory, calls back into the runtime, installs a signal
-/// handler, or blocks, except in [`wait`](Self::wait). A copy small enough that handing it to another thread would cost more
+/// handler, or blocks, except in [`wait`](Self::wait); a device with one queue for copies and launches may wait in
+/// [`submit`](Self::submit) for the copies in `after`. A copy small enough that handing it to another thread would cost more
 /// than doing it may be done before `copy` returns.
 ///
 /// **Unsafe methods** read and write memory by number. Their callers are the engine's `hmm` modules alone.
@@ -75,8 +78,8 @@ pub trait Device: Send + Sync {
     /// exists, and touched by the engine only.
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError>;
 
-    /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except on
-    /// devices of kind *fixed*, where it takes all of it and may say [`DeviceError::OutOfMemory`].
+    /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except where
+    /// frames are [`placed`](crate::Caps::placed): there it takes all of it, may say [`DeviceError::OutOfMemory`], and aligns to the grain.
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError>;
     /// Gives addresses back.
     ///
@@ -84,7 +87,7 @@ pub trait Device: Send + Sync {
     /// `range` came from `reserve` on this device and was not given back; no unfinished launch may touch it.
     unsafe fn unreserve(&self, range: DevRange);
 
-    /// Frames meant for `place` (devices of kind *fixed* return that place's own), appended to `out` in as few stretches as
+    /// Frames meant for `place` (that place's own, where frames are [`placed`](crate::Caps::placed)), appended to `out` in as few stretches as
     /// possible. All or nothing. What the frames contain is whatever was there before.
     fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError>;
     /// Gives frames back. Infallible, any thread.

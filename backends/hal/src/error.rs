@@ -33,6 +33,18 @@ pub enum DeviceError {
         /// The form that is missing.
         needs: &'static str,
     },
+    /// There is no such device, or it cannot be used: no loader, no driver, a feature that is missing. The text names the thing
+    /// and the remedy.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The kernel's code cannot run on this device: broken, for another stage, or in need of a capability.
+    #[error("kernel `{kernel}`: {what}")]
+    BadKernel {
+        /// The kernel's name.
+        kernel: String,
+        /// What is wrong, and the remedy where one is known.
+        what: String,
+    },
     /// A call of the driver or of the operating system failed.
     #[error("{call} failed with code {code}: {text}")]
     Driver {
@@ -60,6 +72,9 @@ pub enum KernelError {
     /// The Rust form panicked; the text is the panic's message.
     #[error("the kernel panicked: {0}")]
     Panicked(String),
+    /// The compiled form found its arguments wrong; the text says how.
+    #[error("the kernel refused its arguments: {0}")]
+    Refused(String),
     /// The device was lost while it ran.
     #[error("the device was lost while the kernel ran: {0}")]
     Lost(String),

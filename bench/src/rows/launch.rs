@@ -174,7 +174,12 @@ impl<'a> Raw<'a> {
     fn submit(&self, (id, kernel): &(hal::KernelId, Empty), groups: u32) -> hal::Ticket {
         let args = [
             Arg::Plain(kernel.value()),
-            Arg::Range { at: self.at, access: Access::ReadWrite, mapping: kernel.params()[0].mapping },
+            Arg::Range {
+                at: self.at,
+                elem: kernel.params()[0].elem,
+                access: Access::ReadWrite,
+                mapping: kernel.params()[0].mapping,
+            },
         ];
         let launch = hal::Launch { kernel: *id, grid: [groups, 1, 1], groups: Groups::All, args: &args };
         // SAFETY: the kernels touch nothing of their range.

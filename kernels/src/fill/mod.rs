@@ -3,9 +3,9 @@
 use bytemuck::Pod;
 use sterna_hal::kernel::{EachOut, Group, Kernel, each_out};
 
-use crate::STREAM_CHUNK;
+use crate::{STREAM_CHUNK, forms};
 
-/// `y[i] = value`, for elements of any plain type.
+/// `y[i] = value`, for elements of any plain type; on Vulkan devices of up to 64 bytes.
 ///
 /// Launched with `(&mut y,)`. What `y` held is not read, so none of it moves to the device.
 ///
@@ -17,7 +17,12 @@ use crate::STREAM_CHUNK;
 /// ```
 #[must_use]
 pub fn fill<T: Pod + Send + Sync>(value: T) -> Kernel<(EachOut<T>,)> {
-    Kernel::new("fill", value, (each_out(fill_chunk::<T>()),), body)
+    let kernel = Kernel::new("fill", value, (each_out(fill_chunk::<T>()),), body);
+    match size_of::<T>() {
+        words @ 1..=64 if words % 4 == 0 => forms::with(kernel, include_bytes!("words.spv"), words as u32 / 4),
+        bytes @ 1..=64 => forms::with(kernel, include_bytes!("bytes.spv"), bytes as u32),
+        _ => kernel,
+    }
 }
 
 /// Elements a group of [`fill`]: as many as fill one 64 KiB granule, and at least one.

@@ -5,8 +5,7 @@
 //!
 //! **How the weights reach the kernel.** They are computed once, on the host, in `f64`, and travel in the plain value. So all
 //! forms of the kernel use the same bits (exponentials differ between devices), and no group computes them anew. The curve is
-//! symmetric and only one half is stored: with at most [`Gaussian::MAX_RADIUS`] of 16, which is 33 taps, value and buffer
-//! addresses stay below the 128 bytes of push constants that every Vulkan device has.
+//! symmetric and only one half is stored, up to [`Gaussian::MAX_RADIUS`] of 16, which is 33 taps.
 
 mod rust;
 
@@ -14,6 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use sterna_hal::kernel::{Each, EachOut, Halo, Kernel, halo_rows, rows, rows_out};
 
 use crate::chunks::plane_width;
+use crate::forms::spirv;
 use crate::tile_rows;
 
 /// The taps of a Gaussian blur: a symmetric, normalised curve, cut off at a radius.
@@ -118,7 +118,7 @@ struct Blur {
 pub fn blur_rows(width: usize, taps: &Gaussian) -> Kernel<(Each<f32>, EachOut<f32>)> {
     let value = Blur { width: plane_width(width), taps: *taps };
     let count = tile_rows(width, 0);
-    Kernel::new("blur_rows", value, (rows(width, count), rows_out(width, count)), rust::along_rows)
+    spirv!(Kernel::new("blur_rows", value, (rows(width, count), rows_out(width, count)), rust::along_rows), "rows")
 }
 
 /// Blurs a plane along its columns. Everything else is as with [`blur_rows`].
@@ -138,7 +138,8 @@ pub fn blur_rows(width: usize, taps: &Gaussian) -> Kernel<(Each<f32>, EachOut<f3
 pub fn blur_cols(width: usize, taps: &Gaussian) -> Kernel<(Halo<f32>, EachOut<f32>)> {
     let value = Blur { width: plane_width(width), taps: *taps };
     let (reach, count) = (taps.radius(), tile_rows(width, taps.radius()));
-    Kernel::new("blur_cols", value, (halo_rows(width, count, reach), rows_out(width, count)), rust::along_cols)
+    let params = (halo_rows(width, count, reach), rows_out(width, count));
+    spirv!(Kernel::new("blur_cols", value, params, rust::along_cols), "cols")
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod rust;
 
 use sterna_hal::kernel::{Each, EachOut, Kernel, Whole, each, each_out, whole};
 
+use crate::forms::spirv;
 use crate::{REDUCE_CHUNK, SPARSE_ROWS};
 
 /// The first half of a round: what each node hands to each of its successors, and the rank that dangling nodes hold.
@@ -35,7 +36,7 @@ use crate::{REDUCE_CHUNK, SPARSE_ROWS};
 #[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn pagerank_contributions() -> Kernel<(Each<f32>, Each<u32>, EachOut<f32>, EachOut<f32>)> {
     let params = (each(REDUCE_CHUNK), each(REDUCE_CHUNK), each_out(REDUCE_CHUNK), each_out(1));
-    Kernel::new("pagerank_contributions", (), params, rust::contributions)
+    spirv!(Kernel::new("pagerank_contributions", (), params, rust::contributions), "contributions")
 }
 
 /// The second half of a round: each node's next rank.
@@ -64,7 +65,8 @@ pub fn pagerank_contributions() -> Kernel<(Each<f32>, Each<u32>, EachOut<f32>, E
 #[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn pagerank_step(damping: f32) -> Kernel<(Whole<u32>, Whole<u32>, Whole<f32>, Whole<f32>, EachOut<f32>)> {
     assert!((0.0..=1.0).contains(&damping), "damping is a probability, not {damping}");
-    Kernel::new("pagerank_step", damping, (whole(), whole(), whole(), whole(), each_out(SPARSE_ROWS)), rust::step)
+    let params = (whole(), whole(), whole(), whole(), each_out(SPARSE_ROWS));
+    spirv!(Kernel::new("pagerank_step", damping, params, rust::step), "step")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub(crate) use rust::{LANES, Lanes, put};
 use sterna_hal::kernel::{Each, EachOut, Kernel, each, each_out};
 
 use crate::REDUCE_CHUNK;
+use crate::forms::spirv;
 
 /// How many partial results a reduction over `len` elements leaves: the length of its output.
 ///
@@ -45,7 +46,7 @@ pub const fn reduce_sum_len(len: usize) -> usize {
 /// ```
 #[must_use]
 pub fn reduce_sum() -> Kernel<(Each<f32>, EachOut<f32>)> {
-    Kernel::new("reduce_sum", (), (each(REDUCE_CHUNK), each_out(1)), rust::sum)
+    spirv!(Kernel::new("reduce_sum", (), (each(REDUCE_CHUNK), each_out(1)), rust::sum), "sum")
 }
 
 /// Partial sums of `u64`, modulo 2⁶⁴: exact, and with them the total if it fits.
@@ -59,7 +60,7 @@ pub fn reduce_sum() -> Kernel<(Each<f32>, EachOut<f32>)> {
 /// ```
 #[must_use]
 pub fn reduce_sum_u64() -> Kernel<(Each<u64>, EachOut<u64>)> {
-    Kernel::new("reduce_sum_u64", (), (each(REDUCE_CHUNK), each_out(1)), rust::sum_u64)
+    spirv!(Kernel::new("reduce_sum_u64", (), (each(REDUCE_CHUNK), each_out(1)), rust::sum_u64), "sum_u64")
 }
 
 /// Partial sums of `abs(x[i] − y[i])`: how far an iteration is from standing still.
@@ -75,7 +76,7 @@ pub fn reduce_sum_u64() -> Kernel<(Each<u64>, EachOut<u64>)> {
 #[must_use]
 pub fn reduce_abs_diff() -> Kernel<(Each<f32>, Each<f32>, EachOut<f32>)> {
     let params = (each(REDUCE_CHUNK), each(REDUCE_CHUNK), each_out(1));
-    Kernel::new("reduce_abs_diff", (), params, rust::abs_diff)
+    spirv!(Kernel::new("reduce_abs_diff", (), params, rust::abs_diff), "abs_diff")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use sterna_hal::kernel::{Each, EachMut, Group, Kernel, each, each_mut};
 
+use crate::forms::spirv;
 use crate::{STREAM_CHUNK, chunks::same_len};
 
 /// `y[i] += a · x[i]`.
@@ -19,7 +20,7 @@ use crate::{STREAM_CHUNK, chunks::same_len};
 /// ```
 #[must_use]
 pub fn saxpy(a: f32) -> Kernel<(Each<f32>, EachMut<f32>)> {
-    Kernel::new("saxpy", a, (each(STREAM_CHUNK), each_mut(STREAM_CHUNK)), body)
+    spirv!(Kernel::new("saxpy", a, (each(STREAM_CHUNK), each_mut(STREAM_CHUNK)), body), "saxpy")
 }
 
 fn body(_: Group, a: f32, x: &[f32], y: &mut [f32]) {

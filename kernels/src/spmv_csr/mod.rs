@@ -7,6 +7,7 @@ pub(crate) use rust::{Rows, at};
 use sterna_hal::kernel::{EachOut, Kernel, Whole, each_out, whole};
 
 use crate::SPARSE_ROWS;
+use crate::forms::spirv;
 
 /// `y = A · x`, with `A` in compressed sparse rows.
 ///
@@ -45,7 +46,8 @@ use crate::SPARSE_ROWS;
 #[must_use]
 #[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn spmv_csr() -> Kernel<(Whole<u32>, Whole<u32>, Whole<f32>, Whole<f32>, EachOut<f32>)> {
-    Kernel::new("spmv_csr", (), (whole(), whole(), whole(), whole(), each_out(SPARSE_ROWS)), rust::body)
+    let params = (whole(), whole(), whole(), whole(), each_out(SPARSE_ROWS));
+    spirv!(Kernel::new("spmv_csr", (), params, rust::body), "spmv_csr")
 }
 
 #[cfg(test)]

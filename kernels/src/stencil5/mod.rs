@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use sterna_hal::kernel::{EachOut, Group, Halo, HaloPart, Kernel, halo_rows, rows_out};
 
 use crate::chunks::{plane_width, same_len};
+use crate::forms::spirv;
 use crate::tile_rows;
 
 /// The plain value.
@@ -40,7 +41,7 @@ pub fn stencil5(width: usize, k: f32) -> Kernel<(Halo<f32>, EachOut<f32>)> {
     assert!(k.is_finite(), "k is {k}");
     let value = Heat { width: plane_width(width), k };
     let rows = tile_rows(width, 1);
-    Kernel::new("stencil5", value, (halo_rows(width, rows, 1), rows_out(width, rows)), body)
+    spirv!(Kernel::new("stencil5", value, (halo_rows(width, rows, 1), rows_out(width, rows)), body), "stencil5")
 }
 
 fn body(_: Group, Heat { width, k }: Heat, old: HaloPart<'_, f32>, new: &mut [f32]) {

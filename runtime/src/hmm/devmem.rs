@@ -38,10 +38,12 @@ pub(crate) struct Reserved {
     frames: Vec<Frames>,
     next: usize,
     left: u32,
+    /// Where frames belong to addresses: the frame of the segment's first grain.
+    placed: Option<u32>,
 }
 
 impl Reserved {
-    /// Takes `grains` grains for `place`, evicting blocks of a rank below `want.rank` if need be. Waits for copies, and for a
+    /// Takes `grains` grains for the segment at `place`, evicting blocks of a rank below `want.rank` if need be. Waits for copies, and for a
     /// launch waits for earlier ones when everything else is in use.
     pub(crate) fn take(
         free: &mut Free,
@@ -51,6 +53,11 @@ impl Reserved {
         want: Want,
     ) -> Result<Self, Error> {
         let mut frames = Vec::new();
+        if mirror.caps().placed {
+            mirror.device().alloc(place, 1, &mut frames).map_err(|e| mirror.noticed(e))?;
+            let placed = frames.pop().map(|f| f.first);
+            return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
+        }
         loop {
             if grains == 0 {
                 break;
@@ -77,7 +84,7 @@ impl Reserved {
                 Err(e) => return Err(mirror.noticed(e)),
             }
         }
-        Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains })
+        Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed: None })
     }
 
     /// Grains that are left.
@@ -85,8 +92,12 @@ impl Reserved {
         self.left
     }
 
-    /// The next grain. There must be one left.
-    pub(crate) fn pop(&mut self) -> u32 {
+    /// The next grain, for grain `number` of the segment. There must be one left.
+    pub(crate) fn pop(&mut self, number: u32) -> u32 {
+        if let Some(first) = self.placed {
+            self.left -= 1;
+            return first + number;
+        }
         let f = &mut self.frames[self.next];
         let grain = f.first;
         f.first += 1;

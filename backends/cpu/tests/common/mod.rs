@@ -1,8 +1,6 @@
 //! Devices and host storage for tests.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
 use std::time::Duration;
 
 use sterna_cpu::{CpuConfig, CpuDevice};
@@ -12,6 +10,7 @@ use sterna_hal::{
     Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, Frames, Groups, HostAt, Launch, Outcome, Place, Point,
     RegionId, Target, Ticket,
 };
+pub(crate) use sterna_host::testing::Host;
 
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 pub(crate) const MIB: u64 = 1 << 20;
@@ -20,61 +19,12 @@ pub(crate) fn device(config: CpuConfig) -> CpuDevice {
     CpuDevice::new(0, config).expect("a device")
 }
 
-/// A shared memory file, mapped.
-pub(crate) struct Host {
-    fd: OwnedFd,
-    base: NonNull<u8>,
-    bytes: u64,
-}
-
 pub(crate) fn host(bytes: u64) -> Host {
-    // SAFETY: a new file and a new mapping of it, checked.
-    unsafe {
-        let fd = libc::memfd_create(c"host".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0);
-        let fd = OwnedFd::from_raw_fd(fd);
-        assert_eq!(libc::ftruncate(fd.as_raw_fd(), bytes as i64), 0);
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let p = libc::mmap(std::ptr::null_mut(), bytes as usize, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0);
-        assert_ne!(p, libc::MAP_FAILED);
-        Host { fd, base: NonNull::new(p.cast()).unwrap(), bytes }
-    }
+    Host::new(bytes)
 }
 
 pub(crate) fn host_for(grain: u64) -> Host {
-    host(Bench::least(grain))
-}
-
-impl Host {
-    pub(crate) fn attach(&self, device: &dyn Device) -> RegionId {
-        // SAFETY: mapped from offset 0; tests keep it longer than the device's last use of it.
-        unsafe { device.attach_host(self.base, self.bytes, self.fd.as_raw_fd()) }.expect("attach_host")
-    }
-
-    pub(crate) fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub(crate) fn slice(&self) -> &[u8] {
-        // SAFETY: mapped; tests look at it while no copy to it is under way.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.bytes as usize) }
-    }
-
-    pub(crate) fn fill(&self, value: u8) {
-        // SAFETY: mapped; no copy is under way.
-        unsafe { self.base.write_bytes(value, self.bytes as usize) };
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes as usize) };
-    }
+    Host::new(Bench::least(grain))
 }
 
 pub(crate) fn at_host(region: RegionId, offset: u64) -> Place {
@@ -113,6 +63,7 @@ pub(crate) fn submit<P: Params>(
     let mut args = vec![Arg::Plain(kernel.value())];
     args.extend(kernel.params().iter().zip(ranges).map(|(p, at)| Arg::Range {
         at: *at,
+        elem: p.elem,
         access: p.access,
         mapping: p.mapping,
     }));

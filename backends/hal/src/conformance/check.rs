@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 
-use crate::kernel::{Kernel, Params};
+use crate::kernel::{Group, Kernel, Params, each_mut};
 use crate::{
     Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, FaultBatch, Frames, Groups, HostAt, Launch, Outcome, Place,
     Point, RegionId, Target, Ticket,
@@ -149,6 +149,12 @@ impl<'a> Bench<'a> {
         self.device.caps().grain
     }
 
+    /// Whether the device runs Rust forms.
+    pub(super) fn runs_rust(&self) -> bool {
+        fn nothing(_: Group, (): (), _: &mut [u32]) {}
+        self.device.load(Kernel::new("nothing", (), (each_mut::<u32>(1),), nothing).code()).is_ok()
+    }
+
     pub(super) fn host_bytes(&self) -> u64 {
         self.bytes
     }
@@ -222,6 +228,7 @@ impl<'a> Bench<'a> {
         let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(kernel.value())];
         args.extend(kernel.params().iter().zip(ranges).map(|(p, at)| Arg::Range {
             at: *at,
+            elem: p.elem,
             access: p.access,
             mapping: p.mapping,
         }));

@@ -5,7 +5,7 @@ use std::fmt;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 
-use super::{Code, Group, Param, ParamDesc, Params, RawArg};
+use super::{Code, Group, Param, ParamDesc, Params, RawArg, Spirv};
 
 /// Code for parameters `P` and a plain value `V`: `fn(Group, V, <item of each parameter>…)`.
 ///
@@ -74,11 +74,36 @@ impl<P: Params> Kernel<P> {
         const { assert!(size_of::<Fun>() == 0, "a kernel's body captures nothing: pass values through `value`") };
         let _ = body;
         Self {
-            code: Code { name, rust: Some(erased::<V, P, Fun>) },
+            code: Code { name, rust: Some(erased::<V, P, Fun>), spirv: None },
             value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
             params,
             groups: None,
         }
+    }
+
+    /// A kernel that has only a SPIR-V form.
+    ///
+    /// # Safety
+    /// As [`with_spirv`](Self::with_spirv), but for the Rust form.
+    pub unsafe fn from_spirv<V: Pod>(name: &'static str, value: V, params: P, form: Spirv) -> Self {
+        Self {
+            code: Code { name, rust: None, spirv: Some(form) },
+            value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
+            params,
+            groups: None,
+        }
+    }
+
+    /// The kernel with a SPIR-V form beside its Rust form, for Vulkan devices.
+    ///
+    /// # Safety
+    /// The module takes its arguments as [`spirv`](super::spirv) says and computes what the Rust form computes. Whatever the
+    /// lengths of the buffers and whatever they hold, each group accesses only what its parameters give it (inside the buffers,
+    /// its own part of what is replaced or changed, atomically where it is scattered), and it ends.
+    #[must_use]
+    pub unsafe fn with_spirv(mut self, form: Spirv) -> Self {
+        self.code.spirv = Some(form);
+        self
     }
 
     /// Runs `groups` workgroups. Needed only by kernels without a parameter of kind `each`, `rows` or `halo`, whose number of

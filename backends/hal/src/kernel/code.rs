@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::ptr::NonNull;
 
-use super::{Group, Mapping};
+use super::{Group, Mapping, Spirv};
 
 /// A kernel loaded on one device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -34,7 +34,7 @@ pub type RustForm = unsafe fn(group: Group, args: &[RawArg<'_>]);
 
 /// A kernel's code, in the forms that it has.
 ///
-/// SPIR-V and PTX join as fields of their own with the backends that run them.
+/// PTX joins as a field of its own with the backend that runs it.
 ///
 /// Equality is by name and by address of the code. Two addresses of one function, which a compiler may make, count as two
 /// kernels, and cost no more than loading it twice.
@@ -44,11 +44,13 @@ pub struct Code {
     pub name: &'static str,
     /// The form that runs on the CPU device.
     pub rust: Option<RustForm>,
+    /// The form that runs on Vulkan devices.
+    pub spirv: Option<Spirv>,
 }
 
 impl Code {
-    fn key(&self) -> (&'static str, usize) {
-        (self.name, self.rust.map_or(0, |f| f as usize))
+    fn key(&self) -> impl Eq + Hash {
+        (self.name, self.rust.map_or(0, |f| f as usize), self.spirv.as_ref().map(Spirv::key))
     }
 }
 

@@ -37,6 +37,7 @@ mod body;
 mod code;
 mod group;
 mod param;
+pub mod spirv;
 
 pub use body::{Body, Kernel};
 pub use code::{Code, KernelId, RawArg, RustForm};
@@ -45,3 +46,4 @@ pub use param::{
     Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,
     each_out, halo, halo_rows, rows, rows_mut, rows_out, scatter, whole,
 };
+pub use spirv::Spirv;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use sterna_hal::{Access, DevRange, Edit, Target};
 
-use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
+use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::Body;
 use super::super::devmem::{Reserved, keep};
 use super::super::lock::Free;
@@ -198,7 +198,8 @@ fn collect(
                     continue;
                 }
                 body.admit(slot);
-                body.dev[slot].frames[g] = reserved.pop() + 1;
+                let number = seg.view_offset(id, g * per) / (per as u64 * PAGE);
+                body.dev[slot].frames[g] = reserved.pop(number as u32) + 1;
             }
         }
         if body.dev[slot].has_frames(per) {

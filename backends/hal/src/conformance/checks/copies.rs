@@ -2,14 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Checked, first_difference, pattern, room};
+use super::{Checked, both, first_difference, form, pattern, room};
 use crate::conformance::check::{Bench, Segment, Verdict, ensure, said};
-use crate::kernel::{Group, Kernel, each_mut};
+use crate::kernel::{EachMut, Group, Kernel, each_mut};
 use crate::{CopyRun, Groups, Outcome, Place, Point};
 
 fn slow(_: Group, millis: u32, y: &mut [u32]) {
     std::thread::sleep(Duration::from_millis(u64::from(millis)));
     y.fill(millis);
+}
+
+fn slowly(millis: u32, chunk: usize) -> Kernel<(EachMut<u32>,)> {
+    both(Kernel::new("slow", millis, (each_mut::<u32>(chunk),), slow), form!("slow"))
 }
 
 /// Host to frames to host gives the same bytes, at odd offsets and lengths, and touches nothing beside them.
@@ -153,13 +157,7 @@ pub fn copies_wait_for_their_points(b: &Bench<'_>) -> Checked {
     let n = 256;
     for (round, millis) in [20_u32, 5, 30].into_iter().enumerate() {
         seg.write(&vec![0_u32; n])?;
-        let ticket = b.submit(
-            &Kernel::new("slow", millis, (each_mut::<u32>(n),), slow),
-            [1; 3],
-            Groups::All,
-            &[seg.elems::<u32>(n)],
-            &[],
-        )?;
+        let ticket = b.submit(&slowly(millis, n), [1; 3], Groups::All, &[seg.elems::<u32>(n)], &[])?;
         // SAFETY: frames and host bytes of this check, ordered behind the launch.
         let out = unsafe { b.device.copy(&seg.runs(0, 4 * n as u64, 64, false), &[ticket.point]) }.map_err(said("copy"))?;
         // A second hop behind the first, to another place.
@@ -212,7 +210,7 @@ pub fn points_are_reached_in_order(b: &Bench<'_>) -> Checked {
 pub fn waiting_can_time_out(b: &Bench<'_>) -> Checked {
     room!(b, 1);
     let seg = b.segment(1)?;
-    let kernel = Kernel::new("slow", 150_u32, (each_mut::<u32>(8),), slow);
+    let kernel = slowly(150, 8);
     let ticket = b.submit(&kernel, [1; 3], Groups::All, &[seg.elems::<u32>(8)], &[])?;
     for timeout in [Duration::ZERO, Duration::from_millis(10)] {
         let start = Instant::now();

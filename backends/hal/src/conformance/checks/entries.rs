@@ -1,16 +1,19 @@
 //! Page-table entries, and everything at once.
 
-use super::{Checked, room, step};
+use super::{Checked, both, form, room, stepping};
 use crate::conformance::check::{Bench, PATIENCE, Segment, Verdict, ensure, said};
-use crate::kernel::{Group, Kernel, each, each_mut, each_out, whole};
+use crate::kernel::{Group, Kernel, each, each_out, whole};
 use crate::{Access, CopyRun, Edit, Groups, HostAt, Outcome, Place, Target};
 
 /// Entries can be moved to other frames, made absent, and made again; the next launch sees the new ones and frames keep their bytes.
 pub fn entries_can_be_changed(b: &Bench<'_>) -> Checked {
+    if b.device.caps().placed {
+        return PLACED;
+    }
     room!(b, 6);
     let (seg, other) = (b.segment(3)?, b.segment(3)?);
     let n = 64;
-    let add_ten = Kernel::new("step", 10_u32, (each_mut::<u32>(8),), step);
+    let add_ten = stepping(10, 8);
     let run = |s: &Segment<'_>| b.run(&add_ten, [n as u32 / 8, 1, 1], &[s.elems::<u32>(n)]);
     seg.write(&vec![1_u32; n])?;
     other.write(&vec![2_u32; n])?;
@@ -49,6 +52,39 @@ pub fn entries_can_be_changed(b: &Bench<'_>) -> Checked {
     Ok(Verdict::Passed)
 }
 
+const PLACED: Checked = Ok(Verdict::Skipped("frames belong to their addresses"));
+
+/// Where frames belong to addresses, a place gives the same frames each time, in the order of the addresses, and an entry that
+/// names others is refused.
+pub fn frames_of_a_place_are_its_own(b: &Bench<'_>) -> Checked {
+    if !b.device.caps().placed {
+        return Ok(Verdict::Skipped("any frames can be entered anywhere"));
+    }
+    room!(b, 8);
+    let (grain, at) = (b.grain(), b.device.reserve(4 * b.grain()).map_err(said("reserve"))?);
+    let take = |place, grains| {
+        let mut out = Vec::new();
+        b.device.alloc(place, grains, &mut out).map_err(said("alloc"))?;
+        Ok::<_, String>(out)
+    };
+    let all = take(at.at, 4)?;
+    ensure!(all.len() == 1 && all[0].grains == 4, "four grains of one place: {all:?}");
+    let last = take(at.at.plus(3 * grain), 1)?;
+    ensure!(last[0].first == all[0].first + 3, "{last:?} behind {all:?}");
+    let edit = |first| Edit { at: at.part(0, grain), to: Target::Frames { first }, access: Access::ReadWrite };
+    b.edit(&[edit(all[0].first)], &[])?;
+    // SAFETY: the device must refuse it.
+    let answer = unsafe { b.device.edit(&[edit(all[0].first + 1)], &[]) };
+    ensure!(answer.is_err(), "an entry that names another place's frames was accepted");
+    ensure!(b.device.alloc(at.at, 1 << 20, &mut Vec::new()).is_err(), "frames beyond the end of a reservation");
+    // SAFETY: allocated here, never used by a launch, given back once.
+    unsafe {
+        b.device.free(&all);
+        b.device.unreserve(at);
+    }
+    Ok(Verdict::Passed)
+}
+
 /// Frames behind read-only entries can be read by kernels, and written again once the entries allow it.
 pub fn read_only_entries_can_be_read(b: &Bench<'_>) -> Checked {
     fn double(_: Group, _: (), x: &[u32], all: &[u32], y: &mut [u32]) {
@@ -60,11 +96,12 @@ pub fn read_only_entries_can_be_read(b: &Bench<'_>) -> Checked {
     source.write(&(1..=n as u32).collect::<Vec<_>>())?;
     source.map(Access::Read)?;
     let kernel = Kernel::new("double", (), (each::<u32>(9), whole::<u32>(), each_out::<u32>(9)), double);
+    let kernel = both(kernel, form!("double"));
     let grid = [n.div_ceil(9) as u32, 1, 1];
     b.run(&kernel, grid, &[source.elems::<u32>(n), source.elems::<u32>(n), out.elems::<u32>(n)])?;
     ensure!(out.read::<u32>(n)? == (1..=n as u32).map(|v| 2 * v + 1).collect::<Vec<_>>(), "read through read-only entries");
     source.map(Access::ReadWrite)?;
-    b.run(&Kernel::new("step", 1_u32, (each_mut::<u32>(9),), step), grid, &[source.elems::<u32>(n)])?;
+    b.run(&stepping(1, 9), grid, &[source.elems::<u32>(n)])?;
     ensure!(source.read::<u32>(n)? == (1..=n as u32).map(|v| 3 * v + 1).collect::<Vec<_>>(), "entries writable again");
     Ok(Verdict::Passed)
 }
@@ -84,7 +121,7 @@ pub fn host_storage_can_be_aliased(b: &Bench<'_>) -> Checked {
         b.put(3 * grain, &vec![2; grain as usize]);
         b.edit(&edits, &[])?;
         let n = (2 * grain / 4) as usize;
-        let kernel = Kernel::new("step", 1_u32, (each_mut::<u32>(1024),), step);
+        let kernel = stepping(1, 1024);
         b.run(&kernel, [n.div_ceil(1024) as u32, 1, 1], &[at])?;
         for (offset, was) in [(3 * grain, 0x0202_0202_u32), (grain, 0x0101_0101)] {
             let got: Vec<u32> = b.values(offset, n / 2);
@@ -137,7 +174,7 @@ pub fn threads_may_call_at_once(b: &Bench<'_>) -> Checked {
             b.edit(&edits, &[])?;
             // SAFETY: frames, addresses and host bytes are this thread's own; everything is waited for.
             let moved = unsafe { b.device.copy(&inward, &[]) }.map_err(said("copy"))?;
-            let kernel = Kernel::new("step", 5_u32, (each_mut::<u32>(512),), step);
+            let kernel = stepping(5, 512);
             let ticket = b.submit(&kernel, [n.div_ceil(512) as u32, 1, 1], Groups::All, &[at.part(0, bytes)], &[moved])?;
             // SAFETY: as above.
             let home = unsafe { b.device.copy(&back, &[ticket.point]) }.map_err(said("copy"))?;

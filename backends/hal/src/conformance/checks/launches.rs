@@ -2,13 +2,17 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Checked, room, step};
+use super::{Checked, both, form, room, rust_forms, step, stepping};
 use crate::conformance::check::{Bench, Verdict, ensure, said};
-use crate::kernel::{Group, Kernel, each_mut, each_out, scatter};
+use crate::kernel::{Group, Kernel, Scatter, each_mut, each_out, scatter};
 use crate::{DeviceError, Groups, KernelError, Outcome, in_kernel};
 
 fn count(group: Group, _: (), counts: &[AtomicU32]) {
     counts[group.index()].fetch_add(1, Ordering::Relaxed);
+}
+
+fn counting() -> Kernel<(Scatter<u32>,)> {
+    both(Kernel::new("count", (), (scatter::<u32>(),), count), form!("count"))
 }
 
 /// Every group of a grid runs exactly once, whatever its shape.
@@ -18,7 +22,7 @@ pub fn every_group_runs_once(b: &Bench<'_>) -> Checked {
     for grid in [[1, 1, 1], [2, 1, 1], [64, 1, 1], [7, 5, 3], [1, 1, 13], [1000, 1, 1], [32, 64, 1]] {
         let n = grid.iter().product::<u32>() as usize;
         seg.write(&vec![0_u32; n])?;
-        b.run(&Kernel::new("count", (), (scatter::<u32>(),), count), grid, &[seg.elems::<u32>(n)])?;
+        b.run(&counting(), grid, &[seg.elems::<u32>(n)])?;
         let got = seg.read::<u32>(n)?;
         let wrong = got.iter().position(|c| *c != 1);
         ensure!(wrong.is_none(), "grid {grid:?}: group {} ran {} times", wrong.unwrap_or(0), got[wrong.unwrap_or(0)]);
@@ -35,7 +39,7 @@ pub fn parts_of_a_grid(b: &Bench<'_>) -> Checked {
     room!(b, 1);
     let seg = b.segment(1)?;
     let (grid, n) = ([10, 6, 2], 120_u32);
-    let kernel = Kernel::new("mark", (), (each_mut::<u32>(2),), mark);
+    let kernel = both(Kernel::new("mark", (), (each_mut::<u32>(2),), mark), form!("mark"));
     let list: Vec<u32> = (0..n).filter(|g| g % 7 == 3).rev().collect();
     let parts = [
         Groups::Range(0, n),
@@ -75,11 +79,12 @@ pub fn plain_values_arrive(b: &Bench<'_>) -> Checked {
     room!(b, 1);
     let seg = b.segment(1)?;
     let value = [7_u16, 0xFFFF, 1];
-    b.run(&Kernel::new("small", value, (each_out::<u32>(3),), small), [1; 3], &[seg.elems::<u32>(3)])?;
+    let kernel = both(Kernel::new("small", value, (each_out::<u32>(3),), small), form!("small"));
+    b.run(&kernel, [1; 3], &[seg.elems::<u32>(3)])?;
     ensure!(seg.read::<u32>(3)? == [7, 0xFFFF, 1], "three small numbers");
     let value: [u64; 16] = std::array::from_fn(|i| u64::MAX / (i as u64 + 1));
     let ticket = {
-        let kernel = Kernel::new("large", value, (each_out::<u64>(16),), large);
+        let kernel = both(Kernel::new("large", value, (each_out::<u64>(16),), large), form!("large"));
         b.submit(&kernel, [1; 3], Groups::All, &[seg.elems::<u64>(16)], &[])?
     };
     ensure!(matches!(b.ended(ticket)?, Outcome::Done), "the kernel failed");
@@ -96,7 +101,7 @@ pub fn launches_run_in_order(b: &Bench<'_>) -> Checked {
     seg.write(&start)?;
     let (mut want, mut tickets) = (start, Vec::new());
     for add in 0..200_u32 {
-        let kernel = Kernel::new("step", add, (each_mut::<u32>(16),), step);
+        let kernel = stepping(add, 16);
         tickets.push(b.submit(&kernel, [n as u32 / 16, 1, 1], Groups::All, &[seg.elems::<u32>(n)], &[])?);
         step(Group::nth(0, [1; 3]), add, &mut want);
     }
@@ -122,7 +127,7 @@ pub fn launches_wait_for_copies(b: &Bench<'_>) -> Checked {
         b.put(0, bytemuck::cast_slice(&vec![round; n]));
         // SAFETY: host bytes and frames of this check, waited for below.
         let moved = unsafe { b.device.copy(&seg.runs(0, bytes, 0, true), &[]) }.map_err(said("copy"))?;
-        let kernel = Kernel::new("step", 10_u32, (each_mut::<u32>(4096),), step);
+        let kernel = stepping(10, 4096);
         let ticket = b.submit(&kernel, [n.div_ceil(4096) as u32, 1, 1], Groups::All, &[seg.elems::<u32>(n)], &[moved])?;
         // SAFETY: as above, behind the launch.
         let back = unsafe { b.device.copy(&seg.runs(0, bytes, 0, false), &[ticket.point]) }.map_err(said("copy"))?;
@@ -140,11 +145,12 @@ pub fn a_panic_is_a_failed_launch(b: &Bench<'_>) -> Checked {
     fn panics(group: Group, at: u32, _: &mut [u32]) {
         assert!(group.index() as u32 != at, "meant to panic: group {at}");
     }
+    rust_forms!(b);
     room!(b, 1);
     let seg = b.segment(1)?;
     let n = 64;
     seg.write(&vec![1_u32; n])?;
-    let add = Kernel::new("step", 4_u32, (each_mut::<u32>(8),), step);
+    let add = stepping(4, 8);
     let (grid, range) = ([8, 1, 1], [seg.elems::<u32>(n)]);
     let before = b.submit(&add, grid, Groups::All, &range, &[])?;
     let bad = b.submit(&Kernel::new("panics", 5_u32, (each_mut::<u32>(8),), panics), grid, Groups::All, &range, &[])?;
@@ -166,6 +172,7 @@ pub fn kernels_know_where_they_are(b: &Bench<'_>) -> Checked {
     fn ask(_: Group, _: (), y: &mut [u32]) {
         y.fill(u32::from(in_kernel()));
     }
+    rust_forms!(b);
     room!(b, 1);
     let seg = b.segment(1)?;
     b.run(&Kernel::new("ask", (), (each_out::<u32>(1),), ask), [50, 1, 1], &[seg.elems::<u32>(50)])?;
@@ -176,12 +183,12 @@ pub fn kernels_know_where_they_are(b: &Bench<'_>) -> Checked {
 
 /// A kernel that the device cannot run is refused, and the same code twice gives the same kernel.
 pub fn a_kernel_without_a_form_is_refused(b: &Bench<'_>) -> Checked {
-    let none = crate::kernel::Code { name: "formless", rust: None };
+    let none = crate::kernel::Code { name: "formless", rust: None, spirv: None };
     match b.device.load(&none) {
         Err(DeviceError::NoForm { kernel, .. }) => ensure!(kernel == "formless", "names {kernel}"),
         other => return Err(format!("a kernel without any form: {other:?}")),
     }
-    let kernel = Kernel::new("count", (), (scatter::<u32>(),), count);
+    let kernel = counting();
     let (first, again) = (b.device.load(kernel.code()), b.device.load(kernel.code()));
     ensure!(first.is_ok() && first == again, "{first:?}, then {again:?}");
     Ok(Verdict::Passed)

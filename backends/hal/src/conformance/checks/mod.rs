@@ -1,7 +1,7 @@
 //! The checks, one function a property, by what they are about; what they share is here.
 
 use super::check::{Check, Verdict};
-use crate::kernel::Group;
+use crate::kernel::{EachMut, Group, Kernel, Params, Spirv, each_mut};
 
 mod coherent;
 mod copies;
@@ -28,7 +28,7 @@ list! {
     frames_come_back, copies_keep_every_byte, large_copies_of_odd_length, many_runs_in_one_copy, zero_is_a_source, copies_wait_for_their_points,
     points_are_reached_in_order, waiting_can_time_out, every_group_runs_once, parts_of_a_grid, plain_values_arrive,
     launches_run_in_order, launches_wait_for_copies, entries_can_be_changed, read_only_entries_can_be_read,
-    host_storage_can_be_aliased, coherent_frames_are_one_memory, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
+    host_storage_can_be_aliased, frames_of_a_place_are_its_own, coherent_frames_are_one_memory, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
     threads_may_call_at_once,
 }
 
@@ -63,6 +63,34 @@ fn first_difference(got: &[u8], want: &[u8]) -> String {
         |i| format!("byte {i} of {} is {} instead of {}", want.len(), got[i], want[i]),
     )
 }
+
+macro_rules! form {
+    ($name:literal) => {
+        crate::kernel::Spirv::new(include_bytes!(concat!("../glsl/", $name, ".spv")))
+    };
+}
+use form;
+
+/// The kernel with its SPIR-V form.
+fn both<P: Params>(kernel: Kernel<P>, form: Spirv) -> Kernel<P> {
+    // SAFETY: the modules beside this file do what the Rust forms do, within the bounds of their buffers.
+    unsafe { kernel.with_spirv(form) }
+}
+
+/// The kernel that most checks run: `y = 3·y + add`, in parts of `chunk` elements.
+fn stepping(add: u32, chunk: usize) -> Kernel<(EachMut<u32>,)> {
+    both(Kernel::new("step", add, (each_mut::<u32>(chunk),), step), form!("step"))
+}
+
+/// Passes, or says that the device runs no Rust forms.
+macro_rules! rust_forms {
+    ($bench:expr) => {
+        if !$bench.runs_rust() {
+            return Ok(crate::conformance::check::Verdict::Skipped("the device runs compiled forms only"));
+        }
+    };
+}
+use rust_forms;
 
 fn step(_: Group, add: u32, y: &mut [u32]) {
     y.iter_mut().for_each(|y| *y = y.wrapping_mul(3).wrapping_add(add));

@@ -32,10 +32,21 @@ pub(crate) struct Window {
 }
 
 /// What an entry names, resolved to a file.
-#[derive(Clone, Copy)]
-pub(crate) enum Entry<'a> {
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    /// Nothing.
     Absent,
-    File { fd: BorrowedFd<'a>, offset: u64, writable: bool, populate: bool },
+    /// A part of a file.
+    File {
+        /// The file.
+        fd: BorrowedFd<'a>,
+        /// Bytes from its start.
+        offset: u64,
+        /// Whether stores are allowed.
+        writable: bool,
+        /// Whether its pages are entered in the page table at once.
+        populate: bool,
+    },
 }
 
 impl Entry<'_> {

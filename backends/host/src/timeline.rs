@@ -12,21 +12,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use sterna_hal::{DeviceError, Point};
-
-use crate::inject::Triggers;
-use crate::sys;
 
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Waited {
+pub enum Waited {
+    /// The value is reached.
     Reached,
+    /// The time is over.
     TimedOut,
+    /// The device is gone.
     Lost,
 }
 
+/// A number that grows, and threads that wait for it.
 #[derive(Debug, Default)]
-pub(crate) struct Timeline {
+pub struct Timeline {
     reached: AtomicU64,
     wanted: Wanted,
     lock: Mutex<()>,
@@ -48,16 +48,20 @@ const SPINS: u32 = 200;
 const YIELDS: u32 = 8;
 
 impl Timeline {
-    pub(crate) fn value(&self) -> u64 {
+    /// The value now.
+    #[must_use]
+    pub fn value(&self) -> u64 {
         self.reached.load(Acquire)
     }
 
-    pub(crate) fn is_reached(&self, value: u64) -> bool {
+    /// Whether `value` is reached.
+    #[must_use]
+    pub fn is_reached(&self, value: u64) -> bool {
         self.value() >= value
     }
 
     /// Publishes that `value` is reached.
-    pub(crate) fn reach(&self, value: u64) {
+    pub fn reach(&self, value: u64) {
         debug_assert!(self.reached.load(Relaxed) < value);
         self.reached.store(value, Release);
         // Either this thread sees the waiter's wish, or the waiter sees the value.
@@ -68,14 +72,14 @@ impl Timeline {
     }
 
     /// Wakes every sleeper, to look again.
-    pub(crate) fn wake_all(&self) {
+    pub fn wake_all(&self) {
         let _guard = self.lock.lock();
         self.wanted.0.store(u64::MAX, Relaxed);
         self.wake.notify_all();
     }
 
     /// Waits for `value`, at most `timeout`. `None` waits for as long as it takes.
-    pub(crate) fn wait(&self, value: u64, timeout: Option<Duration>, lost: &AtomicBool) -> Waited {
+    pub fn wait(&self, value: u64, timeout: Option<Duration>, lost: &AtomicBool) -> Waited {
         for i in 0..SPINS + YIELDS {
             if self.is_reached(value) {
                 return Waited::Reached;
@@ -110,73 +114,6 @@ impl Timeline {
                     }
                 }
             }
-        }
-    }
-}
-
-/// The queue that runs launches.
-pub(crate) const COMPUTE: u32 = 0;
-/// The queue of copies that are not done at once.
-pub(crate) const COPY: u32 = 1;
-
-/// Both timelines of a device and whether it is lost: what its threads share.
-#[derive(Debug)]
-pub(crate) struct Signals {
-    queues: [Timeline; 2],
-    pub(crate) inject: Triggers,
-    /// The selector of the device, for messages.
-    pub(crate) id: String,
-}
-
-impl Signals {
-    pub(crate) fn new(id: String) -> Self {
-        Self { queues: Default::default(), inject: Triggers::new(), id }
-    }
-
-    pub(crate) fn compute(&self) -> &Timeline {
-        &self.queues[COMPUTE as usize]
-    }
-
-    pub(crate) fn copy(&self) -> &Timeline {
-        &self.queues[COPY as usize]
-    }
-
-    pub(crate) fn queue(&self, point: Point) -> Option<&Timeline> {
-        self.queues.get(point.queue as usize)
-    }
-
-    /// Refuses points of queues that do not exist.
-    pub(crate) fn check_points(&self, call: &'static str, points: &[Point]) -> Result<(), DeviceError> {
-        match points.iter().find(|p| self.queue(**p).is_none()) {
-            Some(p) => Err(sys::invalid(call, format!("{p:?} is of no queue of this device"))),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn all_reached(&self, points: &[Point]) -> bool {
-        points.iter().all(|p| self.queue(*p).is_some_and(|q| q.is_reached(p.value)))
-    }
-
-    /// Waits for all of `points`, or for the device's loss. For this device's own threads.
-    pub(crate) fn wait_all(&self, points: &[Point]) {
-        for p in points {
-            if let Some(q) = self.queue(*p) {
-                q.wait(p.value, None, self.inject.lost_flag());
-            }
-        }
-    }
-
-    pub(crate) fn is_lost(&self) -> bool {
-        self.inject.lost_flag().load(Acquire)
-    }
-
-    pub(crate) fn loss(&self) -> String {
-        format!("{} was taken away", self.id)
-    }
-
-    pub(crate) fn wake_everyone(&self) {
-        for q in &self.queues {
-            q.wake_all();
         }
     }
 }

@@ -19,27 +19,42 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 use sterna_hal::{DeviceError, Point};
 
-use crate::timeline::{COPY, Signals};
+/// What the copier asks of the device that it belongs to.
+pub trait Owner: Send + Sync + std::fmt::Debug {
+    /// Waits for all of `points`, or for the device's loss. On one of the copier's threads.
+    fn wait_all(&self, points: &[Point]);
+    /// Whether the device is lost.
+    fn is_lost(&self) -> bool;
+    /// Publishes that copy number `value` and all before it have arrived. Called in order.
+    fn copied(&self, value: u64);
+    /// How much later than its bytes a copy is to arrive.
+    fn delay(&self) -> Duration {
+        Duration::ZERO
+    }
+}
 
 /// Up to this size a batch is copied by the caller: handing it over would take longer than it saves.
-pub(crate) const INLINE: u64 = 1 << 20;
+pub const INLINE: u64 = 1 << 20;
 
 /// One run with its places resolved.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
-    /// `None` stands for zeros.
-    pub(crate) from: Option<NonNull<u8>>,
-    pub(crate) to: NonNull<u8>,
-    pub(crate) bytes: usize,
+pub struct Piece {
+    /// The source; `None` stands for zeros.
+    pub from: Option<NonNull<u8>>,
+    /// The destination.
+    pub to: NonNull<u8>,
+    /// How many.
+    pub bytes: usize,
 }
 
 /// The runs of a batch.
-pub(crate) type Pieces = SmallVec<[Piece; 4]>;
+pub type Pieces = SmallVec<[Piece; 4]>;
 
 // SAFETY: addresses of memory that the caller of `copy` leaves alone until the point is reached.
 unsafe impl Send for Piece {}
@@ -52,7 +67,7 @@ impl Piece {
     /// # Safety
     /// Both places are valid for the run's length and do not overlap; nobody else uses that part of the destination or writes
     /// that part of the source.
-    pub(crate) unsafe fn copy(&self, start: usize, end: usize) {
+    pub unsafe fn copy(&self, start: usize, end: usize) {
         debug_assert!(start <= end && end <= self.bytes);
         // SAFETY: the caller's.
         unsafe {
@@ -108,22 +123,25 @@ struct State {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The copy queue of a device.
 #[derive(Debug)]
-pub(crate) struct Copier {
+pub struct Copier {
     state: Mutex<State>,
     work: Condvar,
-    signals: Arc<Signals>,
+    signals: Arc<dyn Owner>,
+    queue: u32,
     threads: usize,
     name: String,
 }
 
 impl Copier {
-    pub(crate) fn new(signals: Arc<Signals>, threads: usize, name: String) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), work: Condvar::new(), signals, threads, name })
+    /// A copier with up to `threads` threads, whose points are of queue number `queue`.
+    pub fn new(signals: Arc<dyn Owner>, queue: u32, threads: usize, name: String) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), work: Condvar::new(), signals, queue, threads, name })
     }
 
     /// Queues a batch that is not empty.
-    pub(crate) fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
+    pub fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
         let total: usize = pieces.iter().map(|p| p.bytes).sum();
         let mut state = self.state.lock();
         self.start(&mut state)?;
@@ -144,7 +162,7 @@ impl Copier {
         state.unreached.push_back((value, false));
         drop(state);
         self.work.notify_all();
-        Ok(Point { queue: COPY, value })
+        Ok(Point { queue: self.queue, value })
     }
 
     fn start(self: &Arc<Self>, state: &mut State) -> Result<(), DeviceError> {
@@ -198,7 +216,7 @@ impl Copier {
     }
 
     fn finish(&self, batch: &Batch) {
-        let delay = self.signals.inject.delay();
+        let delay = self.signals.delay();
         if !delay.is_zero() {
             std::thread::sleep(delay);
         }
@@ -213,12 +231,18 @@ impl Copier {
         }
         // Under the lock, so that values are published in order.
         if let Some(value) = reached {
-            self.signals.copy().reach(value);
+            self.signals.copied(value);
         }
     }
 
+    /// The number of the last copy that was asked for.
+    #[must_use]
+    pub fn issued(&self) -> u64 {
+        self.state.lock().issued
+    }
+
     /// Finishes what is queued and ends the threads.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         let threads = {
             let mut state = self.state.lock();
             state.closing = true;

@@ -9,19 +9,26 @@ use std::ptr::{self, NonNull};
 use sterna_hal::DeviceError;
 
 /// The unit that the kernel maps in one piece where it can, and to which ranges are aligned.
-pub(crate) const BLOCK: u64 = 2 << 20;
+pub const BLOCK: u64 = 2 << 20;
 
 /// Fails because of what the caller passed.
-pub(crate) fn invalid(call: &'static str, text: impl Into<String>) -> DeviceError {
+#[must_use]
+pub fn invalid(call: &'static str, text: impl Into<String>) -> DeviceError {
     DeviceError::Driver { call, code: libc::EINVAL, text: text.into() }
 }
 
 /// Fails because a test asked for it.
-pub(crate) fn injected(call: &'static str) -> DeviceError {
+#[must_use]
+pub fn injected(call: &'static str) -> DeviceError {
     DeviceError::Driver { call, code: libc::EIO, text: "failure injected by a test".into() }
 }
 
-pub(crate) fn to_usize(bytes: u64) -> usize {
+/// Bytes as a length of this host.
+///
+/// # Panics
+/// On a host that is not 64-bit.
+#[must_use]
+pub fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a 64-bit host")
 }
 
@@ -34,7 +41,9 @@ fn failed(call: &'static str, remedy: &str) -> DeviceError {
     }
 }
 
-pub(crate) fn page_size() -> u64 {
+/// Bytes a page of this host.
+#[must_use]
+pub fn page_size() -> u64 {
     // SAFETY: no memory is involved.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
@@ -42,7 +51,7 @@ pub(crate) fn page_size() -> u64 {
 /// A memory file of `bytes` bytes that takes memory only where it is touched.
 pub(crate) fn memfd(bytes: u64) -> Result<OwnedFd, DeviceError> {
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"sterna-cpu".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"sterna-device".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(failed("memfd_create", "free some memory"));
     }

@@ -32,7 +32,7 @@ impl DeviceMemory {
         let grains = u32::try_from((budget / grain).max(1))
             .ok()
             .filter(|n| *n < u32::MAX)
-            .ok_or_else(|| sys::invalid("CpuDevice::new", format!("{budget} bytes of memory in grains of {grain}")))?;
+            .ok_or_else(|| sys::invalid("device memory", format!("{budget} bytes of memory in grains of {grain}")))?;
         let bytes = u64::from(grains) * grain;
         let file = bytes.next_multiple_of(BLOCK);
         let fd = sys::memfd(file)?;

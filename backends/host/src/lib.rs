@@ -1,0 +1,26 @@
+//! What sterna backends share whose device memory lies in the host's address space, or that copy with the host's processors.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`mmu`] | a page table made of mappings: a window of addresses, device memory in a file |
+//! | [`regions`] | host storage that was announced |
+//! | [`copy`] | a copy queue on threads |
+//! | [`timeline`] | a number that grows, and threads that wait for it |
+//! | [`sys`] | small helpers around system calls |
+//!
+//! Linux only: elsewhere the crate is empty.
+
+#![cfg(target_os = "linux")]
+
+pub mod copy;
+mod frames;
+mod memory;
+pub mod mmu;
+pub mod regions;
+pub mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod timeline;
+mod window;
+
+pub use window::Entry;

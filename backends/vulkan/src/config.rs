@@ -1,0 +1,61 @@
+//! How a Vulkan device is made.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What becomes of an access to a page that the device does not have, and where pages can be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PageTable {
+    /// Device addresses are host addresses, and entries are mappings of this process; an access to an absent page faults. Drivers
+    /// that run on the host's processors only.
+    Mmu,
+    /// One contiguous buffer an allocation, all of it in device memory. Every device.
+    Fixed,
+}
+
+impl PageTable {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mmu => "mmu",
+            Self::Fixed => "fixed",
+        }
+    }
+}
+
+impl fmt::Display for PageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for PageTable {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Mmu, Self::Fixed]
+            .into_iter()
+            .find(|k| k.name() == text)
+            .ok_or_else(|| format!("there is no page table `{text}`; there are: mmu, fixed"))
+    }
+}
+
+/// How bytes get into the memory of a device with page table *fixed*.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Copies {
+    /// The host's processors write and read it where it is: memory that they can reach and that is theirs too.
+    Mapped,
+    /// By way of staging buffers and the device's copy queue.
+    Staged,
+}
+
+/// What a Vulkan device is opened with. [`Default`] is what a program wants.
+#[derive(Clone, Debug, Default)]
+pub struct VulkanConfig {
+    /// Memory budget in bytes. `None`: most of what the driver says is free; a quarter of the machine's on software drivers.
+    pub memory: Option<u64>,
+    /// The page table. `None`: the best that works.
+    pub page_table: Option<PageTable>,
+    /// The way of copies, where there is a choice. `None`: mapped where all device memory is the host's, else staged.
+    pub copies: Option<Copies>,
+}

@@ -1,0 +1,360 @@
+//! The device: puts the parts together and checks what comes in.
+//!
+//! **Guarantee:** numbers that make no sense give a typed error and touch nothing. No method blocks but `wait`; `load`, while the
+//! driver builds a pipeline; and `submit`, if it is to come behind staged copies on a device whose only queue they share.
+//!
+//! **States:** present, then lost, for good: by the driver's word, by a copy that failed, or by [`VulkanDevice::lose`]. A lost
+//! device refuses every call except those that give something back.
+//!
+//! **Locks:** those of the parts, none held across two of them.
+
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpu_allocator::MemoryLocation;
+use sterna_hal::kernel::Code;
+use sterna_hal::{
+    Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
+    KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket,
+};
+use sterna_host::copy::{Copier, INLINE, Owner, Pieces};
+use sterna_host::mmu::{Mmu, min_frames};
+use sterna_host::regions::Regions;
+use sterna_host::sys;
+
+use crate::config::{Copies, PageTable, VulkanConfig};
+use crate::error::VulkanError;
+use crate::fixed::{self, Fixed};
+use crate::gpu::{self, Gpu};
+use crate::instance::Instance;
+use crate::launch::{COPY, Compute};
+use crate::pool::Pool;
+use crate::probe;
+use crate::raw::Raw;
+use crate::signals::{Semaphore, Signals};
+use crate::staging::Stager;
+use crate::table::{HostAddresses, Table};
+
+/// Addresses of a device of kind *mmu*, in bytes.
+const WINDOW: u64 = 1 << 40;
+/// More threads than this do not copy faster.
+const COPY_THREADS: usize = 8;
+
+/// How bytes move.
+#[derive(Debug)]
+enum Mover {
+    /// By the host's processors.
+    Host(Arc<Copier>),
+    /// By the device, through staging buffers.
+    Staged(Arc<Stager>),
+}
+
+/// A Vulkan device.
+///
+/// Dropping it waits for its launches and copies, and gives everything back.
+#[derive(Debug)]
+pub struct VulkanDevice {
+    info: DeviceInfo,
+    caps: Caps,
+    kind: PageTable,
+    mover: Mover,
+    // Before what they use.
+    table: Table,
+    regions: Regions,
+    signals: Arc<Signals>,
+    raw: Arc<Raw>,
+}
+
+impl VulkanDevice {
+    /// Opens the device that `name` means: its number, its UUID, or a part of its name. An empty name means the first that is no
+    /// software driver.
+    ///
+    /// The kinds of page table are tried in the order of their worth, each with a small launch, and the first that works is
+    /// taken.
+    ///
+    /// # Errors
+    /// No loader, driver or such device; what it lacks; the page table that was asked for does not work.
+    pub fn open(name: &str, config: &VulkanConfig) -> Result<Self, VulkanError> {
+        let instance = Instance::shared()?;
+        let gpu = gpu::find(gpu::list(&instance)?, name)?;
+        let wanted = match config.page_table {
+            Some(kind) => vec![kind],
+            None if gpu.kind == DeviceKind::Software => vec![PageTable::Mmu, PageTable::Fixed],
+            None => vec![PageTable::Fixed],
+        };
+        let mut last = None;
+        for kind in wanted {
+            match Self::with_table(&instance, &gpu, kind, config) {
+                Ok(device) => return Ok(device),
+                Err(e) => last = Some((kind, e)),
+            }
+        }
+        match last {
+            Some((kind, VulkanError::Device(e))) => {
+                Err(VulkanError::NoPageTable { device: gpu.name, asked: kind.name(), why: e.to_string() })
+            }
+            Some((_, e)) => Err(e),
+            None => unreachable!("one kind at least is tried"),
+        }
+    }
+
+    fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
+        let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
+        let pool = Pool::new(&raw)?;
+        let copied = Semaphore::new(&raw)?;
+        let compute = Compute::new(&raw, &pool, copied.raw)?;
+        let signals = Arc::new(Signals::new(&raw, compute, copied));
+        let software = gpu.kind == DeviceKind::Software;
+        let budget = config.memory.unwrap_or(if software { gpu.memory / 4 } else { gpu.memory / 10 * 9 });
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let owner = || Arc::clone(&signals) as Arc<dyn Owner>;
+        let by_host = || {
+            let name = format!("sterna-vk{}", gpu.index);
+            Mover::Host(Copier::new(owner(), COPY, processors.min(COPY_THREADS), name))
+        };
+        let (table, mover) = match kind {
+            PageTable::Mmu => {
+                if !software {
+                    let text = "the device does not run on the host's processors, so nobody could serve its faults";
+                    return Err(VulkanError::Device(sys::invalid("probe", text)));
+                }
+                if config.copies == Some(Copies::Staged) {
+                    let text = "page table mmu has no use for staging: its memory is the host's";
+                    return Err(VulkanError::Settings(text.into()));
+                }
+                let mmu = Mmu::new(WINDOW, budget, fixed::GRAIN, true)?;
+                (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
+            }
+            PageTable::Fixed => {
+                let copies = config.copies.unwrap_or(if gpu.can.unified { Copies::Mapped } else { Copies::Staged });
+                let (location, mover) = match copies {
+                    Copies::Mapped => (MemoryLocation::GpuToCpu, by_host()),
+                    Copies::Staged => (MemoryLocation::GpuOnly, Mover::Staged(Stager::new(&raw, &pool, owner()))),
+                };
+                (Table::Fixed(Fixed::new(Arc::clone(&pool), location, budget, gpu.can.max_allocation)), mover)
+            }
+        };
+        let faults = matches!(table, Table::Mmu(_));
+        let caps = Caps {
+            absent: if faults { Absent::Faults } else { Absent::Undefined },
+            grain: fixed::GRAIN,
+            queued_edits: false,
+            map_host: faults,
+            coherent: false,
+            placed: !faults,
+            read_only: faults,
+            max_reservation: match &table {
+                Table::Mmu(t) => t.mmu.window_bytes(),
+                Table::Fixed(t) => t.max_reservation(),
+            },
+            // The driver's worker threads and the one that feeds them.
+            min_frames: if faults { min_frames(processors + 1) } else { 0 },
+            queues: vec![Role::Compute, Role::Copy],
+        };
+        let info = DeviceInfo {
+            id: format!("vulkan:{}", gpu.index),
+            name: format!("{}, {}", gpu.name, gpu.driver),
+            kind: gpu.kind,
+        };
+        let this = Self { info, caps, kind, mover, table, regions: Regions::default(), signals, raw };
+        probe::run(&this)?;
+        Ok(this)
+    }
+
+    /// Its page table.
+    #[must_use]
+    pub fn page_table(&self) -> PageTable {
+        self.kind
+    }
+
+    /// What the driver says of it.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.raw.gpu
+    }
+
+    /// Loses the device, as if the driver had said so: every later call says so, and waiters return. For tests.
+    pub fn lose(&self) {
+        self.raw.lose();
+        if let Table::Mmu(t) = &self.table {
+            // Kernels that stopped at an absent page can go on, on scratch memory. Without any, everything else is as it should be.
+            let _ = t.mmu.ruin();
+        }
+        let issued = match &self.mover {
+            Mover::Host(copier) => copier.issued(),
+            Mover::Staged(stager) => stager.issued(),
+        };
+        self.signals.let_go(issued);
+    }
+
+    fn host_pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
+        match &self.table {
+            Table::Mmu(t) => t.mmu.pieces(runs),
+            Table::Fixed(t) => self.regions.look().pieces(runs, |first, offset, bytes| t.pointer(first, offset, bytes)),
+        }
+    }
+}
+
+impl Device for VulkanDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn memory(&self) -> Memory {
+        match &self.table {
+            Table::Mmu(t) => t.mmu.memory(),
+            Table::Fixed(t) => t.memory(),
+        }
+    }
+
+    unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
+        self.raw.present()?;
+        let regions = match &self.table {
+            Table::Mmu(t) => t.mmu.regions(),
+            Table::Fixed(_) => &self.regions,
+        };
+        // SAFETY: the caller's.
+        unsafe { regions.attach(base, bytes, memfd) }
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
+        self.raw.present()?;
+        match &self.table {
+            Table::Mmu(t) => t.reserve(bytes),
+            Table::Fixed(t) => t.reserve(bytes),
+        }
+    }
+
+    unsafe fn unreserve(&self, range: DevRange) {
+        match &self.table {
+            // SAFETY: the caller's.
+            Table::Mmu(t) => unsafe { t.unreserve(range) },
+            Table::Fixed(t) => t.unreserve(range),
+        }
+    }
+
+    fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
+        self.raw.present()?;
+        match &self.table {
+            Table::Mmu(t) => t.mmu.alloc(grains, out),
+            Table::Fixed(t) => t.alloc(place, grains, out),
+        }
+    }
+
+    unsafe fn free(&self, frames: &[Frames]) {
+        match &self.table {
+            Table::Mmu(t) => t.mmu.free(frames),
+            // They stay with their place.
+            Table::Fixed(_) => {}
+        }
+    }
+
+    fn frames_base(&self) -> Option<NonNull<u8>> {
+        match &self.table {
+            Table::Mmu(t) => Some(t.mmu.frames_base()),
+            Table::Fixed(_) => None,
+        }
+    }
+
+    unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
+        self.raw.present()?;
+        self.signals.check("edit", after)?;
+        if !after.iter().all(|p| self.signals.reached(*p)) {
+            return Err(sys::invalid("edit", "edits happen at once: every point in `after` must be reached"));
+        }
+        match &self.table {
+            // SAFETY: the caller's.
+            Table::Mmu(t) => unsafe { t.mmu.edit(edits, |resolve| resolve(), || {})? },
+            Table::Fixed(t) => edits.iter().try_for_each(|e| t.check(e))?,
+        }
+        // Lost meanwhile: the window did not take the edits.
+        self.raw.present()?;
+        Ok(Point::REACHED)
+    }
+
+    unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
+        self.raw.present()?;
+        self.signals.check("copy", after)?;
+        let copier = match (&self.mover, &self.table) {
+            (Mover::Host(copier), _) => copier,
+            (Mover::Staged(stager), Table::Fixed(t)) => return stager.copy(t, &self.regions, runs, after),
+            (Mover::Staged(_), Table::Mmu(_)) => unreachable!("page table mmu is not staged"),
+        };
+        let pieces = self.host_pieces(runs)?;
+        let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
+        if total <= INLINE && after.iter().all(|p| self.signals.reached(*p)) {
+            for p in &pieces {
+                // SAFETY: places are inside memory and regions; the rest is the caller's.
+                unsafe { p.copy(0, p.bytes) };
+            }
+            return Ok(Point::REACHED);
+        }
+        copier.queue(pieces, after)
+    }
+
+    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+        self.raw.present()?;
+        self.signals.compute.load(code)
+    }
+
+    unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
+        self.raw.present()?;
+        self.signals.check("submit", after)?;
+        for arg in launch.args {
+            if let Arg::Range { at, .. } = *arg {
+                match &self.table {
+                    Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
+                    Table::Fixed(t) => drop(t.of("submit", at)?),
+                }
+            }
+        }
+        if let Mover::Staged(_) = self.mover
+            && Arc::ptr_eq(&self.raw.compute.1, &self.raw.transfer.1)
+        {
+            // Staged copies are submitted as they go on. On a queue where a launch waits for them they would never come to that.
+            let copies = after.iter().filter(|p| p.queue == COPY);
+            copies.into_iter().try_for_each(|p| self.signals.wait(*p, Duration::MAX).map(drop))?;
+        }
+        self.signals.compute.submit(launch, after)
+    }
+
+    fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+        if self.raw.is_lost() {
+            return Outcome::Failed(sterna_hal::KernelError::Lost(self.raw.loss().to_string()));
+        }
+        self.signals.compute.outcome(done)
+    }
+
+    fn reached(&self, point: Point) -> bool {
+        self.signals.reached(point)
+    }
+
+    fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        self.signals.check("wait", &[point])?;
+        self.signals.wait(point, timeout)
+    }
+
+    fn window(&self) -> Option<Range<usize>> {
+        match &self.table {
+            Table::Mmu(t) => Some(t.mmu.addresses()),
+            Table::Fixed(_) => None,
+        }
+    }
+}
+
+impl Drop for VulkanDevice {
+    fn drop(&mut self) {
+        match &self.mover {
+            Mover::Host(copier) => copier.close(),
+            Mover::Staged(stager) => stager.close(),
+        }
+        // SAFETY: no other thread has the device now. What fails here is a lost device, which does nothing any more.
+        let _ = unsafe { self.raw.device.device_wait_idle() };
+    }
+}

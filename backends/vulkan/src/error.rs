@@ -1,0 +1,93 @@
+//! What can stand in the way of using Vulkan, by name, with the remedy.
+
+use ash::vk;
+use sterna_hal::DeviceError;
+
+/// Why a Vulkan device cannot be had.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VulkanError {
+    /// There is no Vulkan loader on this machine.
+    #[error("no Vulkan loader ({0}); install it (Debian: libvulkan1), or use another device: STERNA_DEVICE=cpu")]
+    NoLoader(String),
+    /// The loader finds no driver that works.
+    #[error(
+        "the Vulkan loader finds no working driver{0}; install one (Debian: mesa-vulkan-drivers, or the vendor's), or use another device: STERNA_DEVICE=cpu"
+    )]
+    NoDriver(String),
+    /// No device goes by this name.
+    #[error("no Vulkan device `{given}`; there are: {found}")]
+    NoDevice {
+        /// What was asked for.
+        given: String,
+        /// What there is, with what names each.
+        found: String,
+    },
+    /// The device lacks something that it must have.
+    #[error("{device} lacks {feature}, which sterna needs; a newer driver may have it")]
+    MissingFeature {
+        /// The device's name.
+        device: String,
+        /// What is missing.
+        feature: String,
+    },
+    /// The page table that was asked for does not work on the device.
+    #[error("page table `{asked}` does not work on {device}: {why}; unset STERNA_PAGE_TABLE to get the best one that does")]
+    NoPageTable {
+        /// The device's name.
+        device: String,
+        /// The kind.
+        asked: &'static str,
+        /// What the probe found.
+        why: String,
+    },
+    /// The settings make no sense together.
+    #[error("{0}")]
+    Settings(String),
+    /// A call failed while the device was being opened.
+    #[error("{call} failed with {code}{}", remedy(*code))]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// The driver's own code.
+        code: vk::Result,
+    },
+    /// A part below the driver failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl From<VulkanError> for DeviceError {
+    fn from(error: VulkanError) -> Self {
+        match error {
+            VulkanError::Device(e) => e,
+            VulkanError::Call { call, code } => driver(call)(code),
+            e => Self::Unavailable(e.to_string()),
+        }
+    }
+}
+
+fn remedy(code: vk::Result) -> &'static str {
+    match code {
+        vk::Result::ERROR_INCOMPATIBLE_DRIVER => "; the driver is broken or too old: reinstall it",
+        vk::Result::ERROR_LAYER_NOT_PRESENT => "; install the validation layer (Debian: vulkan-validationlayers)",
+        vk::Result::ERROR_OUT_OF_DEVICE_MEMORY => "; choose a smaller memory budget (STERNA_DEVICE_MEMORY)",
+        vk::Result::ERROR_OUT_OF_HOST_MEMORY => "; free some memory",
+        vk::Result::ERROR_TOO_MANY_OBJECTS => "; use fewer and larger shared allocations",
+        vk::Result::ERROR_INITIALIZATION_FAILED => "; the driver does not work: look at its installation",
+        _ => "",
+    }
+}
+
+/// A call that failed while a device was opened.
+pub(crate) fn opening(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
+    move |code| VulkanError::Call { call, code }
+}
+
+/// A call of an open device that failed.
+pub(crate) fn driver(call: &'static str) -> impl Fn(vk::Result) -> DeviceError {
+    move |code| match code {
+        vk::Result::ERROR_DEVICE_LOST => DeviceError::Lost(format!("{call} says so")),
+        _ => DeviceError::Driver { call, code: code.as_raw(), text: format!("{code}{}", remedy(code)) },
+    }
+}

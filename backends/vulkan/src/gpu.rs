@@ -1,0 +1,227 @@
+//! Enumeration: which Vulkan devices there are, what they can do, and which one a name means.
+//!
+//! Devices are numbered with discrete ones first, then integrated ones, then software drivers, and within a kind as the loader
+//! lists them.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use ash::{ext, vk};
+use sterna_hal::DeviceKind;
+
+use crate::error::{VulkanError, opening};
+use crate::instance::{Instance, which};
+
+/// What a device is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Gpu {
+    /// Its number, as in `vulkan:0`.
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// The device's UUID, as 32 hexadecimal digits.
+    pub uuid: String,
+    /// Domain, bus, device and function, if the driver tells.
+    pub pci: Option<String>,
+    /// The driver and its version, as the driver says it.
+    pub driver: String,
+    /// The version of Vulkan, as `1.3.250`.
+    pub api: String,
+    /// Bytes of memory that the driver says are free for this process.
+    pub memory: u64,
+    /// What it lacks, if sterna cannot use it.
+    pub lacks: Option<String>,
+    /// What it can do.
+    pub(crate) can: Can,
+    pub(crate) raw: vk::PhysicalDevice,
+}
+
+/// What the driver reports, as far as it matters here.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Can {
+    pub(crate) int64: bool,
+    pub(crate) int64_atomics: bool,
+    pub(crate) float64: bool,
+    pub(crate) int16: bool,
+    pub(crate) int8: bool,
+    pub(crate) float16: bool,
+    pub(crate) storage16: bool,
+    pub(crate) storage8: bool,
+    pub(crate) host_import: bool,
+    pub(crate) memory_budget: bool,
+    pub(crate) api: u32,
+    /// Longest allocation in bytes.
+    pub(crate) max_allocation: u64,
+    pub(crate) max_invocations: u32,
+    pub(crate) max_local: [u32; 3],
+    pub(crate) max_groups: [u32; 3],
+    /// Alignment of imported host memory.
+    pub(crate) import_alignment: u64,
+    /// All device-local memory is cached, coherent memory of the host.
+    pub(crate) unified: bool,
+}
+
+/// The devices that the loader lists, usable or not.
+///
+/// # Errors
+/// No loader, or no driver.
+pub fn devices() -> Result<Vec<Gpu>, VulkanError> {
+    list(&Instance::shared()?)
+}
+
+/// The best device that is no software driver and lacks nothing, if there is one.
+#[must_use]
+pub fn best() -> Option<Gpu> {
+    devices().ok()?.into_iter().find(|g| g.kind != DeviceKind::Software && g.lacks.is_none())
+}
+
+pub(crate) fn list(instance: &Arc<Instance>) -> Result<Vec<Gpu>, VulkanError> {
+    // SAFETY: the instance is alive.
+    let raw = unsafe { instance.raw.enumerate_physical_devices() }.map_err(opening("vkEnumeratePhysicalDevices"))?;
+    if raw.is_empty() {
+        return Err(VulkanError::NoDriver(which()));
+    }
+    let mut all: Vec<Gpu> = raw.into_iter().map(|d| describe(instance, d)).collect::<Result<_, _>>()?;
+    all.sort_by_key(|g| g.kind);
+    all.iter_mut().enumerate().for_each(|(i, g)| g.index = i);
+    Ok(all)
+}
+
+/// The device that `name` means: a number, a UUID, or a part of the name. An empty one means the first that is no software driver.
+pub(crate) fn find(all: Vec<Gpu>, name: &str) -> Result<Gpu, VulkanError> {
+    let wanted = name.to_ascii_lowercase();
+    let matches = |g: &Gpu| match wanted.as_str() {
+        "" => g.kind != DeviceKind::Software,
+        w => {
+            w.parse() == Ok(g.index)
+                || w.replace('-', "") == g.uuid
+                || g.name.to_ascii_lowercase().contains(w) && w.parse::<usize>().is_err()
+        }
+    };
+    let found = all.iter().map(|g| format!("vulkan:{} ({}, {})", g.index, g.name, g.kind)).collect::<Vec<_>>().join("; ");
+    let chosen = all.into_iter().find(matches);
+    chosen.ok_or_else(|| VulkanError::NoDevice { given: format!("vulkan:{name}"), found })
+}
+
+fn text(chars: &[std::ffi::c_char]) -> String {
+    // SAFETY: `c_char` and `u8` have one size; the slice is as long.
+    let bytes = unsafe { std::slice::from_raw_parts(chars.as_ptr().cast::<u8>(), chars.len()) };
+    CStr::from_bytes_until_nul(bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned())
+}
+
+fn version(v: u32) -> String {
+    format!("{}.{}.{}", vk::api_version_major(v), vk::api_version_minor(v), vk::api_version_patch(v))
+}
+
+fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanError> {
+    let vk = &instance.raw;
+    // SAFETY: a device of this instance, here and below; each chain lives on this stack.
+    let extensions =
+        unsafe { vk.enumerate_device_extension_properties(raw) }.map_err(opening("vkEnumerateDeviceExtensionProperties"))?;
+    let has = |name: &CStr| extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(name));
+    // SAFETY: as above.
+    let plain = unsafe { vk.get_physical_device_properties(raw) };
+    let (name, limits) = (text(&plain.device_name), plain.limits);
+    let kind = match plain.device_type {
+        vk::PhysicalDeviceType::CPU => DeviceKind::Software,
+        vk::PhysicalDeviceType::DISCRETE_GPU => DeviceKind::Discrete,
+        _ => DeviceKind::Integrated,
+    };
+    let mut gpu = Gpu {
+        index: 0,
+        name,
+        kind,
+        uuid: String::new(),
+        pci: None,
+        driver: version(plain.driver_version),
+        api: version(plain.api_version),
+        memory: 0,
+        lacks: None,
+        can: Can {
+            api: plain.api_version,
+            max_invocations: limits.max_compute_work_group_invocations,
+            max_local: limits.max_compute_work_group_size,
+            max_groups: limits.max_compute_work_group_count,
+            host_import: has(ext::external_memory_host::NAME),
+            memory_budget: has(ext::memory_budget::NAME),
+            ..Can::default()
+        },
+        raw,
+    };
+    if plain.api_version < vk::API_VERSION_1_2 {
+        gpu.lacks = Some(format!("Vulkan 1.2 (it has {})", gpu.api));
+        return Ok(gpu);
+    }
+    let (mut id, mut three) =
+        (vk::PhysicalDeviceIDProperties::default(), vk::PhysicalDeviceMaintenance3Properties::default());
+    let mut driver = vk::PhysicalDeviceDriverProperties::default();
+    let (mut pci, mut import) =
+        (vk::PhysicalDevicePCIBusInfoPropertiesEXT::default(), vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default());
+    let mut properties =
+        vk::PhysicalDeviceProperties2::default().push_next(&mut id).push_next(&mut three).push_next(&mut driver);
+    if has(ext::pci_bus_info::NAME) {
+        properties = properties.push_next(&mut pci);
+    }
+    if gpu.can.host_import {
+        properties = properties.push_next(&mut import);
+    }
+    // SAFETY: as above; only structures that the device knows are chained.
+    unsafe { vk.get_physical_device_properties2(raw, &mut properties) };
+    gpu.uuid = id.device_uuid.iter().map(|b| format!("{b:02x}")).collect();
+    gpu.driver = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info));
+    if has(ext::pci_bus_info::NAME) {
+        gpu.pci = Some(format!("{:04x}:{:02x}:{:02x}.{}", pci.pci_domain, pci.pci_bus, pci.pci_device, pci.pci_function));
+    }
+    gpu.can.max_allocation = three.max_memory_allocation_size;
+    gpu.can.import_alignment = import.min_imported_host_pointer_alignment;
+
+    let (mut sixteen, mut twelve) =
+        (vk::PhysicalDevice16BitStorageFeatures::default(), vk::PhysicalDeviceVulkan12Features::default());
+    let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut sixteen).push_next(&mut twelve);
+    // SAFETY: as above.
+    unsafe { vk.get_physical_device_features2(raw, &mut features) };
+    let base = features.features;
+    let on = |b: vk::Bool32| b == vk::TRUE;
+    let can = &mut gpu.can;
+    (can.int64, can.float64, can.int16) = (on(base.shader_int64), on(base.shader_float64), on(base.shader_int16));
+    (can.int8, can.float16) = (on(twelve.shader_int8), on(twelve.shader_float16));
+    (can.storage8, can.storage16) = (on(twelve.storage_buffer8_bit_access), on(sixteen.storage_buffer16_bit_access));
+    can.int64_atomics = on(twelve.shader_buffer_int64_atomics);
+    for (there, what) in
+        [(twelve.buffer_device_address, "buffer device addresses"), (twelve.timeline_semaphore, "timeline semaphores")]
+    {
+        if !on(there) {
+            gpu.lacks = Some(what.into());
+        }
+    }
+    // SAFETY: as above.
+    let families = unsafe { vk.get_physical_device_queue_family_properties(raw) };
+    if !families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE)) {
+        gpu.lacks = Some("a compute queue".into());
+    }
+    memory(instance, &mut gpu);
+    Ok(gpu)
+}
+
+fn memory(instance: &Instance, gpu: &mut Gpu) {
+    let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+    let mut all = vk::PhysicalDeviceMemoryProperties2::default();
+    if gpu.can.memory_budget {
+        all = all.push_next(&mut budget);
+    }
+    // SAFETY: a device of this instance; the chain lives on this stack.
+    unsafe { instance.raw.get_physical_device_memory_properties2(gpu.raw, &mut all) };
+    let all = all.memory_properties;
+    let local = |flags: vk::MemoryPropertyFlags| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL);
+    let types: Vec<_> = all.memory_types_as_slice().iter().filter(|t| local(t.property_flags)).collect();
+    let heap = types.iter().map(|t| t.heap_index as usize).max_by_key(|h| all.memory_heaps[*h].size).unwrap_or(0);
+    gpu.memory = if gpu.can.memory_budget { budget.heap_budget[heap] } else { all.memory_heaps[heap].size };
+    let shared = vk::MemoryPropertyFlags::HOST_VISIBLE
+        | vk::MemoryPropertyFlags::HOST_COHERENT
+        | vk::MemoryPropertyFlags::HOST_CACHED;
+    gpu.can.unified = gpu.kind != DeviceKind::Discrete
+        && types.iter().any(|t| t.heap_index as usize == heap && t.property_flags.contains(shared));
+}

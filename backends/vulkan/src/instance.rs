@@ -1,0 +1,124 @@
+//! The loader and the instance.
+//!
+//! **Guarantee:** the loader is opened when somebody asks for it and not before; a machine without one gets
+//! [`NoLoader`](VulkanError::NoLoader). Devices of one process share an instance while any of them exists.
+//!
+//! **Validation.** With `STERNA_VULKAN_VALIDATION` set, the Khronos layer is loaded, and its first error message ends the process:
+//! the way to make every test a test of correct use. **Lock:** `SHARED`, around making the instance.
+
+use std::ffi::{CStr, c_void};
+use std::sync::{Arc, Weak};
+
+use ash::{ext, vk};
+use parking_lot::Mutex;
+
+use crate::error::{VulkanError, opening};
+
+const VALIDATION: &CStr = c"VK_LAYER_KHRONOS_validation";
+
+/// A loaded Vulkan with an instance.
+pub(crate) struct Instance {
+    pub(crate) raw: ash::Instance,
+    messenger: Option<(ext::debug_utils::Instance, vk::DebugUtilsMessengerEXT)>,
+    /// Keeps the library loaded.
+    _entry: ash::Entry,
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Instance")
+    }
+}
+
+static SHARED: Mutex<Weak<Instance>> = Mutex::new(Weak::new());
+
+impl Instance {
+    /// The process's instance, made if nobody has it now.
+    pub(crate) fn shared() -> Result<Arc<Self>, VulkanError> {
+        let mut shared = SHARED.lock();
+        if let Some(there) = shared.upgrade() {
+            return Ok(there);
+        }
+        let validate = std::env::var_os("STERNA_VULKAN_VALIDATION").is_some_and(|v| !v.is_empty() && v != "0");
+        let made = Arc::new(Self::new(validate)?);
+        *shared = Arc::downgrade(&made);
+        Ok(made)
+    }
+
+    fn new(validate: bool) -> Result<Self, VulkanError> {
+        // SAFETY: loads the system's Vulkan library, whose initialisation is trusted.
+        let entry = unsafe { ash::Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
+        // SAFETY: the loader is there.
+        let version = unsafe { entry.try_enumerate_instance_version() }.ok().flatten().unwrap_or(vk::API_VERSION_1_0);
+        if version < vk::API_VERSION_1_1 {
+            return Err(VulkanError::NoLoader("it is older than Vulkan 1.1".into()));
+        }
+        let app = vk::ApplicationInfo::default().engine_name(c"sterna").api_version(vk::API_VERSION_1_3);
+        let mut message = vk::DebugUtilsMessengerCreateInfoEXT::default()
+            .message_severity(vk::DebugUtilsMessageSeverityFlagsEXT::ERROR)
+            .message_type(vk::DebugUtilsMessageTypeFlagsEXT::GENERAL | vk::DebugUtilsMessageTypeFlagsEXT::VALIDATION)
+            .pfn_user_callback(Some(on_message));
+        let (layers, extensions) = ([VALIDATION.as_ptr()], [ext::debug_utils::NAME.as_ptr()]);
+        let sync = [vk::ValidationFeatureEnableEXT::SYNCHRONIZATION_VALIDATION];
+        let mut checks = vk::ValidationFeaturesEXT::default().enabled_validation_features(&sync);
+        let mut info = vk::InstanceCreateInfo::default().application_info(&app);
+        if validate {
+            // The messenger is chained here too, so that it hears of what is left over when the instance is destroyed.
+            info = info.enabled_layer_names(&layers).enabled_extension_names(&extensions);
+            info = info.push_next(&mut message).push_next(&mut checks);
+        }
+        // SAFETY: everything that the structures point to is alive.
+        let raw = unsafe { entry.create_instance(&info, None) }.map_err(|code| match code {
+            vk::Result::ERROR_INCOMPATIBLE_DRIVER => VulkanError::NoDriver(which()),
+            code => opening("vkCreateInstance")(code),
+        })?;
+        let mut this = Self { raw, messenger: None, _entry: entry };
+        if validate {
+            let utils = ext::debug_utils::Instance::new(&this._entry, &this.raw);
+            message.p_next = std::ptr::null();
+            // SAFETY: the extension is enabled; the callback is a function.
+            let made = unsafe { utils.create_debug_utils_messenger(&message, None) };
+            this.messenger = Some((utils, made.map_err(opening("vkCreateDebugUtilsMessengerEXT"))?));
+        }
+        Ok(this)
+    }
+}
+
+/// What was said about drivers in the environment: a wrong path there is the usual reason for having none.
+pub(crate) fn which() -> String {
+    ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().map(|value| format!(" ({name} names `{value}`)")))
+        .unwrap_or_default()
+}
+
+unsafe extern "system" fn on_message(
+    _severity: vk::DebugUtilsMessageSeverityFlagsEXT,
+    _kind: vk::DebugUtilsMessageTypeFlagsEXT,
+    data: *const vk::DebugUtilsMessengerCallbackDataEXT<'_>,
+    _user: *mut c_void,
+) -> vk::Bool32 {
+    // SAFETY: the layer hands over a valid structure whose message is a C string or null.
+    let text = unsafe {
+        let message = (*data).p_message;
+        if message.is_null() { String::new() } else { CStr::from_ptr(message).to_string_lossy().into_owned() }
+    };
+    // The loader reports drivers that it cannot load in the same way; those are no defect of this program.
+    if text.contains("VUID-") || text.contains("SYNC-") || text.contains("UNASSIGNED-") {
+        eprintln!("sterna: Vulkan validation: {text}");
+        std::process::abort();
+    }
+    vk::FALSE
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // SAFETY: whoever uses the instance keeps it alive, so nothing made from it is left.
+        unsafe {
+            if let Some((utils, messenger)) = self.messenger.take() {
+                utils.destroy_debug_utils_messenger(messenger, None);
+            }
+            self.raw.destroy_instance(None);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The Vulkan backend of sterna.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`devices`], [`Gpu`] | which devices there are, and what each is |
+//! | [`VulkanDevice`] | a device, as the engine drives it |
+//! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
+//! | `table`, `fixed` | page tables: host addresses, contiguous buffers |
+//! | `pool` | buffers, with memory from gpu-allocator |
+//! | `launch`, `module` | the compute queue; what a SPIR-V module says of itself |
+//! | `staging` | copies to memory that the host does not reach |
+//! | `signals` | the timelines |
+//! | `probe` | whether a page table works here |
+//!
+//! **Page tables.** *mmu*: device addresses are host addresses, entries are mappings of this process, and an access to an absent
+//! page faults and is resumed. Only drivers that run on the host's processors can do that. *fixed*: a contiguous buffer an
+//! allocation, on any device with Vulkan 1.2, buffer device addresses and timeline semaphores.
+//!
+//! **Loading.** The Vulkan loader is opened at run time, when a device is asked for. Without one everything else works.
+//!
+//! **Environment.** `STERNA_VULKAN_VALIDATION=1` loads the Khronos validation layer with synchronisation checks; its first error
+//! message ends the process.
+//!
+//! Linux only: elsewhere the crate is empty.
+
+#![cfg(target_os = "linux")]
+
+mod config;
+mod device;
+mod error;
+mod fixed;
+mod gpu;
+mod instance;
+mod launch;
+mod module;
+mod pool;
+mod probe;
+mod raw;
+mod signals;
+mod staging;
+mod table;
+
+pub use config::{Copies, PageTable, VulkanConfig};
+pub use device::VulkanDevice;
+pub use error::VulkanError;
+pub use gpu::{Gpu, best, devices};

@@ -1,0 +1,154 @@
+//! The logical device: what everything made from it keeps alive.
+//!
+//! **Guarantee:** it is destroyed after everything that was made from it. **States:** present, then lost, for good; whoever gets
+//! `ERROR_DEVICE_LOST` says so here. No locks: a `VkQueue`'s is beside the queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ash::{ext, khr, vk};
+use parking_lot::Mutex;
+use sterna_hal::DeviceError;
+
+use crate::error::{VulkanError, driver, opening};
+use crate::gpu::Gpu;
+use crate::instance::Instance;
+
+/// A queue of the driver's, which one thread may use at a time.
+pub(crate) type Shared = Arc<Mutex<vk::Queue>>;
+
+pub(crate) struct Raw {
+    pub(crate) device: ash::Device,
+    pub(crate) gpu: Gpu,
+    /// For the import of host memory, where there is such.
+    pub(crate) import: Option<ext::external_memory_host::Device>,
+    pub(crate) compute: (u32, Shared),
+    /// Where copies go: a family of its own, a second queue, or the same queue as launches.
+    pub(crate) transfer: (u32, Shared),
+    pub(crate) instance: Arc<Instance>,
+    lost: AtomicBool,
+}
+
+impl std::fmt::Debug for Raw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Raw").field("name", &self.gpu.name).finish_non_exhaustive()
+    }
+}
+
+impl Raw {
+    pub(crate) fn new(instance: Arc<Instance>, gpu: Gpu) -> Result<Arc<Self>, VulkanError> {
+        if let Some(feature) = &gpu.lacks {
+            return Err(VulkanError::MissingFeature { device: gpu.name.clone(), feature: feature.clone() });
+        }
+        // SAFETY: a device of this instance.
+        let families = unsafe { instance.raw.get_physical_device_queue_family_properties(gpu.raw) };
+        let find = |yes: vk::QueueFlags, no: vk::QueueFlags| {
+            families.iter().position(|f| f.queue_flags.contains(yes) && !f.queue_flags.intersects(no)).map(|i| i as u32)
+        };
+        let (compute, graphics) = (vk::QueueFlags::COMPUTE, vk::QueueFlags::GRAPHICS);
+        let launches = find(compute, graphics).or_else(|| find(compute, vk::QueueFlags::empty()));
+        let launches = launches
+            .ok_or_else(|| VulkanError::MissingFeature { device: gpu.name.clone(), feature: "a compute queue".into() })?;
+        let copies = find(vk::QueueFlags::TRANSFER, compute | graphics).unwrap_or(launches);
+        let both = copies == launches && families[launches as usize].queue_count > 1;
+        let priorities = [1.0, 1.0];
+        let mut queues = vec![
+            vk::DeviceQueueCreateInfo::default()
+                .queue_family_index(launches)
+                .queue_priorities(&priorities[..if both { 2 } else { 1 }]),
+        ];
+        if copies != launches {
+            queues.push(vk::DeviceQueueCreateInfo::default().queue_family_index(copies).queue_priorities(&priorities[..1]));
+        }
+        let can = &gpu.can;
+        let mut extensions = Vec::new();
+        if can.host_import {
+            extensions.extend([ext::external_memory_host::NAME.as_ptr(), khr::external_memory::NAME.as_ptr()]);
+        }
+        if can.memory_budget {
+            extensions.push(ext::memory_budget::NAME.as_ptr());
+        }
+        let mut sixteen = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(can.storage16);
+        let mut twelve = vk::PhysicalDeviceVulkan12Features::default()
+            .buffer_device_address(true)
+            .timeline_semaphore(true)
+            .shader_int8(can.int8)
+            .shader_float16(can.float16)
+            .storage_buffer8_bit_access(can.storage8)
+            .shader_buffer_int64_atomics(can.int64_atomics);
+        let base = vk::PhysicalDeviceFeatures::default()
+            .shader_int64(can.int64)
+            .shader_int16(can.int16)
+            .shader_float64(can.float64);
+        let info = vk::DeviceCreateInfo::default()
+            .queue_create_infos(&queues)
+            .enabled_extension_names(&extensions)
+            .enabled_features(&base)
+            .push_next(&mut sixteen)
+            .push_next(&mut twelve);
+        // SAFETY: the device is of this instance; everything that the structures point to is alive.
+        let device = unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))?;
+        let import = can.host_import.then(|| ext::external_memory_host::Device::new(&instance.raw, &device));
+        // SAFETY: queues that were asked for above.
+        let queue = |family, index| unsafe { Arc::new(Mutex::new(device.get_device_queue(family, index))) };
+        let first: Shared = queue(launches, 0);
+        let second = if copies == launches && !both { Arc::clone(&first) } else { queue(copies, u32::from(both)) };
+        Ok(Arc::new(Self {
+            import,
+            compute: (launches, first),
+            transfer: (copies, second),
+            device,
+            gpu,
+            instance,
+            lost: AtomicBool::new(false),
+        }))
+    }
+
+    /// Notes the loss of the device, if `error` is that.
+    pub(crate) fn noticed(&self, error: DeviceError) -> DeviceError {
+        if matches!(error, DeviceError::Lost(_)) {
+            self.lose();
+        }
+        error
+    }
+
+    /// As [`driver`], and notes a loss.
+    pub(crate) fn failed(&self, call: &'static str) -> impl Fn(vk::Result) -> DeviceError + '_ {
+        move |code| self.noticed(driver(call)(code))
+    }
+
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn lost_flag(&self) -> &AtomicBool {
+        &self.lost
+    }
+
+    pub(crate) fn loss(&self) -> DeviceError {
+        DeviceError::Lost(format!("{} is gone", self.gpu.name))
+    }
+
+    pub(crate) fn present(&self) -> Result<(), DeviceError> {
+        if self.is_lost() { Err(self.loss()) } else { Ok(()) }
+    }
+
+    /// A timeline semaphore at 0.
+    pub(crate) fn semaphore(&self) -> Result<vk::Semaphore, VulkanError> {
+        let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
+        let info = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
+        // SAFETY: the structures are alive.
+        unsafe { self.device.create_semaphore(&info, None) }.map_err(opening("vkCreateSemaphore"))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // SAFETY: whoever made something from it keeps it alive until that is destroyed.
+        unsafe { self.device.destroy_device(None) };
+    }
+}

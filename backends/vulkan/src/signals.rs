@@ -1,0 +1,126 @@
+//! The two timelines of a device: launches on the driver's, copies on the host's.
+//!
+//! **Guarantee:** a copy's value is reached on the host's timeline first, then on a semaphore, so that launches can wait for it
+//! without a thread of ours. A lost device ends every wait. No locks of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ash::vk;
+use sterna_hal::{DeviceError, Point};
+use sterna_host::copy::Owner;
+use sterna_host::sys::invalid;
+use sterna_host::timeline::{Timeline, Waited};
+
+use crate::error::VulkanError;
+use crate::launch::{COMPUTE, COPY, Compute};
+use crate::raw::Raw;
+
+/// A semaphore that is destroyed with its device's other things.
+#[derive(Debug)]
+pub(crate) struct Semaphore {
+    pub(crate) raw: vk::Semaphore,
+    device: Arc<Raw>,
+}
+
+impl Semaphore {
+    pub(crate) fn new(device: &Arc<Raw>) -> Result<Self, VulkanError> {
+        Ok(Self { raw: device.semaphore()?, device: Arc::clone(device) })
+    }
+}
+
+impl Drop for Semaphore {
+    fn drop(&mut self) {
+        // SAFETY: the device is idle, as its owner has seen to.
+        unsafe { self.device.device.destroy_semaphore(self.raw, None) };
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Signals {
+    pub(crate) compute: Compute,
+    copies: Timeline,
+    copied: Semaphore,
+    pub(crate) raw: Arc<Raw>,
+}
+
+impl Signals {
+    pub(crate) fn new(raw: &Arc<Raw>, compute: Compute, copied: Semaphore) -> Self {
+        Self { compute, copies: Timeline::default(), copied, raw: Arc::clone(raw) }
+    }
+
+    /// Refuses points of queues that do not exist.
+    pub(crate) fn check(&self, call: &'static str, points: &[Point]) -> Result<(), DeviceError> {
+        match points.iter().find(|p| p.queue > COPY) {
+            Some(p) => Err(invalid(call, format!("{p:?} is of no queue of this device"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn reached(&self, point: Point) -> bool {
+        point.value == 0
+            || match point.queue {
+                COMPUTE => self.compute.is_reached(point.value),
+                COPY => self.copies.is_reached(point.value),
+                _ => false,
+            }
+    }
+
+    pub(crate) fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        if self.reached(point) {
+            return Ok(true);
+        }
+        if point.queue == COPY {
+            return match self.copies.wait(point.value, Some(timeout), self.raw.lost_flag()) {
+                Waited::Reached => Ok(true),
+                Waited::TimedOut => Ok(false),
+                Waited::Lost => Err(self.raw.loss()),
+            };
+        }
+        // In pieces: nobody wakes a thread that waits in a driver whose device another thread has found to be lost.
+        let end = Instant::now().checked_add(timeout);
+        loop {
+            self.raw.present()?;
+            let left = end.map_or(Duration::MAX, |e| e.saturating_duration_since(Instant::now()));
+            let piece = left.min(Duration::from_millis(200));
+            if self.compute.wait(point.value, piece.as_nanos() as u64)? {
+                return Ok(true);
+            }
+            if left <= piece {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Ends every wait: the device is lost. Launches behind copies that will not come are let go.
+    pub(crate) fn let_go(&self, issued: u64) {
+        self.copies.wake_all();
+        self.signal(issued);
+    }
+
+    fn signal(&self, value: u64) {
+        let info = vk::SemaphoreSignalInfo::default().semaphore(self.copied.raw).value(value);
+        // SAFETY: a timeline semaphore of this device, signalled by the host alone and in order.
+        if let Err(code) = unsafe { self.raw.device.signal_semaphore(&info) } {
+            self.raw.failed("vkSignalSemaphore")(code);
+        }
+    }
+}
+
+impl Owner for Signals {
+    fn wait_all(&self, points: &[Point]) {
+        for p in points {
+            // A lost device ends the wait with an error, which the copier sees for itself.
+            while let Ok(false) = self.wait(*p, Duration::from_secs(3600)) {}
+        }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.raw.is_lost()
+    }
+
+    fn copied(&self, value: u64) {
+        self.copies.reach(value);
+        self.signal(value);
+    }
+}

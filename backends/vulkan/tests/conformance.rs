@@ -1,0 +1,43 @@
+//! The suite of the hal over a Vulkan device, with each page table and each way of copies.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use sterna_hal::Device;
+use sterna_hal::conformance::{Bench, all};
+use sterna_host::testing::Host;
+use sterna_vulkan::{Copies, PageTable, VulkanConfig};
+
+fn conforms(config: VulkanConfig, skipped: usize) {
+    let Some(device) = common::device(&VulkanConfig { memory: Some(64 << 20), ..config }) else { return };
+    println!("{} with page table {}", device.info().name, device.page_table());
+    let host = Host::new(Bench::least(device.caps().grain));
+    let region = host.attach(&device);
+    // SAFETY: just attached, and nobody else knows of it.
+    let report = all(&unsafe { Bench::new(&device, region, host.base(), host.bytes()) });
+    println!("{report}");
+    report.check();
+    assert!(report.passed().len() + skipped >= report.results.len(), "too much was skipped:\n{report}");
+    assert_eq!(device.memory().in_use, 0);
+}
+
+#[test]
+fn mmu() {
+    conforms(VulkanConfig { page_table: Some(PageTable::Mmu), ..VulkanConfig::default() }, 3);
+}
+
+#[test]
+fn fixed() {
+    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), ..VulkanConfig::default() }, 5);
+}
+
+#[test]
+fn fixed_and_staged() {
+    let copies = Some(Copies::Staged);
+    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), copies, ..VulkanConfig::default() }, 5);
+}
+
+#[test]
+fn whatever_is_best() {
+    conforms(VulkanConfig::default(), 5);
+}
