@@ -13,9 +13,11 @@
 
 // Parts of different length: the buffers of this launch do not belong together.
 #define same_len(a, b) \
-    if ((a) != (b)) { \
-        complain(OF_DIFFERENT_LENGTH, a, b) \
-        return; \
+    { \
+        if ((a) != (b)) { \
+            complain(OF_DIFFERENT_LENGTH, a, b) \
+            return; \
+        } \
     }
 
 // A sum carried in two floats, about 48 bits, on devices with and without 64-bit floats: D. E. Knuth, The Art of Computer

@@ -40,7 +40,9 @@ layout(buffer_reference, std430, buffer_reference_align = 4) buffer SternaStatus
 
 // Says once what is wrong with the arguments; the launch fails.
 #define complain(number, detail_a, detail_b) \
-    if (atomicCompSwap(sterna_status.code, 0u, uint(number)) == 0u) { \
-        sterna_status.a = uint(detail_a); \
-        sterna_status.b = uint(detail_b); \
+    { \
+        if (atomicCompSwap(sterna_status.code, 0u, uint(number)) == 0u) { \
+            sterna_status.a = uint(detail_a); \
+            sterna_status.b = uint(detail_b); \
+        } \
     }
