@@ -17,7 +17,7 @@ fn conforms(config: CpuConfig) {
     let report = all(&unsafe { Bench::new(&device, region, host.base(), host.bytes()) });
     println!("{report}");
     report.check();
-    assert!(report.passed().len() + 2 >= report.results.len(), "too much was skipped:\n{report}");
+    assert!(report.passed().len() + 3 >= report.results.len(), "too much was skipped:\n{report}");
     assert_eq!(device.memory().in_use, 0);
 }
 

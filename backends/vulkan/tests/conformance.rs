@@ -23,21 +23,21 @@ fn conforms(config: VulkanConfig, skipped: usize) {
 
 #[test]
 fn mmu() {
-    conforms(VulkanConfig { page_table: Some(PageTable::Mmu), ..VulkanConfig::default() }, 3);
+    conforms(VulkanConfig { page_table: Some(PageTable::Mmu), ..VulkanConfig::default() }, 4);
 }
 
 #[test]
 fn fixed() {
-    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), ..VulkanConfig::default() }, 5);
+    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), ..VulkanConfig::default() }, 6);
 }
 
 #[test]
 fn fixed_and_staged() {
     let copies = Some(Copies::Staged);
-    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), copies, ..VulkanConfig::default() }, 5);
+    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), copies, ..VulkanConfig::default() }, 6);
 }
 
 #[test]
 fn whatever_is_best() {
-    conforms(VulkanConfig::default(), 5);
+    conforms(VulkanConfig::default(), 6);
 }

@@ -1,0 +1,260 @@
+//! Programs on a Vulkan device, with each page table that works there: stock kernels, demand faults, oversubscription, bad input.
+//!
+//! The device is the first that the loader lists, or the one that `STERNA_VULKAN_TEST` names; a software driver does. Without any
+//! the tests say so and pass, unless `STERNA_REQUIRE` names `vulkan`.
+#![cfg(feature = "vulkan")]
+
+mod common;
+
+use std::process::Command;
+use std::sync::Arc;
+
+use common::{MIB, child, is_child, limit, said};
+use sterna::hal::{Absent, DeviceError};
+use sterna::kernel::{Kernel, Spirv, each_mut};
+use sterna::kernels::{fill, reduce_sum, reduce_sum_len, reference, saxpy, spmv_csr, stencil5};
+use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice, VulkanError};
+use sterna::{Error, Runtime};
+
+fn required(what: &str) -> bool {
+    std::env::var("STERNA_REQUIRE").unwrap_or_default().split(',').any(|r| r.trim() == what)
+}
+
+/// The device that tests use, or `None`, said aloud.
+fn name() -> Option<String> {
+    match sterna::vulkan::devices() {
+        Ok(all) => {
+            let named = std::env::var("STERNA_VULKAN_TEST").ok().filter(|n| !n.is_empty());
+            Some(named.unwrap_or_else(|| all[0].index.to_string()))
+        }
+        Err(e) => {
+            println!("SKIP vulkan: {e}");
+            assert!(!required("vulkan"), "STERNA_REQUIRE names vulkan, which is missing: {e}");
+            None
+        }
+    }
+}
+
+/// A runtime on the device with each page table that works on it, and `memory` bytes.
+fn runtimes(memory: usize) -> Vec<(PageTable, Runtime)> {
+    let Some(name) = name() else { return Vec::new() };
+    let mut all = Vec::new();
+    for kind in [PageTable::Mmu, PageTable::Fixed] {
+        let config = VulkanConfig { memory: Some(memory as u64), page_table: Some(kind), ..VulkanConfig::default() };
+        match VulkanDevice::open(&name, &config) {
+            Ok(device) => all.push((kind, Runtime::builder().open_device(Arc::new(device)).build().expect("a runtime"))),
+            Err(e @ VulkanError::NoPageTable { .. }) => {
+                println!("SKIP {kind}: {e}");
+                assert!(!required(kind.name()), "STERNA_REQUIRE names {kind}, which does not work: {e}");
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    all
+}
+
+#[test]
+fn launches_see_what_the_host_wrote_and_the_host_sees_what_they_wrote() {
+    let _limit = limit();
+    for (kind, rt) in runtimes(64 * MIB) {
+        let n = 300_000;
+        let x = rt.shared_with(n, |i| (i % 1000) as f32).unwrap();
+        let mut y = rt.shared_with(n, |i| (i % 7) as f32).unwrap();
+        let mut expect = y.to_vec();
+        for round in 0..20 {
+            y[round * 1000] += 1.0;
+            expect[round * 1000] += 1.0;
+            rt.launch(&saxpy(2.0), (&x, &mut y)).unwrap();
+            reference::saxpy(2.0, &x, &mut expect);
+            assert_eq!(y[round * 999], expect[round * 999], "{kind}, round {round}");
+        }
+        assert_eq!(y[..], expect[..], "{kind}");
+        let mut sums = rt.shared::<f32>(reduce_sum_len(n)).unwrap();
+        rt.launch(&reduce_sum(), (&y, &mut sums)).unwrap();
+        let (got, want) = (sums.iter().copied().map(f64::from).sum::<f64>(), reference::sum(&expect));
+        assert!((got - want).abs() <= want.abs() * 1e-6, "{kind}: {got} instead of {want}");
+    }
+}
+
+#[test]
+fn one_element_read_moves_one_granule() {
+    let _limit = limit();
+    for (kind, rt) in runtimes(64 * MIB) {
+        let mut y = rt.shared::<u32>(4 * MIB).unwrap();
+        rt.launch(&fill(7_u32), (&mut y,)).unwrap().wait().unwrap();
+        let before = rt.stats();
+        assert_eq!(y[3 * MIB + 5], 7, "{kind}");
+        if common::faults(&rt) {
+            let moved = rt.stats().devices[0].to_host.total() - before.devices[0].to_host.total();
+            assert!(moved <= 64 << 10, "{kind}: {moved} bytes came home for one element");
+        }
+        assert!(y.iter().all(|v| *v == 7), "{kind}");
+    }
+}
+
+#[test]
+fn elements_of_every_size_can_be_filled() {
+    let _limit = limit();
+    fn all<T: sterna::bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug>(rt: &Runtime, kind: PageTable, value: T) {
+        let mut y = rt.shared::<T>(70_001).unwrap();
+        rt.launch(&fill(value), (&mut y,)).unwrap().wait().unwrap();
+        assert!(y.iter().all(|v| *v == value), "{kind}: {value:?}");
+    }
+    for (kind, rt) in runtimes(64 * MIB) {
+        all(&rt, kind, 0xA5_u8);
+        all(&rt, kind, 0xBEEF_u16);
+        all(&rt, kind, [1_u8, 2, 3]);
+        all(&rt, kind, u32::MAX - 1);
+        all(&rt, kind, [1.5_f32, 2.5, 3.5]);
+        all(&rt, kind, 0x0123_4567_89AB_CDEF_u64);
+        all(&rt, kind, [7_u64; 8]);
+        let mut y = rt.shared::<[u64; 9]>(8).unwrap();
+        let refused = rt.launch(&fill([1_u64; 9]), (&mut y,)).unwrap_err().to_string();
+        assert!(refused.contains("SPIR-V"), "{kind}: {refused}");
+    }
+}
+
+#[test]
+fn demand_faults_serve_data_four_times_the_memory() {
+    let _limit = limit();
+    for (kind, rt) in runtimes(4 * MIB) {
+        if rt.devices()[0].caps().absent != Absent::Faults {
+            continue;
+        }
+        let (width, height) = (1024, 2048);
+        let mut now = rt.shared_with(width * height, |i| ((i * 7919) % 1000) as f32).unwrap();
+        let mut next = rt.shared::<f32>(width * height).unwrap();
+        let mut expect = now.to_vec();
+        for _ in 0..3 {
+            rt.launch(&stencil5(width, 0.2), (&now, &mut next)).unwrap();
+            std::mem::swap(&mut now, &mut next);
+            expect = reference::stencil5(width, 0.2, &expect);
+        }
+        let worst = now.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{kind}: off by {worst}");
+        let stats = rt.stats();
+        assert!(stats.devices[0].device_faults > 0, "{kind}: nothing was faulted in: {stats:?}");
+    }
+}
+
+/// Adds 1 to every element.
+fn add_one() -> Kernel<(sterna::kernel::EachMut<u32>,)> {
+    fn body(_: sterna::kernel::Group, (): (), y: &mut [u32]) {
+        y.iter_mut().for_each(|y| *y += 1);
+    }
+    let kernel = Kernel::new("add one", (), (each_mut(16 * 1024),), body);
+    // SAFETY: the module adds one to each element of the group's own part, within the buffer.
+    unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/add_one.spv"))) }
+}
+
+#[test]
+fn what_a_shader_refuses_fails_its_launch_and_taints() {
+    let _limit = limit();
+    for (kind, rt) in runtimes(64 * MIB) {
+        let x = rt.shared::<f32>(1000).unwrap();
+        let mut y = rt.shared::<f32>(999).unwrap();
+        let e = rt.launch(&saxpy(1.0), (&x, &mut y)).unwrap().wait().unwrap_err().to_string();
+        assert!(e.contains("different length") && e.contains("1000") && e.contains("999"), "{kind}: {e}");
+        assert!(y.try_read().is_err(), "{kind}: what it would have written is not tainted");
+        // A column that does not exist, in a matrix of three rows.
+        let row_ptr = rt.shared_from(&[0_u32, 1, 2, 3]).unwrap();
+        let col = rt.shared_from(&[0_u32, 9, 1]).unwrap();
+        let (val, v) = (rt.shared_from(&[1.0_f32; 3]).unwrap(), rt.shared_from(&[1.0_f32; 3]).unwrap());
+        let mut out = rt.shared::<f32>(3).unwrap();
+        let e = rt.launch(&spmv_csr(), (&row_ptr, &col, &val, &v, &mut out)).unwrap().wait().unwrap_err().to_string();
+        assert!(e.contains("column 9 of 3"), "{kind}: {e}");
+        // The next one is right.
+        let col = rt.shared_from(&[0_u32, 2, 1]).unwrap();
+        rt.launch(&spmv_csr(), (&row_ptr, &col, &val, &v, &mut out)).unwrap().wait().unwrap();
+        assert_eq!(out[..], [1.0; 3], "{kind}");
+    }
+}
+
+#[test]
+fn modules_that_cannot_run_are_refused_by_name() {
+    let _limit = limit();
+    static GOOD: &[u8] = include_bytes!("glsl/add_one.spv");
+    static FRAGMENT: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let mut other = GOOD.to_vec();
+        // The entry point's execution model: GLCompute (5) becomes Fragment (4).
+        let at = (20..other.len() - 8).step_by(4).find(|i| other[*i] == 15 && other[i + 1] == 0 && other[i + 4] == 5);
+        other[at.expect("an entry point") + 4] = 4;
+        other
+    });
+    let wrong: [(&'static [u8], &str); 4] = [
+        (b"", "no SPIR-V module"),
+        (b"neither fish nor fowl", "no SPIR-V module"),
+        (&GOOD[..GOOD.len() - 40], "truncated"),
+        (&FRAGMENT, "another stage"),
+    ];
+    for (kind, rt) in runtimes(64 * MIB) {
+        let mut y = rt.shared::<u32>(100).unwrap();
+        for (code, what) in wrong {
+            // SAFETY: none of these ever runs.
+            let kernel = unsafe { Kernel::from_spirv("broken", (), (each_mut::<u32>(64),), Spirv::new(code)) };
+            match rt.launch(&kernel, (&mut y,)) {
+                Err(Error::Device { source: DeviceError::BadKernel { kernel, what: said }, .. }) => {
+                    assert!(kernel == "broken" && said.contains(what), "{kind}: {said}");
+                }
+                other => panic!("{kind}: {what}: {other:?}"),
+            }
+        }
+        assert!(y.iter().all(|y| *y == 0), "{kind}");
+    }
+}
+
+#[test]
+fn a_lost_device_says_so() {
+    let _limit = limit();
+    let Some(name) = name() else { return };
+    let device = Arc::new(VulkanDevice::open(&name, &VulkanConfig::default()).unwrap());
+    let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build().unwrap();
+    let mut y = rt.shared_with(MIB, |i| i as u32).unwrap();
+    rt.launch(&add_one(), (&mut y,)).unwrap().wait().unwrap();
+    assert_eq!(y[5], 6);
+    device.lose();
+    let e = rt.launch(&add_one(), (&mut y,)).and_then(|p| p.wait()).unwrap_err().to_string();
+    assert!(e.contains("lost"), "{e}");
+}
+
+#[test]
+fn names_and_kinds_that_do_not_exist_are_refused() {
+    let _limit = limit();
+    if name().is_none() {
+        return;
+    }
+    let test = "names_and_kinds_that_do_not_exist_are_refused";
+    if !is_child() {
+        let run = |c: &mut Command| said(&c.output().expect("a child"));
+        let e = Runtime::builder().device("vulkan:no such thing").build().unwrap_err().to_string();
+        assert!(e.contains("no such thing") && e.contains("vulkan:0"), "{e}");
+        let said = run(child(test).env("STERNA_PAGE_TABLE", "cuneiform").env("STERNA_DEVICE", "vulkan:0"));
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let e = Runtime::new().unwrap_err().to_string();
+    assert!(e.contains("cuneiform") && e.contains("STERNA_PAGE_TABLE") && e.contains("fixed"), "{e}");
+}
+
+#[test]
+fn without_a_driver_the_error_says_what_to_do() {
+    let _limit = limit();
+    let test = "without_a_driver_the_error_says_what_to_do";
+    if !is_child() {
+        let mut c = child(test);
+        let said = said(
+            &c.env("VK_DRIVER_FILES", "/no/such/driver.json")
+                .env("VK_ICD_FILENAMES", "/no/such/driver.json")
+                .output()
+                .unwrap(),
+        );
+        assert!(said.contains("1 passed"), "{said}");
+        return;
+    }
+    let e = Runtime::builder().device("vulkan").build().unwrap_err();
+    assert!(matches!(&e, Error::Device { source: DeviceError::Unavailable(_), .. }), "{e:?}");
+    assert!(e.to_string().contains("install"), "{e}");
+    // A program that names no device runs all the same.
+    let rt = Runtime::new().unwrap();
+    assert_eq!(rt.devices()[0].id(), "cpu:0");
+}
