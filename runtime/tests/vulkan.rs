@@ -137,6 +137,24 @@ fn demand_faults_serve_data_four_times_the_memory() {
     }
 }
 
+#[test]
+fn allocations_take_turns_in_a_memory_that_holds_one() {
+    let _limit = limit();
+    for (kind, rt) in runtimes(5 * MIB) {
+        let n = MIB;
+        let mut all: Vec<_> = (0..4_u32).map(|v| rt.shared_with(n, |i| v + i as u32).unwrap()).collect();
+        for _ in 0..3 {
+            for y in &mut all {
+                rt.launch(&add_one(), (y,)).unwrap_or_else(|e| panic!("{kind}: {e}"));
+            }
+        }
+        for (v, y) in all.iter_mut().enumerate() {
+            y.try_read().unwrap_or_else(|e| panic!("{kind}, {v}: {e}"));
+            assert!(y.iter().enumerate().all(|(i, y)| *y == v as u32 + i as u32 + 3), "{kind}: allocation {v}");
+        }
+    }
+}
+
 /// Adds 1 to every element.
 fn add_one() -> Kernel<(sterna::kernel::EachMut<u32>,)> {
     fn body(_: sterna::kernel::Group, (): (), y: &mut [u32]) {

@@ -423,8 +423,7 @@ impl Attached {
         let groups = groups.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
         let groups = groups.ok_or_else(|| misfit("the number of groups does not follow from the ranges".into()))?;
         let id = self.mirror.load(kernel.code())?;
-        let mappings: SmallVec<[_; 4]> = params.iter().map(|p| p.mapping).collect();
-        self.run_erased((kernel.name(), id, groups), kernel.value(), &mappings, &touches, place, budget)
+        self.run_erased((kernel.name(), id, groups), kernel.value(), &params, &touches, place, budget)
     }
 
     #[inline(never)]
@@ -432,7 +431,7 @@ impl Attached {
         &self,
         (name, kernel, groups): (&'static str, sterna_hal::KernelId, u32),
         value: &[u8],
-        mappings: &[sterna_hal::kernel::Mapping],
+        params: &[sterna_hal::kernel::ParamDesc],
         touches: &SmallVec<[Touch; 4]>,
         place: Place,
         budget: Option<Duration>,
@@ -443,10 +442,10 @@ impl Attached {
             // What others keep taking away comes by demand.
             let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
             let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
-            for (t, mapping) in touches.iter().zip(mappings) {
+            for (t, param) in touches.iter().zip(params) {
                 let view = self.mirror.view(&t.seg)?;
                 let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
-                args.push(Arg::Range { at, access: t.access, mapping: *mapping });
+                args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
             }
             self.mirror.reap();
             let launch = Launch { kernel, grid: [groups, 1, 1], groups: Groups::All, args: &args };

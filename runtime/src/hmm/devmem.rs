@@ -121,6 +121,44 @@ impl Drop for Reserved {
     }
 }
 
+/// Takes another segment of a rank below `below` off a device whose addresses are memory: the one whose last use is longest ago,
+/// and no one that submitted launches use. Waits for one of those if there is no other. False if none is left.
+pub(crate) fn unseat_another(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    wants: &Segment,
+    below: u64,
+) -> Result<bool, Error> {
+    if !mirror.caps().placed {
+        return Ok(false);
+    }
+    mirror.settle_ranks(free);
+    let slot = mirror.slot();
+    let rank = |free: &mut Free, seg: &Segment| {
+        let blocks = seg.claimed();
+        blocks.into_iter().map(|id| mirror.space().block(id).lock(free).dev[slot].rank).max().unwrap_or(0)
+    };
+    let others: Vec<_> = mirror.seated().into_iter().filter(|s| s.first() != wants.first()).collect();
+    let mut ranked: Vec<_> = others.into_iter().map(|s| (rank(free, &s), s)).filter(|(r, _)| *r < below).collect();
+    ranked.sort_by_key(|(r, s)| (*r, s.first()));
+    for (_, seg) in ranked {
+        let in_use = seg.uses.lock().iter().any(|u| {
+            let l = &u.launch;
+            l.mirror().slot() == slot && l.is_submitted() && !l.poll_only()
+        });
+        if in_use {
+            continue;
+        }
+        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        migrate::bring_home(free, &seg, &seg.pages(), home, Cause::Eviction)?;
+        if mirror.unseat(free, &seg) {
+            mirror.pods().counters.evictions.fetch_add(u64::from(seg.blocks()), Ordering::Relaxed);
+            return Ok(true);
+        }
+    }
+    Ok(wait_for_oldest(free, mirror))
+}
+
 /// Waits for the oldest launch that has not retired. False if there is none.
 fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
     mirror.reap();

@@ -23,7 +23,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId};
-use sterna_hal::{Absent, Access, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
+use sterna_hal::{Absent, Access, Arg, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::{Block, Body};
@@ -34,7 +34,7 @@ use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
 use super::schedule;
-use super::segment::{Segment, overlap};
+use super::segment::{Seat, Segment, overlap};
 use super::space::{Slot, Space};
 use crate::Error;
 use crate::stats::Cause;
@@ -291,6 +291,60 @@ impl DeviceMirror {
             unsafe { self.device.unreserve(range) };
         }
         Ok(got)
+    }
+
+    /// The device's addresses for `seg`, kept while the seat lives. Where addresses are memory, other segments of a rank below
+    /// `below` leave the device for them, whole.
+    pub(crate) fn seat(
+        self: &Arc<Self>,
+        free: &mut Free,
+        seg: &Arc<Segment>,
+        below: u64,
+    ) -> Result<(Seat, DevRange), Error> {
+        loop {
+            let seated = {
+                let _driver = self.pods().lock.hold();
+                seg.seat(self.slot)
+            };
+            if let Some(seated) = seated {
+                return Ok(seated);
+            }
+            match self.view(seg) {
+                Ok(_) => {}
+                Err(Error::OutOfDeviceMemory { .. }) if super::devmem::unseat_another(free, self, seg, below)? => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// The segments that have addresses here.
+    pub(crate) fn seated(&self) -> Vec<Arc<Segment>> {
+        self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect()
+    }
+
+    /// Gives back the addresses of a segment that has nothing here any more; says whether it had nothing, and nobody who is
+    /// bringing something.
+    pub(crate) fn unseat(&self, free: &mut Free, seg: &Segment) -> bool {
+        let per = self.pods().pages_per_grain();
+        for id in seg.claimed() {
+            let body = self.space.block(id).lock(free);
+            let dev = &body.dev[self.slot];
+            // Busy pages may be on their way from here; entries stay in the books until their edit has been made.
+            if dev.has_frames(per) || !dev.mapped.is_empty() || !body.busy.is_empty() {
+                return false;
+            }
+        }
+        let view = {
+            let _driver = self.pods().lock.hold();
+            if seg.is_seated(self.slot) { None } else { seg.give_up_view(self) }
+        };
+        if let Some(view) = view {
+            self.views.write().remove(&view.at.0);
+            // SAFETY: nothing of the segment is here, nobody brings anything, and no launch can be submitted over it: the
+            // addresses that it was prepared with are compared under the driver lock.
+            unsafe { self.device.unreserve(view) };
+        }
+        view.is_some()
     }
 
     /// The segment and page at a device address.
@@ -613,7 +667,12 @@ impl DeviceMirror {
         by: By<'_>,
     ) -> Result<(), NotYet> {
         let _driver = self.pods().lock.hold();
-        for t in touches {
+        let given = launch.args.iter().filter_map(|a| if let Arg::Range { at, .. } = a { Some(at.at) } else { None });
+        for (t, given) in touches.iter().zip(given) {
+            // Addresses may have been taken away and others given since the arguments were made.
+            if t.seg.view(self.slot).is_none_or(|v| v.at.plus(t.bytes.start) != given) {
+                return Err(NotYet::Populate);
+            }
             let ok = if faults {
                 t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
             } else {

@@ -229,7 +229,9 @@ pub(crate) fn populate_within(
     let per = mirror.pods().pages_per_grain() as u64;
     let mut since = Instant::now();
     loop {
-        mirror.view(seg)?;
+        if !mirror.caps().placed {
+            mirror.view(seg)?;
+        }
         let mut moved = match place {
             Place::Demand => {
                 mirror.flush_stale(free, seg)?;

@@ -142,6 +142,19 @@ pub(crate) enum Kind {
 /// A segment's addresses on a device, and the device.
 type View = (DevRange, Arc<DeviceMirror>);
 
+/// Keeps a segment's addresses on a device while pages move there.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    seg: Arc<Segment>,
+    slot: usize,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seg.seated[self.slot].fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// One mapping of the space.
 #[derive(Debug)]
 pub struct Segment {
@@ -156,6 +169,8 @@ pub struct Segment {
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
     views: [RwLock<Option<View>>; MAX_DEVICES],
+    /// Batches that are moving pages to those addresses. Raised under the driver lock.
+    seated: [AtomicU32; MAX_DEVICES],
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<Pages>>,
@@ -217,6 +232,7 @@ impl Segment {
             kind,
             used: AtomicU64::new(bytes),
             views: Default::default(),
+            seated: Default::default(),
             uses: Mutex::default(),
             taints: Mutex::default(),
             pins: Mutex::default(),
@@ -327,7 +343,19 @@ impl Segment {
         self.views[mirror.slot()].write().get_or_insert_with(|| (range, Arc::clone(mirror))).0
     }
 
-    /// The device is detached: it has nothing of the segment any more.
+    /// Its addresses, kept while the seat lives. Under the driver lock.
+    pub(crate) fn seat(self: &Arc<Self>, slot: usize) -> Option<(Seat, DevRange)> {
+        let view = self.view(slot)?;
+        self.seated[slot].fetch_add(1, Ordering::AcqRel);
+        Some((Seat { seg: Arc::clone(self), slot }, view))
+    }
+
+    /// Whether somebody is bringing pages to its addresses. Under the driver lock.
+    pub(crate) fn is_seated(&self, slot: usize) -> bool {
+        self.seated[slot].load(Ordering::Acquire) > 0
+    }
+
+    /// Takes its addresses away: the device is detached, or it has nothing of the segment any more.
     pub(crate) fn give_up_view(&self, mirror: &DeviceMirror) -> Option<DevRange> {
         let view = self.views[mirror.slot()].write().take_if(|(_, m)| ptr::eq(&**m, mirror));
         view.map(|(range, _)| {

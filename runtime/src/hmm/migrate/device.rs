@@ -41,7 +41,7 @@ pub(crate) fn to_device(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let view = mirror.view(seg)?;
+    let (_seat, view) = mirror.seat(free, seg, want.rank)?;
     // Before any frame is taken: what is there already must not make room for the rest.
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
@@ -91,7 +91,7 @@ fn trickle(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let view = mirror.view(seg)?;
+    let (_seat, view) = mirror.seat(free, seg, want.rank)?;
     let mut total = Moved::default();
     for (id, mask) in pages.blocks() {
         let part = pages_of(id, mask);
