@@ -35,7 +35,7 @@ impl DeviceMemory {
             .ok_or_else(|| sys::invalid("device memory", format!("{budget} bytes of memory in grains of {grain}")))?;
         let bytes = u64::from(grains) * grain;
         let file = bytes.next_multiple_of(BLOCK);
-        let fd = sys::memfd(file)?;
+        let fd = sys::memfd(c"sterna-device", file)?;
         let base = Mapped::new(file, Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false })?;
         // Best effort: it keeps core dumps small, no more.
         base.advise(0, file, libc::MADV_DONTDUMP);

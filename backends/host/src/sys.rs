@@ -2,6 +2,7 @@
 //!
 //! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. No state, no locks.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -49,9 +50,9 @@ pub fn page_size() -> u64 {
 }
 
 /// A memory file of `bytes` bytes that takes memory only where it is touched.
-pub(crate) fn memfd(bytes: u64) -> Result<OwnedFd, DeviceError> {
+pub(crate) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(c"sterna-device".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(failed("memfd_create", "free some memory"));
     }

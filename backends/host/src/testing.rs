@@ -23,7 +23,7 @@ impl Host {
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         use std::os::fd::AsFd;
-        let fd = sys::memfd(bytes).expect("a memory file");
+        let fd = sys::memfd(c"host", bytes).expect("a memory file");
         let backing = Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false };
         let map = Mapped::new(bytes, backing).expect("a mapping");
         Self { map, fd, bytes }

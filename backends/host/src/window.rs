@@ -185,7 +185,7 @@ impl Window {
     pub(crate) fn ruin(&self) -> Result<(), DeviceError> {
         let mut entries = self.entries.write();
         if entries.is_none() {
-            let fd = sys::memfd(self.map.bytes())?;
+            let fd = sys::memfd(c"sterna-device-scratch", self.map.bytes())?;
             let backing = Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false };
             // SAFETY: our own window; no edit is under way, and none will be made.
             unsafe { sys::map(Some(self.map.base()), self.map.bytes(), backing)? };

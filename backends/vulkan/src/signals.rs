@@ -1,12 +1,13 @@
 //! The two timelines of a device: launches on the driver's, copies on the host's.
 //!
 //! **Guarantee:** a copy's value is reached on the host's timeline first, then on a semaphore, so that launches can wait for it
-//! without a thread of ours. A lost device ends every wait. No locks of its own.
+//! without a thread of ours. A lost device ends every wait. **Lock:** `signalled`, around one signal.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ash::vk;
+use parking_lot::Mutex;
 use sterna_hal::{DeviceError, Point};
 use sterna_host::copy::Owner;
 use sterna_host::sys::invalid;
@@ -41,12 +42,14 @@ pub(crate) struct Signals {
     pub(crate) compute: Compute,
     copies: Timeline,
     copied: Semaphore,
+    /// The semaphore's value: it must grow with each signal.
+    signalled: Mutex<u64>,
     pub(crate) raw: Arc<Raw>,
 }
 
 impl Signals {
     pub(crate) fn new(raw: &Arc<Raw>, compute: Compute, copied: Semaphore) -> Self {
-        Self { compute, copies: Timeline::default(), copied, raw: Arc::clone(raw) }
+        Self { compute, copies: Timeline::default(), copied, signalled: Mutex::new(0), raw: Arc::clone(raw) }
     }
 
     /// Refuses points of queues that do not exist.
@@ -99,6 +102,12 @@ impl Signals {
     }
 
     fn signal(&self, value: u64) {
+        let mut last = self.signalled.lock();
+        // A loss may have signalled more than was reached.
+        if value <= *last {
+            return;
+        }
+        *last = value;
         let info = vk::SemaphoreSignalInfo::default().semaphore(self.copied.raw).value(value);
         // SAFETY: a timeline semaphore of this device, signalled by the host alone and in order.
         if let Err(code) = unsafe { self.raw.device.signal_semaphore(&info) } {

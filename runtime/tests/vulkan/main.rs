@@ -4,7 +4,9 @@
 //! the tests say so and pass, unless `STERNA_REQUIRE` names `vulkan`.
 #![cfg(feature = "vulkan")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod kernels;
 
 use std::process::Command;
 use std::sync::Arc;
