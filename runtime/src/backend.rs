@@ -49,11 +49,12 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
     }
 }
 
-/// The device for a program that names none: the best kind there is.
-pub(crate) fn best() -> String {
+/// The devices for a program that names none: the best GPU there is, and the CPU device for kernels without a form for it.
+pub(crate) fn best() -> Vec<String> {
+    let mut names = vec!["cpu:0".to_string()];
     #[cfg(feature = "vulkan")]
     if let Some(gpu) = sterna_vulkan::best() {
-        return format!("vulkan:{}", gpu.index);
+        names.insert(0, format!("vulkan:{}", gpu.index));
     }
-    "cpu:0".to_string()
+    names
 }

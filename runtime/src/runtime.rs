@@ -138,7 +138,7 @@ impl Builder {
         if selectors.is_empty() && self.opened.is_empty() {
             let named =
                 config::var("STERNA_DEVICE", |v| Ok(v.split(',').map(|s| s.trim().to_string()).collect::<Vec<_>>()))?;
-            selectors = named.unwrap_or_else(|| vec![backend::best()]);
+            selectors = named.unwrap_or_else(backend::best);
         }
         let space = Space::process(mechanism)?;
         let mut devices = Vec::new();
@@ -234,7 +234,8 @@ impl Runtime {
         Ok(s)
     }
 
-    /// Launches a kernel on the default device and returns at once, even when gigabytes must move first.
+    /// Launches a kernel on the default device and returns at once, even when gigabytes must move first. A kernel without a form
+    /// for the default device runs on the first one that it has a form for.
     ///
     /// Launches are ordered by the bytes that they share; there are no streams. Arguments are `&` for what the kernel reads and
     /// `&mut` for what it writes, of [`Shared`] or of views.
@@ -256,7 +257,9 @@ impl Runtime {
         kernel: &hal::kernel::Kernel<P>,
         args: A,
     ) -> Result<Pending, Error> {
-        self.launch_on(&self.0.devices[0], kernel, args)
+        let form = |m: &&Arc<DeviceMirror>| kernel.code().has(m.caps().form);
+        let device = self.0.devices.iter().find(form).unwrap_or(&self.0.devices[0]);
+        self.launch_on(device, kernel, args)
     }
 
     /// The runtime with another default device, for `rt.on(&device).launch(…)`.

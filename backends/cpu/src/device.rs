@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use sterna_hal::kernel::Code;
+use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
     KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
@@ -82,6 +82,7 @@ impl CpuDevice {
             read_only: true,
             max_reservation: mmu.window_bytes(),
             min_frames: if faults { min_frames(count) } else { 0 },
+            form: Form::Rust,
             queues: vec![Role::Compute, Role::Copy],
         };
         let name = format!("CPU, {count} worker{}", if count == 1 { "" } else { "s" });

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::kernel::Form;
+
 /// What a kernel's access to an absent page does. The engine's whole strategy follows from this, not from the API in use.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Absent {
@@ -52,6 +54,8 @@ pub struct Caps {
     pub max_reservation: u64,
     /// Grains that must be free so that one faulting instruction of every worker can finish. 0 where nothing faults.
     pub min_frames: u32,
+    /// The form of kernels that it runs.
+    pub form: Form,
     /// The roles of the queues, by queue number.
     pub queues: Vec<Role>,
 }

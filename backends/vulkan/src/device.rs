@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpu_allocator::MemoryLocation;
-use sterna_hal::kernel::Code;
+use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
     KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket,
@@ -151,6 +151,7 @@ impl VulkanDevice {
             },
             // The driver's worker threads and the one that feeds them.
             min_frames: if faults { min_frames(processors + 1) } else { 0 },
+            form: Form::Spirv,
             queues: vec![Role::Compute, Role::Copy],
         };
         let info = DeviceInfo {

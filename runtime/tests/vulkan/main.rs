@@ -224,6 +224,26 @@ fn modules_that_cannot_run_are_refused_by_name() {
 }
 
 #[test]
+fn a_kernel_without_a_form_goes_to_a_device_that_runs_it() {
+    let _limit = limit();
+    let Some(name) = name() else { return };
+    let rt = Runtime::builder().device(format!("vulkan:{name}")).device("cpu:0").memory(32 << 20).build().unwrap();
+    let [gpu, cpu] = &rt.devices()[..] else { panic!("two devices") };
+    let mut y = rt.shared_with(MIB, |i| i as u32).unwrap();
+    // In turn on both devices: pages pass from one to the other.
+    for round in 0..4_u32 {
+        rt.launch(&add_one(), (&mut y,)).unwrap();
+        rt.launch(&common::add(10), (&mut y,)).unwrap();
+        assert_eq!(y[17], 17 + 11 * (round + 1));
+    }
+    assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 44));
+    let launches = |d: &sterna::Device| rt.stats().devices.iter().find(|s| s.device == d.id()).unwrap().launches;
+    assert_eq!((launches(gpu), launches(cpu)), (4, 4));
+    let e = rt.on(gpu).launch(&common::add(1), (&mut y,)).unwrap_err().to_string();
+    assert!(e.contains("no SPIR-V form"), "{e}");
+}
+
+#[test]
 fn a_lost_device_says_so() {
     let _limit = limit();
     let Some(name) = name() else { return };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 
-use crate::kernel::{Group, Kernel, Params, each_mut};
+use crate::kernel::{Form, Kernel, Params};
 use crate::{
     Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, FaultBatch, Frames, Groups, HostAt, Launch, Outcome, Place,
     Point, RegionId, Target, Ticket,
@@ -151,8 +151,7 @@ impl<'a> Bench<'a> {
 
     /// Whether the device runs Rust forms.
     pub(super) fn runs_rust(&self) -> bool {
-        fn nothing(_: Group, (): (), _: &mut [u32]) {}
-        self.device.load(Kernel::new("nothing", (), (each_mut::<u32>(1),), nothing).code()).is_ok()
+        self.device.caps().form == Form::Rust
     }
 
     pub(super) fn host_bytes(&self) -> u64 {

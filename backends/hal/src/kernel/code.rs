@@ -48,7 +48,25 @@ pub struct Code {
     pub spirv: Option<Spirv>,
 }
 
+/// A form of code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Form {
+    /// A Rust function.
+    Rust,
+    /// A SPIR-V module.
+    Spirv,
+}
+
 impl Code {
+    /// Whether it has this form.
+    #[must_use]
+    pub fn has(&self, form: Form) -> bool {
+        match form {
+            Form::Rust => self.rust.is_some(),
+            Form::Spirv => self.spirv.is_some(),
+        }
+    }
+
     fn key(&self) -> impl Eq + Hash {
         (self.name, self.rust.map_or(0, |f| f as usize), self.spirv.as_ref().map(Spirv::key))
     }
