@@ -3,6 +3,7 @@
 //! Nothing here uses sterna: a floor is what a program would write without it.
 
 mod faults;
+pub(crate) mod vulkan;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

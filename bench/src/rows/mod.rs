@@ -8,6 +8,7 @@ mod indexing;
 mod launch;
 mod one_element;
 mod oversubscription;
+mod vulkan;
 
 use anyhow::Result;
 
@@ -24,7 +25,7 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
-pub(crate) const ALL: [Row; 8] = [
+pub(crate) const ALL: [Row; 9] = [
     indexing::ROW,
     host_fault::ROW,
     bulk::ROW,
@@ -32,6 +33,7 @@ pub(crate) const ALL: [Row; 8] = [
     one_element::ROW,
     allocation::ROW,
     oversubscription::ROW,
+    vulkan::ROW,
     idle::ROW,
 ];
 

@@ -7,7 +7,8 @@
 //! **Order.** Both places are leased; devices lose their entries; the window's new mapping is made and registered, and only then
 //! do the books say what is there: a touch in between finds *busy*.
 //!
-//! A device whose grain is larger than a granule gives the pages back first: a frame cannot be cut.
+//! A device whose grain is larger than a granule gives the pages back first: a frame cannot be cut. So does one whose frames
+//! belong to addresses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,7 @@ impl Space {
         // Two leases are held at once, which only this does.
         let _one = ONE_AT_A_TIME.lock();
         discard::discard(&mut free, seg, to)?;
-        if self.devices().iter().any(|m| m.caps().grain > GRANULE) {
+        if self.devices().iter().any(|m| m.caps().grain > GRANULE || m.caps().placed) {
             migrate::bring_home(&mut free, seg, from, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
         }
         let n = PAGES_PER_GRANULE as u64;
@@ -176,7 +177,9 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
         let mut frames = Vec::new();
         if per <= PAGES_PER_GRANULE {
             for f in &mut body.dev[slot].frames[g * PAGES_PER_GRANULE / per..(g + 1) * PAGES_PER_GRANULE / per] {
-                frames.push(std::mem::take(f));
+                let frame = std::mem::take(f);
+                // Nothing is in it, and the other place has its own.
+                frames.push(if m.caps().placed { 0 } else { frame });
             }
         }
         m.change(seg, id, body, |body| {
