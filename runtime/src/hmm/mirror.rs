@@ -18,12 +18,10 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId};
-use sterna_hal::{Absent, Access, Arg, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, Point, RegionId, Target};
+use sterna_hal::{Absent, Access, Arg, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, RegionId, Target};
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::{Block, Body};
@@ -33,8 +31,7 @@ use super::lock::Free;
 use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
-use super::schedule;
-use super::segment::{Seat, Segment, overlap};
+use super::segment::{Seat, Segment};
 use super::space::{Slot, Space};
 use crate::Error;
 use crate::stats::Cause;
@@ -142,14 +139,6 @@ impl fmt::Debug for DeviceMirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeviceMirror").field("slot", &self.slot).field("device", self.device.info()).finish_non_exhaustive()
     }
-}
-
-/// Entries that a window removes, between its two passes.
-#[derive(Debug, Default)]
-pub(crate) struct Zap {
-    edits: Vec<Edit>,
-    leaving: Vec<(Arc<Segment>, Span)>,
-    after: SmallVec<[Arc<InFlight>; 4]>,
 }
 
 /// Who submits a launch.
@@ -443,197 +432,6 @@ impl DeviceMirror {
                 }
             }
         }
-    }
-
-    // ── windows ──
-
-    /// First pass of a window: marks the entries of `runs` as leaving, so that no launch counts on them. They stay in the books
-    /// until they are gone: a launch that faults asks there for entries that name bytes out of date. The launches that may be
-    /// using them are noted for devices that cannot fault.
-    pub(crate) fn zap_start(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Zap {
-        let mut zap = Zap::default();
-        let per = self.pods().pages_per_grain();
-        for run in runs {
-            let Some(seg) = self.space.segment_of(Page(run.0.start).block()) else { continue };
-            self.zap_segment(free, action, &seg, run, per, &mut zap);
-        }
-        zap
-    }
-
-    fn zap_segment(&self, free: &mut Free, action: Action, seg: &Arc<Segment>, run: &Pages, per: usize, zap: &mut Zap) {
-        let Some(view) = seg.view(self.slot) else { return };
-        for (id, mask) in run.blocks() {
-            let block = self.space.block(id);
-            let mut body = block.lock(free);
-            let dev = &body.dev[self.slot];
-            // Pages that come to this device: its own entries may stay, except those that name host storage.
-            let mut gone = dev.mapped & mask;
-            if action == (Action::Migrate { to: Some(self.slot) }) {
-                gone &= dev.alias;
-            }
-            let gone = gone.widened(per) & dev.mapped;
-            #[cfg(feature = "planted")]
-            let gone = if super::planted::on(&super::planted::REPLICA_KEPT_AT_UPGRADE) { gone & !dev.valid } else { gone };
-            if gone.is_empty() {
-                continue;
-            }
-            self.change(seg, id, &mut body, |body| {
-                body.dev[self.slot].leaving |= gone;
-            });
-            zap.leaving.push((Arc::clone(seg), Span { block: id, mask: gone }));
-            for r in gone.runs() {
-                zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
-            }
-        }
-        if zap.edits.is_empty() {
-            return;
-        }
-        let faults = self.caps().absent == Absent::Faults;
-        // What moves comes back by a fault where a launch can fault; what is taken away for good does not. Launches on other
-        // bytes that lose a page by the way have it brought back, and may be waiting for that.
-        if faults && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
-            return;
-        }
-        let start = run.0.start * PAGE - seg.offset();
-        let bytes = start..start + run.bytes();
-        let uses = seg.uses.lock();
-        let mine = uses.iter().filter(|u| u.launch.mirror().slot == self.slot && u.launch.is_submitted());
-        zap.after.extend(mine.filter(|u| !faults || overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
-    }
-
-    /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
-    pub(crate) fn zap_finish(&self, free: &mut Free, zap: Zap) -> Result<(), Error> {
-        for l in &zap.after {
-            #[cfg(feature = "planted")]
-            if super::planted::on(&super::planted::RIGID_NOT_AWAITED) {
-                break;
-            }
-            l.wait(free, None);
-        }
-        #[cfg(feature = "planted")]
-        let flush = !super::planted::on(&super::planted::MISSING_FLUSH);
-        #[cfg(not(feature = "planted"))]
-        let flush = true;
-        if flush {
-            self.remove(free, &zap.edits)?;
-        }
-        for (seg, s) in &zap.leaving {
-            let mut body = self.space.block(s.block).lock(free);
-            self.change(seg, s.block, &mut body, |body| {
-                let dev = &mut body.dev[self.slot];
-                for mask in [&mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving, &mut dev.atomic] {
-                    *mask &= !s.mask;
-                }
-            });
-        }
-        Ok(())
-    }
-
-    /// Removes entries; a lost device has none. The books say already that they are gone, and frames behind them will be
-    /// reused: a device that keeps refusing cannot be trusted with anything and counts as lost.
-    fn remove(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
-        const TRIES: usize = 4;
-        for left in (0..TRIES).rev() {
-            match self.edit(free, edits) {
-                Ok(()) => break,
-                Err(_) if self.is_lost() => break,
-                Err(e) if left == 0 => {
-                    let lost = DeviceError::Lost(format!("it does not remove page-table entries: {e}"));
-                    return Err(self.noticed(lost));
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes entries, all or none: what was made of them before one failed is removed again.
-    pub(crate) fn install(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
-        self.edit(free, edits).inspect_err(|_| {
-            let undo: Vec<Edit> = edits.iter().map(|e| Edit { to: Target::Absent, access: Access::Read, ..*e }).collect();
-            // A failure here is a lost device, which the next call says.
-            let _ = self.remove(&mut Free::at_entry(), &undo);
-        })
-    }
-
-    /// Page-table edits, until they are done.
-    pub(crate) fn edit(&self, free: &mut Free, edits: &[Edit]) -> Result<(), Error> {
-        if edits.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: ranges are views that live as long as their segments; frames are the blocks'; launches that cannot fault
-        // have been waited for.
-        let point = unsafe { self.device.edit(edits, &[]) }.map_err(|e| self.noticed(e))?;
-        self.reach(free, point)
-    }
-
-    /// Waits for a point of a copy or an edit, never of a kernel.
-    pub(crate) fn reach(&self, _free: &mut Free, point: Point) -> Result<(), Error> {
-        schedule::until(|| self.device.reached(point));
-        while !self.device.reached(point) {
-            self.device.wait(point, Duration::from_secs(3600)).map_err(|e| self.noticed(e))?;
-        }
-        Ok(())
-    }
-
-    /// Removes the entries of `seg` that name bytes out of date, so that a launch that faults may run.
-    pub(crate) fn flush_stale(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
-        let rec = &seg.rec().view[self.slot];
-        while rec.stale.swap(0, Ordering::AcqRel) != 0 {
-            #[cfg(feature = "planted")]
-            if super::planted::on(&super::planted::STALE_LEFT) {
-                return Ok(());
-            }
-            if let Some(blocked) = self.flush_once(free, seg)? {
-                rec.stale.store(1, Ordering::Release);
-                super::migrate::wait_blocked(free, self.space, blocked);
-            }
-        }
-        Ok(())
-    }
-
-    /// One pass over the segment; says which block had stale entries on busy pages, which only their batch may change.
-    fn flush_once(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<Option<(BlockId, u32)>, Error> {
-        let Some(view) = seg.view(self.slot) else { return Ok(None) };
-        let per = self.pods().pages_per_grain();
-        let mut edits = Vec::new();
-        let mut spans = Vec::new();
-        let mut blocked = None;
-        for id in seg.claimed() {
-            let block = self.space.block(id);
-            let mut body = block.lock(free);
-            let stale = body.dev[self.slot].stale().widened(per);
-            if stale.meets(body.busy) {
-                blocked = Some((id, block.epoch()));
-            }
-            let stale = stale & !(stale & body.busy).widened(per);
-            if stale.is_empty() {
-                continue;
-            }
-            // Busy until the entries are gone: a page that came back before that would lose its new entry.
-            body.busy |= stale;
-            spans.push(Span { block: id, mask: stale });
-            self.change(seg, id, &mut body, |body| {
-                let dev = &mut body.dev[self.slot];
-                dev.mapped &= !stale;
-                dev.writable &= !stale;
-            });
-            for r in stale.runs() {
-                edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
-            }
-        }
-        let removed = self.remove(free, &edits);
-        for s in spans {
-            if removed.is_err() {
-                let mut body = self.space.block(s.block).lock(free);
-                // Nobody knows which are left: as stale ones they are removed by the next that looks.
-                let left = s.mask & !body.dev[self.slot].valid;
-                self.change(seg, s.block, &mut body, |body| body.dev[self.slot].mapped |= left);
-                seg.rec().view[self.slot].stale.store(1, Ordering::Release);
-            }
-            super::migrate::release(self.space, free, s);
-        }
-        removed.map(|()| blocked)
     }
 
     // ── launches ──

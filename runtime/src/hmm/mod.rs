@@ -66,6 +66,7 @@ pub(crate) mod segment;
 pub(crate) mod source;
 pub(crate) mod space;
 pub(crate) mod sync;
+pub(crate) mod zap;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
 pub use attached::{Attached, Migration, Operand};
