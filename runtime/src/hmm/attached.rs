@@ -85,6 +85,7 @@ impl Attached {
     #[doc(alias = "hmm_devmem_add")]
     pub fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Self, Error> {
         fork::check()?;
+        fork::watch();
         Ok(Self { mirror: DeviceMirror::new(space, device)?, errors: Arc::default() })
     }
 

@@ -104,7 +104,13 @@ fn make(kept: &Kept) -> Option<Made> {
     let mut free = Free::at_entry();
     seg.wait_unused(&mut free, &kept.bytes, false);
     source::prepare(&mut free, &seg, &pages, Access::Read, true).ok()?;
-    migrate::bring_home(&mut free, &seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess).ok()?;
+    #[cfg(feature = "planted")]
+    let away = super::planted::on(&super::planted::FORK_WITHOUT_HOME);
+    #[cfg(not(feature = "planted"))]
+    let away = false;
+    if !away {
+        migrate::bring_home(&mut free, &seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess).ok()?;
+    }
     let copy = os::private_memory(bytes).ok()?;
     for (id, mask) in pages.blocks() {
         for (run, from) in space.block(id).pieces(id, mask) {

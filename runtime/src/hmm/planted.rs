@@ -47,6 +47,8 @@ pub static UNMAP_TAKES_THE_BLOCK: AtomicBool = AtomicBool::new(false);
 pub static EXCLUSIVE_KEPT: AtomicBool = AtomicBool::new(false);
 /// Nobody asks what may be done with a page.
 pub static PROTECTION_NOT_ASKED: AtomicBool = AtomicBool::new(false);
+/// What a device has does not come home before a fork.
+pub static FORK_WITHOUT_HOME: AtomicBool = AtomicBool::new(false);
 /// Pinned pages move.
 pub static PINS_IGNORED: AtomicBool = AtomicBool::new(false);
 /// A move takes pages that another device alone has.
@@ -67,6 +69,7 @@ pub fn by_name(name: &str) -> Option<&'static AtomicBool> {
         "REMAP_LEAVES_OLD" => &REMAP_LEAVES_OLD,
         "EXCLUSIVE_KEPT" => &EXCLUSIVE_KEPT,
         "PROTECTION_NOT_ASKED" => &PROTECTION_NOT_ASKED,
+        "FORK_WITHOUT_HOME" => &FORK_WITHOUT_HOME,
         "PINS_IGNORED" => &PINS_IGNORED,
         "FOREIGN_STOLEN" => &FOREIGN_STOLEN,
         _ => return None,

@@ -266,6 +266,16 @@ impl Segment {
         self.bytes
     }
 
+    /// Says what a forked child finds where the segment is; see [`ForkPolicy`](super::ForkPolicy).
+    ///
+    /// # Errors
+    /// [`Forked`](crate::Error::Forked) in a forked child.
+    pub fn set_fork_policy(self: &Arc<Self>, policy: super::ForkPolicy) -> Result<(), crate::Error> {
+        super::fork::check()?;
+        super::fork::keep(self, &(0..self.bytes), policy);
+        Ok(())
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }

@@ -10,6 +10,7 @@ mod backing;
 mod blind;
 mod device;
 mod exclusive;
+mod forks;
 mod memory;
 mod migration;
 mod mirror;
@@ -110,6 +111,7 @@ pub(crate) fn tests() -> Vec<&'static Test> {
         snapshot::TESTS,
         pins::TESTS,
         exclusive::TESTS,
+        forks::TESTS,
         mirror::TESTS,
         blind::TESTS,
     ]

@@ -21,6 +21,7 @@ const DEFECTS: &[(&str, &str)] = &[
     ("REMAP_LEAVES_OLD", "hmm.migrate_remap_fault"),
     ("EXCLUSIVE_KEPT", "hmm.exclusive"),
     ("PROTECTION_NOT_ASKED", "hmm.anon_write_prot"),
+    ("FORK_WITHOUT_HOME", "hmm.anon_write_child"),
     ("PINS_IGNORED", "blind.pinned_pages_stay"),
     ("FOREIGN_STOLEN", "hmm2.migrate_mixed"),
 ];
