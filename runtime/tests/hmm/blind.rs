@@ -185,6 +185,12 @@ fn late_copies(ctx: &Ctx<'_>) -> Outcome {
         a.expect(a.all(), round);
         b.expect(b.all(), round + 50);
     }
+    // Bytes that have arrived without a word are not counted on: the point says so.
+    let (m, late) = (ctx.filled(4 * N), Duration::from_millis(60));
+    dev.cpu.inject().delay_copies(late);
+    let start = std::time::Instant::now();
+    dev.attached.migrate(&m.pages(m.all())).unwrap();
+    assert!(start.elapsed() >= late, "pages were used before their copy's point: {:?}", start.elapsed());
     Ok(())
 }
 

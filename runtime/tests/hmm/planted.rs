@@ -10,7 +10,6 @@ use crate::table::Cell;
 /// A defect, and the test that catches it.
 const DEFECTS: &[(&str, &str)] = &[
     ("NO_RETRY_CHECK", "blind.retry_check"),
-    ("NO_RETRY_CHECK", "blind.no_entry_outlives_its_page"),
     ("CALLBACK_RETURNS_EARLY", "blind.callbacks_come_first"),
     ("MISSING_FLUSH", "blind.stale_entry"),
     ("FREED_TWICE", "hmm.migrate_release"),
