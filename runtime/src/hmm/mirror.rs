@@ -19,7 +19,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use sterna_hal::kernel::{Code, KernelId};
 use sterna_hal::{Absent, Access, Arg, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, RegionId, Target};
 
@@ -71,11 +71,23 @@ pub trait MirrorOps: Send + Sync {
     }
 }
 
-/// A driver's view of the space (`hmm_mirror`). Unregistered when dropped: then no callback is running or will run.
+/// A driver's view of the space (`hmm_mirror`). When its last clone is dropped no callback begins any more, but one may still be
+/// running: [`unregister`](Self::unregister) waits for it.
 pub struct Mirror {
     space: &'static Space,
     notifier: Notifier,
     ops: Box<dyn MirrorOps>,
+    windows: Mutex<Windows>,
+    /// Told when the last window has ended.
+    quiet: Condvar,
+}
+
+/// Windows that call a mirror's callbacks.
+#[derive(Debug, Default)]
+struct Windows {
+    open: usize,
+    /// None may join them.
+    closed: bool,
 }
 
 impl Mirror {
@@ -87,7 +99,35 @@ impl Mirror {
     }
 
     pub(crate) fn unregistered(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
-        Arc::new(Self { space, notifier: Notifier::default(), ops: Box::new(ops) })
+        let (notifier, windows) = (Notifier::default(), Mutex::default());
+        Arc::new(Self { space, notifier, ops: Box::new(ops), windows, quiet: Condvar::new() })
+    }
+
+    /// Ends the mirror, whoever else has a clone of it: when this returns no callback is running and none will. Waits for changes of
+    /// the host side that are under way, so it is called neither in a callback nor with a lock held that callbacks take.
+    #[doc(alias = "hmm_mirror_unregister")]
+    pub fn unregister(&self) {
+        let mut windows = self.windows.lock();
+        windows.closed = true;
+        while windows.open > 0 {
+            self.quiet.wait(&mut windows);
+        }
+    }
+
+    /// A window begins, unless the mirror has ended.
+    pub(crate) fn enter(&self) -> bool {
+        let mut windows = self.windows.lock();
+        windows.open += usize::from(!windows.closed);
+        !windows.closed
+    }
+
+    /// A window that began has ended.
+    pub(crate) fn leave(&self) {
+        let mut windows = self.windows.lock();
+        windows.open -= 1;
+        if windows.open == 0 {
+            self.quiet.notify_all();
+        }
     }
 
     /// Its windows.

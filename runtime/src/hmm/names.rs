@@ -32,10 +32,9 @@ pub fn hmm_mirror_register_locked(space: &mut Locked, ops: impl MirrorOps + 'sta
     space.register(ops)
 }
 
-/// Ends a mirror: when it returns, no callback of it is running or will run, unless somebody else holds a clone. Today:
-/// `mmu_interval_notifier_remove`.
-pub fn hmm_mirror_unregister(mirror: Arc<Mirror>) {
-    drop(mirror);
+/// Ends a mirror: when it returns, no callback of it is running or will run. Today: `mmu_interval_notifier_remove`.
+pub fn hmm_mirror_unregister(mirror: &Mirror) {
+    mirror.unregister();
 }
 
 /// Looks pages up without changing anything. Today: `hmm_range_fault` with no request flags.

@@ -144,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_waits_for_every_window_over_its_pages() {
+        let (n, mut free) = (Notifier::default(), Free::at_entry());
+        let seen = n.read_begin(&mut free, &Pages(0..8), LONG).unwrap();
+        let (outer, inner) = (n.open(&Pages(0..8)), n.open(&Pages(2..3)));
+        n.end(inner);
+        assert_eq!(n.read_begin(&mut free, &Pages(2..3), Duration::from_millis(1)), None, "the outer one is open");
+        assert!(n.read_retry(&Pages(2..3), seen));
+        n.end(outer);
+        assert!(n.read_begin(&mut free, &Pages(2..3), LONG).is_some());
+    }
+
+    #[test]
     fn a_reader_the_ring_has_passed_retries() {
         let (n, mut free) = (Notifier::default(), Free::at_entry());
         let seen = n.read_begin(&mut free, &Pages(0..1), LONG).unwrap();

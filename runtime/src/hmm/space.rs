@@ -280,13 +280,17 @@ impl Space {
         if id.0 - first < *blocks { seg.upgrade() } else { None }
     }
 
-    /// A dropped segment's end: device entries, frames and addresses, then storage, then records. Nobody uses it any more.
+    /// A dropped segment's end: mirrors are told, then device entries, frames and addresses go, then storage, then records. Nobody
+    /// uses it any more.
     pub(crate) fn retire(&self, seg: &Segment) {
         if crate::hmm::fork::forked() {
             return;
         }
         let mut free = Free::at_entry();
         self.segments.write().remove(&seg.first().0);
+        // The engine's own devices find no segment there: what they have goes below, in one piece.
+        let mirrored = !self.mirrors.read().is_empty();
+        let told = mirrored.then(|| self.window(&mut free, Action::Invalidate, &[seg.pages()]));
         for m in self.devices() {
             m.forget(&mut free, seg);
         }
@@ -326,6 +330,7 @@ impl Space {
         let rec = self.rec(seg.slot());
         debug_assert!(rec.view.iter().all(|v| v.active.load(Ordering::Relaxed) == 0));
         rec.reset();
+        drop(told);
         let mut r = self.ranges.lock();
         let (mut first, mut len) = (seg.first().0, seg.blocks());
         if let Some((&f, &l)) = r.free.range(..first).next_back()
@@ -375,9 +380,11 @@ impl Space {
         Locked { space: self, mirrors: self.mirrors.write() }
     }
 
+    /// The mirrors that a window calls, each of which it enters.
     fn mirrors(&self) -> Vec<Arc<Mirror>> {
-        let list = self.mirrors.read();
-        if list.is_empty() { Vec::new() } else { list.iter().filter_map(Weak::upgrade).collect() }
+        let mut all: Vec<_> = self.mirrors.read().iter().filter_map(Weak::upgrade).collect();
+        all.retain(|m| m.enter()); // without the lock: the last clone may go, and what its driver holds
+        all
     }
 
     /// Brackets a change of the host side over `runs`: opens windows, has every mirror remove its entries, and reaches the
@@ -443,5 +450,6 @@ impl Drop for Window {
         for (n, seq) in notifiers().cycle().zip(&self.seqs) {
             n.end(*seq);
         }
+        self.mirrors.iter().for_each(|m| m.leave());
     }
 }

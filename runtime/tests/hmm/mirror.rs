@@ -222,7 +222,7 @@ fn unregister(ctx: &Ctx<'_>) -> Outcome {
     dev.to_dev(&m, m.all()).unwrap();
     let seen = driver.1.load(Ordering::SeqCst);
     assert!(seen > 0);
-    hmm_mirror_unregister(mirror);
+    hmm_mirror_unregister(&mirror);
     dev.to_sys(&m, m.all()).unwrap();
     m.protect(0..4, Prot::Read);
     assert_eq!(driver.1.load(Ordering::SeqCst), seen, "a callback after the mirror's end");
