@@ -199,3 +199,33 @@ fn the_host_gets_a_page_from_a_device_that_cannot_fault() {
         assert!(rounds >= 20, "{rounds} rounds beside {launches} launches");
     });
 }
+
+/// Fails if a kernel may wait for a page for ever without anybody being told why.
+#[test]
+fn a_kernel_that_waits_for_long_is_told_of() {
+    const INSIDE: &str = "STERNA_TEST_LONG_WAIT";
+    let name = "a_kernel_that_waits_for_long_is_told_of";
+    if std::env::var_os(INSIDE).is_some() {
+        support::watchdog(name, Duration::from_secs(60));
+        // It cannot use the page where the guard keeps it, and nobody has said that the launch needs it.
+        let rt = runtime("demand", [CpuConfig { memory: 16 << 20, map_host: false, ..CpuConfig::default() }]);
+        let mut x = rt.shared::<u64>(1 << 16).unwrap();
+        let (mut low, mut high) = x.split_at_mut(100).unwrap();
+        let guard = high.host_mut(..).unwrap();
+        let pending = rt.launch(&tick(100), (&mut low,)).unwrap();
+        assert!(!pending.wait_timeout(Duration::from_secs(7)).unwrap());
+        drop(guard);
+        pending.wait().unwrap();
+        assert!(low.iter().all(|v| *v == 1));
+        return;
+    }
+    let mechanism = std::env::var("STERNA_HOST_FAULTS");
+    if mechanism.as_deref() == Ok("none") {
+        return; // nobody shares a page there
+    }
+    let out = support::child(name).env(INSIDE, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let line = said.lines().filter(|l| l.contains("has waited 5 s for the page at byte 0")).count();
+    assert!(line == 1 && said.contains("drop the guard"), "{said}");
+}

@@ -34,6 +34,8 @@ use crate::stats::Cause;
 
 const CAPACITY: usize = 256;
 const AGAIN_NS: u64 = 200_000;
+/// A fault that could not be served for so long is told of.
+const LONG_NS: u64 = 5_000_000_000;
 
 /// A thread that sleeps in its handler. `answer` lives on that thread's stack.
 #[derive(Clone, Copy)]
@@ -42,6 +44,8 @@ struct Request {
     at: usize,
     access: Access,
     answer: *const AtomicU32,
+    /// When it is told of, in nanoseconds of the monotonic clock; once.
+    told_at: u64,
 }
 
 const WAITING: u32 = 0;
@@ -71,7 +75,7 @@ impl std::fmt::Debug for DeviceFaults {
 
 impl DeviceFaults {
     pub(crate) fn new() -> Self {
-        let none = Request { slot: 0, at: 0, access: Access::Read, answer: std::ptr::null() };
+        let none = Request { slot: 0, at: 0, access: Access::Read, answer: std::ptr::null(), told_at: 0 };
         Self {
             lock: Futex::new(),
             queue: UnsafeCell::new((0, [none; CAPACITY])),
@@ -158,7 +162,8 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
         return;
     };
     let answer = AtomicU32::new(WAITING);
-    let request = Request { slot, at, access: wanted(context), answer: &answer };
+    let told_at = os::now_ns() + LONG_NS;
+    let request = Request { slot, at, access: wanted(context), answer: &answer, told_at };
     if space.device_faults.ask(request) {
         while answer.load(Ordering::Acquire) == WAITING {
             os::futex_wait(&answer, WAITING, None);
@@ -208,7 +213,7 @@ fn run(space: &'static Space) {
         let rung = faults.rung.load(Ordering::Acquire);
         faults.drain(&mut waiting);
         let mut due = u64::MAX;
-        waiting.retain(|r| match serve(space, &mut free, r) {
+        waiting.retain_mut(|r| match serve(space, &mut free, r) {
             Ok(answer) => {
                 // SAFETY: its thread sleeps on it until this store, after which it is not touched again: the wake uses the
                 // address as a key only.
@@ -218,6 +223,10 @@ fn run(space: &'static Space) {
             }
             Err(at) => {
                 due = due.min(at);
+                if os::now_ns() > r.told_at {
+                    r.told_at = u64::MAX;
+                    tell(space, &mut free, r);
+                }
                 true
             }
         });
@@ -227,6 +236,30 @@ fn run(space: &'static Space) {
             os::futex_wait(&faults.rung, rung, timeout);
         }
     }
+}
+
+/// Says that a kernel waits for a page that it is not given, and what stands in the way as far as the books say. It goes on waiting.
+fn tell(space: &Space, free: &mut Free, r: &Request) {
+    let Some(mirror) = space.device(r.slot) else { return };
+    let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return };
+    let p = page.in_block();
+    let why = {
+        let body = seg.claim(page.block()).lock(free);
+        if body.pinned.has(p) {
+            "a host guard keeps it at home and the device cannot use it there: drop the guard"
+        } else if body.busy.has(p) {
+            "it is being moved"
+        } else if body.denied(r.access).has(p) {
+            "its protection forbids it"
+        } else {
+            "the device has no room for it, or it is in use elsewhere"
+        }
+    };
+    let (device, at, bytes) = (&mirror.device().info().id, page.offset() - seg.offset(), seg.bytes());
+    let long = LONG_NS / 1_000_000_000;
+    os::say(&format!(
+        "sterna: a kernel on {device} has waited {long} s for the page at byte {at} of an allocation of {bytes}: {why}\n"
+    ));
 }
 
 /// Brings the page, or says when to try again.

@@ -54,6 +54,9 @@ pub(crate) mod pin;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod planted;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub use os::inject;
 pub(crate) mod prot;
 pub(crate) mod range;
 pub(crate) mod remap;

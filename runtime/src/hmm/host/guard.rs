@@ -23,8 +23,12 @@ impl Guard {
             return Self::Protection;
         }
         // SAFETY: the window is a shared mapping of the engine's, in which there is nothing yet.
-        let there =
-            unsafe { os::guard(window, super::PAGE as usize).is_ok() && os::unguard(window, super::PAGE as usize).is_ok() };
+        let there = unsafe {
+            let installed = os::guard(window, super::PAGE as usize);
+            let _ = os::unguard(window, super::PAGE as usize);
+            // Only this error says that the kernel has none.
+            installed != Err(libc::EINVAL)
+        };
         if there { Self::Markers } else { Self::Protection }
     }
 

@@ -143,6 +143,8 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
         match source::prepare(free, &seg, &pages, Access::ReadWrite, false) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(now + AGAIN_NS),
+            // Short of memory for a moment.
+            Err(e) if is_passing(&e) => return Err(now + AGAIN_NS),
             // A load cannot fail.
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
@@ -170,4 +172,14 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
 
 fn idle(space: &Space, slot: usize) -> bool {
     space.device(slot).is_none_or(|m| m.is_idle())
+}
+
+/// Whether an error says that the system lacks something now.
+fn is_passing(e: &crate::Error) -> bool {
+    let code = match e {
+        crate::Error::File { source, .. } => source.raw_os_error(),
+        crate::Error::System(sterna_hal::DeviceError::Driver { code, .. }) => Some(*code),
+        _ => None,
+    };
+    code == Some(libc::ENOMEM)
 }

@@ -8,10 +8,21 @@ use std::ptr::{self, NonNull};
 
 use sterna_hal::DeviceError;
 
-use super::{check, errno, set_errno};
+use super::{again, errno, in_the_end, once, set_errno};
 use crate::Error;
 
 const MADV_COLLAPSE: libc::c_int = 25;
+
+/// What `mmap` gives.
+fn mapped(mut map: impl FnMut() -> *mut libc::c_void) -> io::Result<*mut libc::c_void> {
+    let mut at = libc::MAP_FAILED;
+    again(|| {
+        at = map();
+        if at == libc::MAP_FAILED { -1 } else { 0 }
+    })
+    .map(|_| at)
+    .map_err(io::Error::from_raw_os_error)
+}
 
 /// A mapping that is removed when dropped.
 #[derive(Debug)]
@@ -28,16 +39,13 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn map(bytes: usize, prot: libc::c_int, flags: libc::c_int, fd: RawFd, hint: usize) -> io::Result<Self> {
         // SAFETY: without MAP_FIXED no existing mapping is touched.
-        let at = unsafe { libc::mmap(ptr::without_provenance_mut(hint), bytes, prot, flags, fd, 0) };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let at = mapped(|| unsafe { libc::mmap(ptr::without_provenance_mut(hint), bytes, prot, flags, fd, 0) })?;
         let base = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
         let m = Self { base, bytes };
         // A forked child must not see half of a shared memory whose other half is on a device; a core dump of it is useless.
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             // SAFETY: our own mapping.
-            check(unsafe { libc::madvise(at, bytes, advice) })?;
+            again(|| unsafe { libc::madvise(at, bytes, advice) }).map_err(io::Error::from_raw_os_error)?;
         }
         Ok(m)
     }
@@ -62,12 +70,9 @@ impl Mapping {
         let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let (base, end) = (whole.base.as_ptr().addr(), whole.base.as_ptr().addr() + whole.bytes);
         // SAFETY: inside the reservation made just now, which nobody else knows.
-        let got = unsafe {
+        let got = mapped(|| unsafe {
             libc::mmap(ptr::without_provenance_mut(at), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd.as_raw_fd(), 0)
-        };
-        if got == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        })?;
         std::mem::forget(whole);
         // SAFETY: the rims of the reservation, unused.
         unsafe {
@@ -81,7 +86,7 @@ impl Mapping {
         let m = Self { base: NonNull::new(got.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?, bytes };
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             // SAFETY: our own mapping.
-            check(unsafe { libc::madvise(got, bytes, advice) })?;
+            again(|| unsafe { libc::madvise(got, bytes, advice) }).map_err(io::Error::from_raw_os_error)?;
         }
         Ok(m)
     }
@@ -138,12 +143,13 @@ pub(crate) unsafe fn move_over(at: usize, bytes: usize, to: usize) {
 /// A sparse file in memory of `bytes` bytes.
 pub(crate) fn memfd(name: &CStr, bytes: u64) -> io::Result<OwnedFd> {
     // SAFETY: a valid C string.
-    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    let fd =
+        again(|| unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }).map_err(io::Error::from_raw_os_error)?;
     // SAFETY: a descriptor of our own.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let len = libc::off_t::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: our own descriptor.
-    check(unsafe { libc::ftruncate(fd.as_raw_fd(), len) })?;
+    again(|| unsafe { libc::ftruncate(fd.as_raw_fd(), len) }).map_err(io::Error::from_raw_os_error)?;
     Ok(fd)
 }
 
@@ -162,8 +168,7 @@ pub(crate) fn process_limit(resource: libc::__rlimit_resource_t) -> Option<u64> 
 /// The range lies in a shared mapping of the engine's.
 pub(crate) unsafe fn discard_mapping(at: usize, bytes: usize) -> Result<(), i32> {
     // SAFETY: the caller's; a shared mapping keeps its contents.
-    let r = unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_DONTNEED) };
-    if r == 0 { Ok(()) } else { Err(errno()) }
+    again(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_DONTNEED) }).map(drop)
 }
 
 /// Has every access to `bytes` bytes at `at` raise SIGSEGV, until [`unguard`]; the storage keeps its contents. When it returns, no
@@ -173,8 +178,8 @@ pub(crate) unsafe fn discard_mapping(at: usize, bytes: usize) -> Result<(), i32>
 /// The range lies in a shared mapping of the engine's.
 pub(crate) unsafe fn guard(at: usize, bytes: usize) -> Result<(), i32> {
     const MADV_GUARD_INSTALL: libc::c_int = 102;
-    // SAFETY: the caller's.
-    unsafe { advise_again(at, bytes, MADV_GUARD_INSTALL) }
+    // SAFETY: the caller's; contents stay.
+    again(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_GUARD_INSTALL) }).map(drop)
 }
 
 /// Takes guards away. Where there are none it does nothing. Signal-safe.
@@ -183,25 +188,8 @@ pub(crate) unsafe fn guard(at: usize, bytes: usize) -> Result<(), i32> {
 /// As [`guard`].
 pub(crate) unsafe fn unguard(at: usize, bytes: usize) -> Result<(), i32> {
     const MADV_GUARD_REMOVE: libc::c_int = 103;
-    // SAFETY: the caller's.
-    unsafe { advise_again(at, bytes, MADV_GUARD_REMOVE) }
-}
-
-/// `madvise`, as long as the kernel asks to be called again.
-///
-/// # Safety
-/// As [`guard`]; the advice changes no contents.
-unsafe fn advise_again(at: usize, bytes: usize, advice: libc::c_int) -> Result<(), i32> {
-    loop {
-        // SAFETY: the caller's.
-        if unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, advice) } == 0 {
-            return Ok(());
-        }
-        match errno() {
-            libc::EINTR | libc::EAGAIN => {}
-            code => return Err(code),
-        }
-    }
+    // SAFETY: the caller's; contents stay.
+    in_the_end(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_GUARD_REMOVE) }).map(drop)
 }
 
 /// Maps `bytes` bytes of the file from `offset` on at `at`, in place of what is there.
@@ -212,16 +200,13 @@ pub(crate) unsafe fn map_over(fd: &OwnedFd, at: usize, bytes: usize, offset: u64
     let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's.
-    let got =
-        unsafe { libc::mmap(ptr::without_provenance_mut(at), bytes, prot, flags, fd.as_raw_fd(), offset as libc::off_t) };
-    if got == libc::MAP_FAILED {
-        return Err(errno());
-    }
+    let got = mapped(|| unsafe {
+        libc::mmap(ptr::without_provenance_mut(at), bytes, prot, flags, fd.as_raw_fd(), offset as libc::off_t)
+    })
+    .map_err(|e| e.raw_os_error().unwrap_or(libc::ENOMEM))?;
     for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
         // SAFETY: mapped just now.
-        if unsafe { libc::madvise(got, bytes, advice) } != 0 {
-            return Err(errno());
-        }
+        again(|| unsafe { libc::madvise(got, bytes, advice) })?;
     }
     Ok(())
 }
@@ -234,8 +219,8 @@ pub(crate) unsafe fn map_over(fd: &OwnedFd, at: usize, bytes: usize, offset: u64
 pub(crate) unsafe fn protect(at: usize, bytes: usize, read: bool, write: bool) -> Result<(), i32> {
     let prot = if read { libc::PROT_READ } else { libc::PROT_NONE } | if write { libc::PROT_WRITE } else { 0 };
     // SAFETY: the caller's.
-    let r = unsafe { libc::mprotect(ptr::without_provenance_mut(at), bytes, prot) };
-    if r == 0 { Ok(()) } else { Err(errno()) }
+    let call = || unsafe { libc::mprotect(ptr::without_provenance_mut(at), bytes, prot) };
+    if read && write { in_the_end(call) } else { again(call) }.map(drop)
 }
 
 /// A call that would have split a mapping.
@@ -252,7 +237,7 @@ pub(crate) fn too_many_mappings(call: &'static str, code: i32) -> Error {
 pub(crate) unsafe fn collapse(at: usize, bytes: usize) -> bool {
     let saved = errno();
     // SAFETY: the caller's; contents stay.
-    let ok = unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_COLLAPSE) } == 0;
+    let ok = once(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_COLLAPSE) }).is_ok();
     set_errno(saved);
     ok
 }
@@ -264,7 +249,9 @@ pub(crate) unsafe fn collapse(at: usize, bytes: usize) -> bool {
 pub(crate) unsafe fn populate_write(at: usize, bytes: usize) -> io::Result<()> {
     const MADV_POPULATE_WRITE: libc::c_int = 23;
     // SAFETY: the caller's.
-    check(unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_WRITE) }).map(drop)
+    again(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_WRITE) })
+        .map(drop)
+        .map_err(io::Error::from_raw_os_error)
 }
 
 /// As [`populate_write`], for a copy out of it.
@@ -274,7 +261,9 @@ pub(crate) unsafe fn populate_write(at: usize, bytes: usize) -> io::Result<()> {
 pub(crate) unsafe fn populate_read(at: usize, bytes: usize) -> io::Result<()> {
     const MADV_POPULATE_READ: libc::c_int = 22;
     // SAFETY: the caller's.
-    check(unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_READ) }).map(drop)
+    again(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_READ) })
+        .map(drop)
+        .map_err(io::Error::from_raw_os_error)
 }
 
 /// Whether any byte of `range` has storage.
@@ -289,7 +278,9 @@ pub(crate) fn punch_hole(fd: &OwnedFd, range: Range<u64>) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // Offsets lie within a file whose size fitted `off_t`.
     // SAFETY: our own descriptor.
-    check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, range.start as i64, (range.end - range.start) as i64) }).map(drop)
+    in_the_end(|| unsafe { libc::fallocate(fd.as_raw_fd(), mode, range.start as i64, (range.end - range.start) as i64) })
+        .map(drop)
+        .map_err(io::Error::from_raw_os_error)
 }
 
 /// The parts of `range` of a file that have storage, in order; all of it where the file system does not say.
@@ -347,12 +338,16 @@ fn transfer(range: Range<u64>, mut part: impl FnMut(usize, usize, libc::off_t) -
     let (mut at, end) = (range.start, range.end);
     while at < end {
         let offset = libc::off_t::try_from(at).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-        match part((at - range.start) as usize, (end - at) as usize, offset) {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n if n > 0 => at += n as u64,
-            _ if errno() == libc::EINTR => {}
-            _ => return Err(io::Error::last_os_error()),
+        let mut bytes = 0;
+        again(|| {
+            bytes = part((at - range.start) as usize, (end - at) as usize, offset);
+            bytes.min(0) as libc::c_int
+        })
+        .map_err(io::Error::from_raw_os_error)?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        at += bytes as u64;
     }
     Ok(())
 }

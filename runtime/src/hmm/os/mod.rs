@@ -2,6 +2,8 @@
 //!
 //! Functions marked *signal-safe* allocate nothing, take no lock and touch no thread-local except `errno`, which handlers save.
 
+#[cfg(feature = "planted")]
+pub mod inject;
 mod mem;
 pub(crate) mod uffd;
 
@@ -27,6 +29,38 @@ pub(crate) fn errno() -> i32 {
 pub(crate) fn set_errno(value: i32) {
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = value };
+}
+
+/// Makes a system call, again as long as the kernel asks for that; its error otherwise. Signal-safe.
+pub(crate) fn again(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int, i32> {
+    loop {
+        match once(&mut call) {
+            Err(libc::EINTR | libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+}
+
+/// As [`again`], for what has to be done in the end: a system short of memory is asked some more times.
+pub(crate) fn in_the_end(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int, i32> {
+    const TRIES: usize = 8;
+    for _ in 1..TRIES {
+        match again(&mut call) {
+            Err(libc::ENOMEM) => {}
+            result => return result,
+        }
+    }
+    again(call)
+}
+
+/// Makes a system call. Signal-safe.
+pub(crate) fn once(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int, i32> {
+    #[cfg(feature = "planted")]
+    if let Some(code) = inject::due() {
+        return Err(code);
+    }
+    let r = call();
+    if r < 0 { Err(errno()) } else { Ok(r) }
 }
 
 /// A system call's result as a `Result`.
@@ -76,13 +110,17 @@ pub(super) fn real_ns() -> u64 {
     ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
 }
 
+/// Writes a line to standard error, without its lock: whoever has that may be waiting for us. Signal-safe.
+pub(crate) fn say(line: &str) {
+    // SAFETY: writes a valid buffer. If it cannot be written there is nobody to be told.
+    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+}
+
 /// Writes a line to standard error and ends the process. Signal-safe: for what cannot be reported in any other way.
 pub(crate) fn die(line: &str) -> ! {
-    // SAFETY: writes a valid buffer; abort does not return.
-    unsafe {
-        libc::write(2, line.as_ptr().cast(), line.len());
-        libc::abort()
-    }
+    say(line);
+    // SAFETY: does not return.
+    unsafe { libc::abort() }
 }
 
 /// For the first line of each thread of the engine: signals for the process go to the program's threads. A handler of the

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use linux_raw_sys::general as sys;
 use linux_raw_sys::ioctl as nr;
 
-use super::{check, errno};
+use super::{again, errno, once};
 
 const USER_MODE_ONLY: libc::c_int = 1;
 
@@ -41,19 +41,31 @@ impl Uffd {
 
     fn open(flags: libc::c_int, features: u64) -> io::Result<Self> {
         // SAFETY: no memory is passed.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
-        let fd = check(fd as libc::c_int)?;
+        let fd = again(|| unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) as libc::c_int })
+            .map_err(io::Error::from_raw_os_error)?;
         // SAFETY: a descriptor of our own.
         let this = Self(unsafe { OwnedFd::from_raw_fd(fd) });
         let mut api = sys::uffdio_api { api: u64::from(sys::UFFD_API), features, ioctls: 0 };
-        this.ioctl(nr::UFFDIO_API, &mut api).map_err(io::Error::from_raw_os_error)?;
+        this.until_done(nr::UFFDIO_API, &mut api).map_err(io::Error::from_raw_os_error)?;
         Ok(this)
     }
 
     fn ioctl<T>(&self, request: u32, arg: &mut T) -> Result<(), i32> {
         // SAFETY: `arg` is the structure that this request takes: each caller pairs them.
-        let r = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::c_ulong::from(request) as _, std::ptr::from_mut(arg)) };
-        if r == 0 { Ok(()) } else { Err(errno()) }
+        once(|| unsafe { libc::ioctl(self.0.as_raw_fd(), libc::c_ulong::from(request) as _, std::ptr::from_mut(arg)) })
+            .map(drop)
+    }
+
+    /// As [`ioctl`](Self::ioctl), for requests that may be made again as they are.
+    fn until_done<T>(&self, request: u32, arg: &mut T) -> Result<(), i32> {
+        const TRIES: usize = 8;
+        for _ in 1..TRIES {
+            match self.ioctl(request, arg) {
+                Err(libc::EINTR | libc::EAGAIN | libc::ENOMEM) => {}
+                result => return result,
+            }
+        }
+        self.ioctl(request, arg)
     }
 
     fn range(at: usize, bytes: usize) -> sys::uffdio_range {
@@ -63,13 +75,13 @@ impl Uffd {
     /// Reports faults of the given modes in the range, instead of the modes reported before. Splits and joins mappings.
     pub(crate) fn register(&self, at: usize, bytes: usize, modes: u64) -> Result<(), i32> {
         let mut arg = sys::uffdio_register { range: Self::range(at, bytes), mode: modes, ioctls: 0 };
-        self.ioctl(nr::UFFDIO_REGISTER, &mut arg)
+        self.until_done(nr::UFFDIO_REGISTER, &mut arg)
     }
 
     /// Reports no more faults in the range.
     pub(crate) fn unregister(&self, at: usize, bytes: usize) {
         // Fails only for a range that was never registered.
-        let _ = self.ioctl(nr::UFFDIO_UNREGISTER, &mut Self::range(at, bytes));
+        let _ = self.until_done(nr::UFFDIO_UNREGISTER, &mut Self::range(at, bytes));
     }
 
     /// Maps pages that have storage. Pages mapped already are skipped; whoever waits in the range is woken. Signal-safe.
@@ -88,7 +100,7 @@ impl Uffd {
                         at += arg.mapped as usize;
                     } else if e == libc::EEXIST {
                         (at, skipped) = (at + 4096, true);
-                    } else if e != libc::EAGAIN {
+                    } else if e != libc::EAGAIN && e != libc::EINTR {
                         return Err(e);
                     }
                 }
@@ -104,7 +116,7 @@ impl Uffd {
     /// Lets every thread that waits in the range try again. Signal-safe.
     pub(crate) fn wake(&self, at: usize, bytes: usize) {
         // Fails only for a range outside every registration, where nobody can wait.
-        let _ = self.ioctl(nr::UFFDIO_WAKE, &mut Self::range(at, bytes));
+        let _ = self.until_done(nr::UFFDIO_WAKE, &mut Self::range(at, bytes));
     }
 
     /// Waits for faults; at most `out.len()` of them. Interrupted or spurious: none.
