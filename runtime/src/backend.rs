@@ -31,10 +31,9 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
     let (backend, name) = selector.split_once(':').unwrap_or((selector, ""));
     match backend {
         "cpu" => {
-            let index: u32 = if name.is_empty() { Ok(0) } else { name.parse() }.map_err(|_| unknown())?;
-            if index >= CPU_DEVICES {
-                return Err(unknown());
-            }
+            // Names as they are written, not as numbers are read: `cpu:+1` and `cpu:01` are no names.
+            let named = |i: &u32| selector == format!("cpu:{i}") || (*i == 0 && selector == "cpu");
+            let index = (0..CPU_DEVICES).find(named).ok_or_else(unknown)?;
             let workers = config::var("STERNA_CPU_WORKERS", config::count)?.unwrap_or(0);
             let settings = CpuConfig { memory: memory.unwrap_or_else(cpu_memory), workers, ..CpuConfig::default() };
             Ok(Arc::new(CpuDevice::new(index, settings).map_err(failed)?))

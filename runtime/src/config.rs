@@ -39,7 +39,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
 /// A count of at least one.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     match usize::from_str(text) {
-        Ok(n) if n > 0 => Ok(n),
+        Ok(n) if n > 0 && !text.starts_with('+') => Ok(n),
         _ => Err("expected a whole number of at least 1".into()),
     }
 }
@@ -56,6 +56,14 @@ mod tests {
         assert_eq!(bytes("7"), Ok(7));
         for bad in ["", "0", "MiB", "64 kb", "-1", "99999999999TiB", "1.5GiB"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn counts() {
+        assert_eq!((count("1"), count("12")), (Ok(1), Ok(12)));
+        for bad in ["", "0", "+3", "-1", "1.5", "many", "99999999999999999999"] {
+            assert!(count(bad).is_err(), "{bad}");
         }
     }
 

@@ -40,7 +40,11 @@ impl Graph {
         Self::from_bytes(&bytes).with_context(|| path.display().to_string())
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// A graph from the contents of a file, plain or compressed with gzip.
+    ///
+    /// # Errors
+    /// What is neither text nor gzip, and what [`parse`](Self::parse) refuses.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let mut text = String::new();
         if bytes.starts_with(&[0x1f, 0x8b]) {
             GzDecoder::new(bytes).read_to_string(&mut text).context("cannot unpack it")?;

@@ -26,7 +26,7 @@ const TOLERANCE: f32 = 1e-5;
 /// # Errors
 /// None, unless the picture that was compiled in is broken.
 pub fn hubble() -> Result<RgbImage> {
-    Ok(image::load_from_memory(HUBBLE).context("the picture that was compiled in")?.into_rgb8())
+    from_bytes(HUBBLE).context("the picture that was compiled in")
 }
 
 /// A picture from a file, JPEG or PNG.
@@ -35,8 +35,15 @@ pub fn hubble() -> Result<RgbImage> {
 /// A file that cannot be read or decoded.
 pub fn from_file(path: &Path) -> Result<RgbImage> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let decoded = image::load_from_memory(&bytes).with_context(|| format!("{} is no JPEG or PNG", path.display()))?;
-    Ok(decoded.into_rgb8())
+    from_bytes(&bytes).with_context(|| path.display().to_string())
+}
+
+/// A picture from the contents of a file, JPEG or PNG.
+///
+/// # Errors
+/// Bytes that cannot be decoded.
+pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage> {
+    Ok(image::load_from_memory(bytes).context("no JPEG or PNG")?.into_rgb8())
 }
 
 /// Three planes to one: how bright a pixel looks.

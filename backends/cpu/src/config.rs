@@ -7,7 +7,7 @@ use sterna_hal::Absent;
 pub struct CpuConfig {
     /// Memory budget in bytes; rounded down to grains, at least one. Default 1 GiB.
     pub memory: u64,
-    /// Worker threads that run kernels; 0 takes as many as the process may run at once. Default 0.
+    /// Worker threads that run kernels, at most 1024; 0 takes as many as the process may run at once. Default 0.
     pub workers: usize,
     /// Whether page-table entries may name host storage. Default true.
     pub map_host: bool,

@@ -33,6 +33,8 @@ use crate::launch::{Compute, OwnArg, OwnArgs};
 use crate::signals::{COPY, Signals};
 use crate::{CpuConfig, Inject};
 
+/// More workers than this are refused: a device would take thousands of threads from the system before it says no.
+const MOST_WORKERS: usize = 1024;
 /// More threads than this do not copy faster.
 const COPY_THREADS: usize = 8;
 
@@ -66,7 +68,10 @@ impl CpuDevice {
             return Err(sys::invalid("CpuDevice::new", "coherent memory is readable by the host: set `host_readable` too"));
         }
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let count = if config.workers == 0 { processors } else { config.workers };
+        let count = if config.workers == 0 { processors.min(MOST_WORKERS) } else { config.workers };
+        if count > MOST_WORKERS {
+            return Err(sys::invalid("CpuDevice::new", format!("{count} workers; at most {MOST_WORKERS} are possible")));
+        }
         let mmu = Mmu::new(config.window, config.memory, config.grain, config.map_host)?;
         let (id, prefix) = (format!("cpu:{index}"), format!("sterna-cpu{index}"));
         let signals = Arc::new(Signals::new(id.clone()));

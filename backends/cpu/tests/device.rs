@@ -28,6 +28,8 @@ fn configurations_that_make_no_sense_are_refused() {
         ));
     }
     assert!(CpuDevice::new(0, CpuConfig { absent: Absent::Reports, ..CpuConfig::default() }).is_err());
+    let e = CpuDevice::new(0, CpuConfig { workers: 1025, ..CpuConfig::default() }).unwrap_err();
+    assert!(e.to_string().contains("1025 workers; at most 1024"), "{e}");
     // One grain at least, and the budget is kept to the grain.
     assert_eq!(device(CpuConfig { memory: 0, ..CpuConfig::default() }).memory().budget, 64 << 10);
     assert_eq!(device(CpuConfig { memory: (64 << 10) * 33 + 5, ..CpuConfig::default() }).memory().budget, (64 << 10) * 33);
