@@ -30,6 +30,8 @@ pub fn run(data: &[u8]) {
         *place = if line.contains(&0) { b"" } else { line };
     }
     if let [Ok(device), _, Ok(policy), Ok(mechanism), _] = lines.map(std::str::from_utf8) {
+        // Not those of the run before.
+        put([b""; 5]);
         builder(device, policy, mechanism);
     }
     environment(lines, in_use);
@@ -95,6 +97,16 @@ fn set(value: &[u8]) -> Option<Result<&str, String>> {
     (!value.is_empty()).then(|| std::str::from_utf8(value).map_err(|_| String::from_utf8_lossy(value).into_owned()))
 }
 
+fn put(values: [&[u8]; 5]) {
+    // SAFETY: nobody else reads or writes the environment meanwhile: targets run one at a time, runtimes that were made before
+    // are gone, and no thread of the process's memory or of libFuzzer looks at it.
+    unsafe {
+        for (name, value) in VARIABLES.iter().zip(values) {
+            std::env::set_var(name, OsStr::from_bytes(value));
+        }
+    }
+}
+
 fn environment(lines: [&[u8]; 5], in_use: Mechanism) {
     let [device, memory, policy, mechanism, workers] = lines.map(set);
     // In the order in which they are read; the first wrong one is what the error is about.
@@ -121,13 +133,7 @@ fn environment(lines: [&[u8]; 5], in_use: Mechanism) {
     if devices.len() > MOST_DEVICES || count.is_some_and(|n| (MOST_WORKERS + 1..=1024).contains(&n)) {
         return;
     }
-    // SAFETY: nobody else reads or writes the environment meanwhile: targets run one at a time, runtimes that were made before
-    // are gone, and no thread of the process's memory or of libFuzzer looks at it.
-    unsafe {
-        for (name, line) in VARIABLES.iter().zip(lines) {
-            std::env::set_var(name, OsStr::from_bytes(line));
-        }
-    }
+    put(lines);
     let error = match Runtime::new() {
         Ok(rt) => {
             assert!(refused.iter().all(|r| r.0.is_none()), "taken: {:?}", refused);
