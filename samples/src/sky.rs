@@ -35,7 +35,7 @@ pub fn hubble() -> Result<RgbImage> {
 /// A file that cannot be read or decoded.
 pub fn from_file(path: &Path) -> Result<RgbImage> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    from_bytes(&bytes).with_context(|| path.display().to_string())
+    from_bytes(&bytes).with_context(|| format!("{} is no JPEG or PNG", path.display()))
 }
 
 /// A picture from the contents of a file, JPEG or PNG.
@@ -43,7 +43,7 @@ pub fn from_file(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// Bytes that cannot be decoded.
 pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage> {
-    Ok(image::load_from_memory(bytes).context("no JPEG or PNG")?.into_rgb8())
+    Ok(image::load_from_memory(bytes)?.into_rgb8())
 }
 
 /// Three planes to one: how bright a pixel looks.
