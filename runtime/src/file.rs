@@ -55,7 +55,7 @@ impl Runtime {
     /// std::fs::write(&path, vec![0; 4096])?;
     /// // SAFETY: the file is this program's own, which writes it nowhere else.
     /// let mut x = unsafe { rt.map_file::<u32>(&path)? };
-    /// rt.launch(&fill(7_u32), (&mut x.range_mut(..512)?,))?;
+    /// rt.launch(&fill(7_u32), (&mut x,))?;
     /// x.flush()?;
     /// assert_eq!(std::fs::read(&path)?[..4], 7_u32.to_ne_bytes());
     /// # std::fs::remove_file(&path)?;
