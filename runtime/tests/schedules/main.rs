@@ -154,6 +154,8 @@ fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, St
                 Box::new(|| {
                     for round in 1..=ROUNDS {
                         slowly(Group::nth(0, [1; 3]), round, &mut third);
+                        // Fetched by this thread itself, not by the one that serves faults.
+                        drop(third.host(..).unwrap());
                         schedule::point();
                     }
                     left.fetch_sub(1, Ordering::SeqCst);
