@@ -38,7 +38,7 @@ fn below(u: &mut Unstructured<'_>, n: usize) -> Result<usize> {
 }
 
 fn op(u: &mut Unstructured<'_>) -> Result<Op> {
-    let kind = below(u, 20)?;
+    let kind = below(u, 21)?;
     let of = below(u, 4)?;
     let dev = |u: &mut Unstructured<'_>| below(u, 2);
     let value = |u: &mut Unstructured<'_>| Ok(u32::from(u.arbitrary::<u16>()?) % 1000);
@@ -65,6 +65,7 @@ fn op(u: &mut Unstructured<'_>) -> Result<Op> {
         16 => Op::Split { of, at: u.arbitrary()? },
         17 => Op::Sync,
         18 => Op::Clone { of },
+        19 => Op::Advise { of, dev: dev(u)?, at: u.arbitrary()?, len: u.arbitrary()?, what: below(u, 10)? },
         _ => Op::Map { of },
     })
 }

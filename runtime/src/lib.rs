@@ -53,6 +53,7 @@
 #![doc = include_str!("environment.md")]
 #![deny(unsafe_code)]
 
+mod advice;
 mod backend;
 mod config;
 mod device;
@@ -73,6 +74,7 @@ mod sched;
 mod shared;
 mod stats;
 
+pub use advice::{Advice, Location};
 pub use bytemuck;
 pub use sterna_cpu as cpu;
 pub use sterna_hal as hal;

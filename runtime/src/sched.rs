@@ -29,7 +29,7 @@ use crate::hmm::schedule::{self, Server, Serving};
 use crate::hmm::segment::overlap;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
 use crate::launch::{Prepared, at_edges, may_fault};
-use crate::policy::{ArgEvent, LaunchEvent, Place, Policy};
+use crate::policy::{ArgEvent, Hints, LaunchEvent, Place, Policy};
 use crate::stats::Cause;
 
 enum Job {
@@ -198,7 +198,7 @@ fn carry_out(job: Job, space: &'static Space, policy: &Mutex<Box<dyn Policy>>, p
         }
         Job::Prefetch(seg, pages, None) => {
             let keep = space.mechanism() == Mechanism::None;
-            let home = if keep { Home::SHARED } else { Home::EXCLUSIVE };
+            let home = if keep { Home::SHARED } else { Home::READING };
             let _ = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Prefetch);
         }
         Job::Discard(seg, pages, bytes) => {
@@ -226,11 +226,21 @@ fn launch(
         wait_elsewhere(free, t, record);
     }
     record.untainted()?;
-    let args: Vec<ArgEvent> = p
-        .touches
-        .iter()
-        .map(|t| ArgEvent { segment: u64::from(t.seg.slot()), bytes: t.bytes.clone(), access: t.access })
-        .collect();
+    // An argument of which the program says different things is placed in parts.
+    let parts = |t: &Touch| {
+        let seg = Arc::clone(&t.seg);
+        let part = move |(bytes, hints), access| (Touch { seg: Arc::clone(&seg), bytes, access }, hints);
+        let access = t.access;
+        t.seg.hinted(&t.bytes).into_iter().map(move |p| part(p, access))
+    };
+    let (touches, hints): (Vec<Touch>, Vec<Hints>) = p.touches.iter().flat_map(parts).unzip();
+    let event = |(t, hints): (&Touch, &Hints)| ArgEvent {
+        segment: u64::from(t.seg.slot()),
+        bytes: t.bytes.clone(),
+        access: t.access,
+        hints: *hints,
+    };
+    let args: Vec<ArgEvent> = touches.iter().zip(&hints).map(event).collect();
     let now = mirror.space().tick();
     let mut places = Vec::with_capacity(args.len());
     let budget = mirror.device().memory().budget;
@@ -251,7 +261,7 @@ fn launch(
     loop {
         let mut full = false;
         let mut demand = false;
-        for (t, place) in p.touches.iter().zip(&places) {
+        for (t, place) in touches.iter().zip(&places) {
             let place = if *place == Place::Demand && !faults { Place::Migrate } else { *place };
             demand |= place == Place::Demand;
             full |= populate_touch(free, record, t, place, now)?;

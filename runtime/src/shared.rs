@@ -30,7 +30,7 @@ use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
 use crate::runtime::Runtime;
 use crate::stats::Cause;
-use crate::{Device, Error};
+use crate::{Advice, Device, Error};
 
 /// What a handle or view stands for. On the heap, so that the cold path gets an address that does not lead into the handle.
 #[derive(Debug)]
@@ -313,9 +313,13 @@ impl Core {
 
     /// How pages come home for reading, or for writing.
     fn way_home(&self, write: bool) -> Home {
-        // Where host faults are served a mapped page has no replica; without them the gate ends replicas before a write.
-        let keep = !write && self.seg.space().mechanism() == Mechanism::None;
-        if keep { Home::SHARED } else { Home::EXCLUSIVE }
+        // Where host faults are served a mapped page has no replica, unless its stores are watched; without them the gate ends
+        // replicas before a write.
+        match (write, self.seg.space().mechanism()) {
+            (false, Mechanism::None) => Home::SHARED,
+            (false, _) => Home::READING,
+            (true, _) => Home::EXCLUSIVE,
+        }
     }
 
     /// Brings pages home: for reading, or for writing.
@@ -401,6 +405,16 @@ macro_rules! reading {
         /// Asks for the pages to be brought home. A hint: never fails, changes no byte, returns at once.
         pub fn prefetch_to_host(&self) {
             self.0.prefetch(None);
+        }
+
+        /// Says something of the elements that helps to place them. A hint: never fails, changes no byte, moves nothing.
+        pub fn advise(&self, advice: Advice) {
+            self.0.core.advise(&advice, true);
+        }
+
+        /// Takes back what [`advise`](Self::advise) said of the elements.
+        pub fn unadvise(&self, advice: Advice) {
+            self.0.core.advise(&advice, false);
         }
 
         /// Where the pages are now.

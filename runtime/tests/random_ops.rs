@@ -34,6 +34,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (of.clone(), any::<u16>()).prop_map(|(of, at)| Op::Split { of, at }),
         2 => of.clone().prop_map(|of| Op::Clone { of }),
         1 => of.clone().prop_map(|of| Op::Map { of }),
+        3 => (of.clone(), dev.clone(), any::<u16>(), any::<u16>(), 0..10_usize)
+            .prop_map(|(of, dev, at, len, what)| Op::Advise { of, dev, at, len, what }),
         1 => (of, dev, any::<u16>(), value).prop_map(|(of, dev, at, value)| Op::BesideGuard { of, dev, at, value }),
         1 => Just(Op::Sync),
     ]

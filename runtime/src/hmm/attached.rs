@@ -237,7 +237,7 @@ impl Attached {
     pub fn migrate_home(&self, pages: &Pages) -> Result<Migration, Error> {
         let mut free = Free::at_entry();
         let slot = self.mirror.slot();
-        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        let home = Home::off(slot, true);
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
             let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;
@@ -379,7 +379,7 @@ impl Attached {
         }
         self.mirror.reap();
         let slot = self.mirror.slot();
-        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        let home = Home::off(slot, true);
         loop {
             let first = self.mirror.order.lock().0.first().copied();
             let Some((_, id)) = first else { return Ok(()) };

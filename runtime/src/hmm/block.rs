@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | not `gone`, not `revoked` | no `valid` | the host's; it may be mapped in the window. `alias` entries name the same bytes |
 //! | not `gone`, `revoked` | `valid`, not `dirty`, on any number | replicas: equal bytes everywhere, the host faults first |
+//! | not `gone`, `duplicated` | `valid`, not `dirty`, on any number | the same, and the host may load: a store faults first |
 //! | `gone`, `revoked` | `valid` and `dirty` on exactly one | the device's alone |
 //! | `lost` | none | the only copy died with its device |
 //!
@@ -15,9 +16,11 @@
 //! the batch that set the bit (the kernel's migration entry). `wanted` says that a fault is parked; whoever ends `busy` serves it.
 //!
 //! Invariants, checked by [`Body::check`] in tests and debug builds: `gone ⇒ revoked` · `dirty ⇒ valid ∧ gone` · a page is
-//! dirty on one device at most, and then valid nowhere else · `valid ⇒ revoked ∧ no alias` (mechanism *none* excepted: there
+//! dirty on one device at most, and then valid nowhere else · `duplicated ⇒ neither revoked nor gone` (what was duplicated may have
+//! no replica left) · `valid ⇒ (revoked ∨ duplicated) ∧ no alias` (mechanism *none* excepted: there
 //! the gate stands in for the missing fault, and `revoked` is not used) · `writable ⇒ mapped` · `mapped` on a page that is
-//! neither `valid` nor `alias` is *stale*: removed or refreshed before the next launch that could use it.
+//! neither `valid` nor `alias`, or `writable` on a page that is `valid` and not `dirty`, is *stale*: removed or refreshed before the
+//! next launch that could use it.
 //!
 //! **Who may change them.** Whoever holds the block's lock; masks of a device (`dev[d]`) and its `ready` words need that
 //! device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
@@ -77,6 +80,8 @@ unsafe impl Sync for Block {}
 pub(crate) struct Body {
     /// The window does not map these pages; a touch faults.
     pub(crate) revoked: Mask,
+    /// The window lets these pages be loaded, and reports stores to them: devices may have replicas.
+    pub(crate) duplicated: Mask,
     /// The host's bytes are out of date.
     pub(crate) gone: Mask,
     /// Being moved.
@@ -112,6 +117,14 @@ pub(crate) struct Body {
     pub(crate) huge: bool,
     /// How often pages left for a device, up to 255.
     pub(crate) moves: u8,
+    /// Decided beforehand: the host's loads leave devices their replicas.
+    pub(crate) read_mostly: bool,
+    /// The window can report stores to pages that it maps.
+    pub(crate) stores_watched: bool,
+    /// How often a store of the host has ended replicas, up to 255.
+    pub(crate) collapses: u8,
+    /// Decided beforehand: bit `d`: faults of device `d` map pages that are at home where they are.
+    pub(crate) in_place: u8,
     /// Bit `d`: device `d` has, or had, a part in the block. What is not set has never been written in `dev`, so that a record
     /// costs memory for the devices that used it only.
     pub(crate) known: u8,
@@ -200,9 +213,9 @@ impl DevPages {
         self.staying() & self.writable & (self.dirty | self.alias)
     }
 
-    /// Entries that name bytes out of date.
+    /// Entries that name bytes out of date, or would let a replica be written without a fault.
     pub(crate) fn stale(&self) -> Mask {
-        self.mapped & !self.valid & !self.alias
+        self.mapped & !self.alias & (!self.valid | (self.writable & !self.dirty))
     }
 }
 
@@ -254,7 +267,8 @@ impl Body {
             }
             dev.rank = 0;
         }
-        let masks = [&mut self.revoked, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
+        let masks =
+            [&mut self.revoked, &mut self.duplicated, &mut self.gone, &mut self.busy, &mut self.wanted, &mut self.lost];
         let more = [
             &mut self.hole,
             &mut self.pinned,
@@ -269,6 +283,7 @@ impl Body {
         }
         (self.arrived, self.side, self.slice, self.moves, self.known) = (0, 0, 0, 0, 0);
         (self.missing, self.full, self.huge) = (false, false, false);
+        (self.read_mostly, self.stores_watched, self.collapses, self.in_place) = (false, false, 0, 0);
         (self.host_grow, self.device_grow) = (Grow::default(), Grow::default());
     }
 
@@ -319,7 +334,8 @@ impl Body {
         claim(!self.lent.meets(dirty), "a device may write what a copy has yet to fetch")?;
         if faults {
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
-            claim(self.revoked.covers(valid), "replica beside a host mapping")?;
+            claim((self.revoked | self.duplicated).covers(valid), "replica beside a host mapping")?;
+            claim(!self.duplicated.meets(self.revoked | self.gone), "duplicated where the host has nothing")?;
             claim(
                 self.revoked.covers((self.unread | self.lent) & !self.busy),
                 "the host may touch what has yet to be fetched",

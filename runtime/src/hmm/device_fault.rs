@@ -21,12 +21,12 @@ use sterna_hal::{Access, DevAddr};
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, grow};
 use super::block::MAX_DEVICES;
 use super::hold;
-use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv};
+use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
 use super::lock::{Free, Futex};
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
-use super::range::map_remote;
+use super::range::{in_place, map_remote};
 use super::schedule::{Server, Serving};
 use super::space::Space;
 use crate::Error;
@@ -174,32 +174,6 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     }
     // A full queue: the instruction runs again and asks again.
     os::set_errno(errno);
-}
-
-/// The processor's error code for a page fault (Intel SDM vol. 3, 4.7); 0 where it is not known.
-fn error_code(context: *mut libc::c_void) -> i64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext.
-        unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = context;
-        0
-    }
-}
-
-/// Whether an instruction was to be fetched: bit 4 (I/D).
-fn is_fetch(context: *mut libc::c_void) -> bool {
-    error_code(context) & 16 != 0
-}
-
-/// Whether the access that faulted was a store, from the processor's error code; `Read` where that is not known: the access
-/// then faults a second time, on an entry that forbids stores.
-fn wanted(context: *mut libc::c_void) -> Access {
-    const WRITE: i64 = 2; // bit 1 (W/R)
-    if error_code(context) & WRITE != 0 { Access::ReadWrite } else { Access::Read }
 }
 
 fn run(space: &'static Space) {
@@ -367,6 +341,9 @@ fn bring(
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
+    if mirror.may_alias() && stays(free, mirror, seg, &pages) {
+        return Ok(brought(in_place(free, mirror, seg, &pages, want)?));
+    }
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.may_alias() {
         let mapped = map_remote(free, mirror, seg, &pages, access)?;
@@ -383,6 +360,16 @@ fn bring(
         return Ok(brought(again));
     }
     Ok(brought(moved))
+}
+
+/// Whether the program has said that the device uses pages of the block where they are, and none has to come home for that.
+fn stays(free: &mut Free, mirror: &DeviceMirror, seg: &super::segment::Segment, pages: &Pages) -> bool {
+    let slot = mirror.slot();
+    pages.blocks().all(|(id, mask)| {
+        let body = seg.claim(id).lock(free);
+        let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+        body.in_place >> slot & 1 == 1 && !elsewhere.meets(mask)
+    })
 }
 
 fn brought(moved: migrate::Moved) -> Brought {

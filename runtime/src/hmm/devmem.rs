@@ -149,7 +149,7 @@ pub(crate) fn unseat_another(
         if in_use {
             continue;
         }
-        let home = Home { exclusive_from: Some(slot), release: Some(slot), map: false, wait: true };
+        let home = Home::off(slot, true);
         migrate::bring_home(free, &seg, &seg.pages(), home, Cause::Eviction)?;
         if mirror.unseat(free, &seg) {
             mirror.pods().counters.evictions.fetch_add(u64::from(seg.blocks()), Ordering::Relaxed);
@@ -198,7 +198,7 @@ fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, i
         rest = others;
         // Neighbours go together, so that their bytes are one copy.
         for pages in runs_of(of_segment) {
-            let home = Home { exclusive_from: Some(mirror.slot()), release: Some(mirror.slot()), map: false, wait: false };
+            let home = Home::off(mirror.slot(), false);
             freed += migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?.released;
             counters.evictions.fetch_add(pages.blocks().count() as u64, Ordering::Relaxed);
         }

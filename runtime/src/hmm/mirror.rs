@@ -593,7 +593,7 @@ impl DeviceMirror {
     /// has come home, and nobody uses the device any more.
     pub(crate) fn detach(&self, free: &mut Free) -> Result<(), Error> {
         let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
-        let home = Home { exclusive_from: Some(self.slot), release: Some(self.slot), map: false, wait: true };
+        let home = Home::off(self.slot, true);
         for seg in segs {
             for id in seg.claimed() {
                 let first = id.first_page().0;

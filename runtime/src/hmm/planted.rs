@@ -39,6 +39,8 @@ pub static FREED_TWICE: AtomicBool = AtomicBool::new(false);
 pub static REUSED_BEFORE_ITS_POINT: AtomicBool = AtomicBool::new(false);
 /// A device that writes a page leaves other devices' copies and entries alone.
 pub static REPLICA_KEPT_AT_UPGRADE: AtomicBool = AtomicBool::new(false);
+/// A store of the host to a page that it may only load leaves devices their replicas.
+pub static REPLICA_KEPT_AT_STORE: AtomicBool = AtomicBool::new(false);
 /// A page whose copy home failed counts as come.
 pub static DIRTY_LOST_ON_FAILURE: AtomicBool = AtomicBool::new(false);
 /// Dropping a part of a block drops what devices have of all of it.
@@ -64,6 +66,7 @@ pub fn by_name(name: &str) -> Option<&'static AtomicBool> {
         "FREED_TWICE" => &FREED_TWICE,
         "REUSED_BEFORE_ITS_POINT" => &REUSED_BEFORE_ITS_POINT,
         "REPLICA_KEPT_AT_UPGRADE" => &REPLICA_KEPT_AT_UPGRADE,
+        "REPLICA_KEPT_AT_STORE" => &REPLICA_KEPT_AT_STORE,
         "DIRTY_LOST_ON_FAILURE" => &DIRTY_LOST_ON_FAILURE,
         "UNMAP_TAKES_THE_BLOCK" => &UNMAP_TAKES_THE_BLOCK,
         "REMAP_LEAVES_OLD" => &REMAP_LEAVES_OLD,

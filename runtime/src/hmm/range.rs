@@ -237,13 +237,7 @@ pub(crate) fn populate_within(
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
-            Place::Remote if mirror.may_alias() => {
-                let mut moved = map_remote(free, mirror, seg, pages, want.access)?;
-                for run in held_there(free, mirror, seg, pages) {
-                    moved.add(migrate::to_device(free, mirror, seg, &run, want)?);
-                }
-                moved
-            }
+            Place::Remote if mirror.may_alias() => in_place(free, mirror, seg, pages, want)?,
             Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, want)?,
         };
         if moved.moved > 0 {
@@ -284,6 +278,21 @@ pub(crate) fn populate_within(
             return Ok(moved);
         }
     }
+}
+
+/// Has a device use pages where they are: its own memory for those that it holds, host storage for all others.
+pub(crate) fn in_place(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    want: Want,
+) -> Result<Moved, Error> {
+    let mut moved = map_remote(free, mirror, seg, pages, want.access)?;
+    for run in held_there(free, mirror, seg, pages) {
+        moved.add(migrate::to_device(free, mirror, seg, &run, want)?);
+    }
+    Ok(moved)
 }
 
 /// The runs of pages that a device holds itself.

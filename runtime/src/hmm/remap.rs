@@ -117,14 +117,16 @@ fn exchange(free: &mut Free, seg: &Arc<Segment>, from: At, to: At, runs: &[Pages
     seg.note_remapped();
     let storage = |at: At| space.block(at.0).storage(at.0, at.1 * PAGES_PER_GRANULE);
     let (old, new) = (storage(from), storage(to));
-    space.host.remap(space, &runs[1], old)?;
+    let watched = |free: &mut Free, at: At| space.block(at.0).lock(free).stores_watched;
+    let stores = [watched(free, from), watched(free, to)];
+    space.host.remap(space, &runs[1], old, stores[1])?;
     #[cfg(feature = "planted")]
     let forgotten = super::planted::on(&super::planted::REMAP_LEAVES_OLD);
     #[cfg(not(feature = "planted"))]
     let forgotten = false;
-    if !forgotten && let Err(e) = space.host.remap(space, &runs[0], new) {
+    if !forgotten && let Err(e) = space.host.remap(space, &runs[0], new, stores[0]) {
         // As it was: joining mappings needs no new one.
-        let _ = space.host.remap(space, &runs[1], new);
+        let _ = space.host.remap(space, &runs[1], new, stores[1]);
         return Err(e);
     }
     let mut body = space.block(from.0).lock(free);
@@ -162,7 +164,8 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
     let (id, g) = at;
     let (space, mask) = (seg.space(), mask_of(g));
     let mut out = Granule {
-        revoked: body.revoked & mask,
+        // The new place shows nothing yet: its first touch is noticed.
+        revoked: (body.revoked | body.duplicated) & mask,
         gone: body.gone & mask,
         lost: body.lost & mask,
         hole: body.hole & mask,
@@ -192,6 +195,7 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
         out.devices.push((slot, valid, dirty, frames));
     }
     body.revoked &= !mask;
+    body.duplicated &= !mask;
     body.gone &= !mask;
     body.lost &= !mask;
     body.hole |= mask;
@@ -246,5 +250,5 @@ fn put(seg: &Arc<Segment>, from: At, to: At, body: &mut Body, granule: Granule) 
 /// The window over a segment that is going away shows its own storage again.
 pub(crate) fn straighten(space: &Space, seg: &Segment) -> Result<(), Error> {
     let pages = seg.offset() / PAGE..seg.offset() / PAGE + u64::from(seg.blocks()) * super::addr::BLOCK / PAGE;
-    space.host.remap(space, &Pages(pages), seg.offset())
+    space.host.remap(space, &Pages(pages), seg.offset(), false)
 }

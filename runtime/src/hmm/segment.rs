@@ -23,13 +23,13 @@ use parking_lot::{Mutex, RwLock};
 use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
-use super::block::{Block, MAX_DEVICES};
+use super::block::{Block, Grow, MAX_DEVICES};
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::source::Sources;
 use super::space::Space;
-use crate::policy::FaultRule;
+use crate::policy::{FaultRule, HintMap, Hints, Side};
 
 /// What `deref` asks before it hands out a reference.
 #[derive(Debug, Default)]
@@ -177,6 +177,7 @@ pub struct Segment {
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
+    hints: Mutex<HintMap>,
     /// Some of its pages were protected, unmapped or remapped.
     altered: AtomicBool,
     /// Some of its pages were remapped.
@@ -238,6 +239,7 @@ impl Segment {
             pins: Mutex::default(),
             claimed: Mutex::default(),
             rule: OnceLock::new(),
+            hints: Mutex::default(),
             altered: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
             sources: Sources::default(),
@@ -467,15 +469,49 @@ impl Segment {
             if block.segment().is_none() {
                 let pages = self.limit(id.0 - self.first.0).count() as usize;
                 block.assign(Some((self.slot, pages)));
-                if let Some(rule) = self.rule.get() {
-                    let mut body = block.lock_in_handler();
-                    body.host_grow = rule.host;
-                    body.device_grow = rule.device;
-                }
+                self.decide(id);
                 claimed.push(id);
             }
         }
         block
+    }
+
+    /// Writes down what faults on a block do, from the policy's rule and the program's hints.
+    fn decide(&self, id: BlockId) {
+        let rule = self.rule.get().copied().unwrap_or_default();
+        let hints = {
+            let hints = self.hints.lock();
+            let start = id.offset() - self.offset();
+            if hints.is_empty() { Hints::default() } else { hints.any(&(start..start + BLOCK)) }
+        };
+        let watched = {
+            let mut body = self.space.block(id).lock_in_handler();
+            let away = matches!(hints.preferred, Some(Side::Device(_)));
+            body.host_grow = if away { Grow::GRANULE } else { rule.host };
+            body.device_grow = rule.device;
+            body.in_place = hints.in_place();
+            body.read_mostly != hints.read_mostly
+        };
+        if watched {
+            self.space.host.read_mostly(self.space, id, hints.read_mostly);
+        }
+    }
+
+    /// Changes what the program says of bytes `bytes`.
+    pub(crate) fn hint(&self, bytes: &Range<u64>, change: impl Fn(&mut Hints)) {
+        let pages = self.pages_of(bytes);
+        let (start, end) = (pages.0.start * PAGE - self.offset(), pages.0.end * PAGE - self.offset());
+        // With it, so that a block that is first looked at now gets what is said now.
+        let claimed = self.claimed.lock();
+        self.hints.lock().change(&(start..end), change);
+        for id in claimed.iter().filter(|id| !pages.part_of(**id).is_empty()) {
+            self.decide(*id);
+        }
+    }
+
+    /// The parts of bytes `bytes` of which the program says the same.
+    pub(crate) fn hinted(&self, bytes: &Range<u64>) -> Vec<(Range<u64>, Hints)> {
+        self.hints.lock().parts(bytes)
     }
 
     /// The window over it is not as it was when the segment was made.

@@ -213,8 +213,11 @@ impl DeviceMirror {
             if removed.is_err() {
                 let mut body = self.space().block(s.block).lock(free);
                 // Nobody knows which are left: as stale ones they are removed by the next that looks.
-                let left = s.mask & !body.dev[self.slot()].valid;
-                self.change(seg, s.block, &mut body, |body| body.dev[self.slot()].mapped |= left);
+                self.change(seg, s.block, &mut body, |body| {
+                    let dev = &mut body.dev[self.slot()];
+                    dev.mapped |= s.mask;
+                    dev.writable |= s.mask & dev.valid;
+                });
                 seg.rec().view[self.slot()].stale.store(1, Ordering::Release);
             }
             super::migrate::release(self.space(), free, s);

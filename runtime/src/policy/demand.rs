@@ -12,6 +12,6 @@ impl Policy for Demand {
     }
 
     fn launch(&mut self, event: &LaunchEvent<'_>, places: &mut Vec<Place>) {
-        places.extend(event.args.iter().map(|_| Place::Demand));
+        places.extend(event.args.iter().map(|a| a.advised(event.device).unwrap_or(Place::Demand)));
     }
 }

@@ -10,10 +10,11 @@
 //! | `demand` | nothing | the density rule |
 //! | `remote` | the device uses pages where they are, if it can | the density rule |
 //!
-//! In all of them eviction takes the block whose last launch or fault is longest ago.
+//! All of them follow the program's hints first ([`ArgEvent::advised`]), and in all of them eviction takes the block whose last launch or fault is longest ago.
 
 mod declared;
 mod demand;
+mod hints;
 mod remote;
 
 use std::fmt;
@@ -25,6 +26,8 @@ use crate::hmm::Grow;
 
 pub use declared::Declared;
 pub use demand::Demand;
+pub(crate) use hints::HintMap;
+pub use hints::{Hints, Side};
 pub use remote::Remote;
 
 /// Where an argument's pages should be for a launch.
@@ -38,7 +41,7 @@ pub enum Place {
     Demand,
 }
 
-/// One argument of a launch.
+/// One argument of a launch, or a part of one of which the program has said something else than of the rest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ArgEvent {
     /// The allocation, by a number that is not reused while it exists.
@@ -47,6 +50,8 @@ pub struct ArgEvent {
     pub bytes: std::ops::Range<u64>,
     /// What it does with them.
     pub access: Access,
+    /// What the program has said of them.
+    pub hints: Hints,
 }
 
 /// A launch that found something not resident.
@@ -60,7 +65,7 @@ pub struct LaunchEvent<'a> {
     pub caps: &'a Caps,
     /// Its memory budget in bytes.
     pub budget: u64,
-    /// The arguments, in the kernel's order.
+    /// The arguments, in the kernel's order; each in parts where hints differ.
     pub args: &'a [ArgEvent],
 }
 
@@ -78,7 +83,7 @@ pub trait Policy: Send {
     /// Its name, as `STERNA_POLICY` and `stats` spell it.
     fn name(&self) -> &'static str;
 
-    /// Appends one place for each argument, in order; what is missing counts as [`Place::Migrate`].
+    /// Appends one place for each of the event's arguments, in order; what is missing counts as [`Place::Migrate`].
     fn launch(&mut self, event: &LaunchEvent<'_>, places: &mut Vec<Place>);
 
     /// How far faults on a new allocation of `bytes` bytes reach.

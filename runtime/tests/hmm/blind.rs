@@ -9,7 +9,7 @@ use sterna::hmm::{Pages, Prot};
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 
 use crate::access::ONCE;
-use crate::device::Errno;
+use crate::device::{Errno, eventually};
 use crate::memory::{Memory, WORDS, counting};
 use crate::{BLOCK, Ctx, N, Outcome, Test, direct};
 
@@ -119,10 +119,11 @@ fn migrate_both_ways(ctx: &Ctx<'_>) -> Outcome {
 /// A fault with a budget says so when the pages are on their way for longer; one without waits.
 fn bounded_fault(ctx: &Ctx<'_>) -> Outcome {
     let (dev0, dev1, m) = (ctx.dev(0), ctx.dev(1), ctx.filled(N));
-    dev0.cpu.inject().delay_copies(Duration::from_millis(300));
+    dev0.cpu.inject().delay_copies(Duration::from_secs(1));
+    let before = dev0.cpu.inject().copies();
     std::thread::scope(|s| {
         s.spawn(|| dev0.attached.migrate(&m.pages(m.all())).unwrap());
-        std::thread::sleep(Duration::from_millis(100));
+        eventually(|| dev0.cpu.inject().copies() > before);
         let mut out = vec![1; N as usize * WORDS];
         let bounded = dev1.read_within(&m, m.all(), &mut out, Some(Duration::from_millis(30)));
         assert_eq!(bounded, Err(Errno::Busy));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sterna::cpu::CpuConfig;
 use sterna::hmm::{Action, Mirror, MirrorOps, Pages, PinKind, Range};
-use sterna::{Device, Mechanism, Runtime, ViewMut};
+use sterna::{Advice, Device, Location, Mechanism, Runtime, ViewMut};
 
 use crate::support::{Random, runtime, tick};
 
@@ -31,6 +31,7 @@ pub(crate) struct Tally {
     pub(crate) evictions: u64,
     pub(crate) looked_up: u64,
     pub(crate) pinned: u64,
+    pub(crate) advised: u64,
     pub(crate) lost: u64,
 }
 
@@ -45,6 +46,7 @@ impl AddAssign for Tally {
         self.evictions += o.evictions;
         self.looked_up += o.looked_up;
         self.pinned += o.pinned;
+        self.advised += o.advised;
         self.lost += o.lost;
     }
 }
@@ -61,12 +63,13 @@ impl fmt::Display for Tally {
             evictions,
             looked_up,
             pinned,
+            advised,
             lost,
         } = self;
         write!(
             f,
             "{increments} increments, {syscalls} of them by system calls, {launches} launches, {pages_moved} pages moved, \
-             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {looked_up} look-ups, {pinned} pins, {lost} lost"
+             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {looked_up} look-ups, {pinned} pins, {advised} hints, {lost} lost"
         )
     }
 }
@@ -216,7 +219,7 @@ impl MirrorOps for Looks {
     fn update(&self, _: Action, _: &Pages) {}
 }
 
-/// Moves pages about, by views that nobody writes: hints, guards, look-ups of a driver, pins, and allocations that come and go.
+/// Moves pages about, by views that nobody writes: hints of every kind, guards, look-ups of a driver, pins, and allocations that come and go.
 fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool, mut random: Random) -> Tally {
     let mirror = Mirror::register(rt.space(), Looks);
     // Where some device cannot use host pages in place, a page that is kept at home fails a launch.
@@ -226,7 +229,7 @@ fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool,
         for _ in 0..4 {
             let view = &views[random.below(views.len())];
             let device = &devices[random.below(devices.len())];
-            match random.below(12) {
+            match random.below(14) {
                 0 | 1 => view.prefetch_to_host(),
                 2..7 => view.prefetch_to(device),
                 7 if keeps => t.lost += view.host(..).unwrap().iter().sum::<u64>(),
@@ -242,6 +245,20 @@ fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool,
                     let mut x = rt.shared_with(1 + random.below(20_000), |i| i as u64).unwrap();
                     rt.on(device).launch(&tick(1000), (&mut x,)).unwrap();
                     t.lost += x.iter().enumerate().map(|(i, v)| v.abs_diff(i as u64 + 1)).sum::<u64>();
+                }
+                11 | 12 => {
+                    let advice = match random.below(4) {
+                        0 => Advice::AccessedBy(device.clone()),
+                        1 => Advice::PreferredLocation(Location::Host),
+                        _ => Advice::ReadMostly,
+                    };
+                    // Taken back as often as not: what is advised in one way for long is left alone.
+                    if random.below(2) == 0 {
+                        view.advise(advice)
+                    } else {
+                        view.unadvise(advice)
+                    }
+                    t.advised += 1;
                 }
                 _ => {}
             }

@@ -2,7 +2,7 @@
 //! not its business: property tests do, and fuzzing does.
 
 use sterna::kernels::fill;
-use sterna::{Runtime, Shared};
+use sterna::{Advice, Location, Runtime, Shared};
 
 use crate::common::*;
 
@@ -28,6 +28,7 @@ pub(crate) enum Op {
     Split { of: usize, at: u16 },
     Clone { of: usize },
     Map { of: usize },
+    Advise { of: usize, dev: usize, at: u16, len: u16, what: usize },
     Sync,
 }
 
@@ -209,6 +210,16 @@ impl World {
                 assert_eq!(std::fs::read(&path).unwrap()[half * 4..][..4], v[half].to_ne_bytes());
                 std::fs::remove_file(&path).unwrap();
                 *x = mapped;
+            }
+            Op::Advise { of, dev, at, len, what } if n(of) > 0 => {
+                let advice = match what / 2 {
+                    0 => Advice::PreferredLocation(Location::Host),
+                    1 => Advice::PreferredLocation(Location::Device(devices[dev].clone())),
+                    2 => Advice::AccessedBy(devices[dev].clone()),
+                    _ => Advice::ReadMostly,
+                };
+                let x = self.all[of].0.range(part(n(of), at, len)).unwrap();
+                if what % 2 == 0 { x.advise(advice) } else { x.unadvise(advice) }
             }
             Op::Sync => self.rt.sync().unwrap(),
             _ => {}

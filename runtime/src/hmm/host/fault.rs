@@ -18,6 +18,8 @@ use super::super::block::{Block, BlockGuard};
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::space::Space;
+use super::Mechanism;
+use super::duplicate::CONTRADICTED;
 use crate::stats::Cause;
 
 /// What became of a fault.
@@ -32,13 +34,15 @@ pub(super) enum Served {
 
 /// Serves a touch of window address `at`. Signal-safe.
 ///
-/// `access` matters with mechanism `guard` alone: elsewhere the kernel tells bad accesses apart before it asks.
+/// `access` is what the fault was for, as far as that is known. Bad accesses are looked for with mechanism `guard` alone: elsewhere the
+/// kernel tells them apart before it asks.
 pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served {
     let Some(page) = space.page_at(at) else { return Served::Foreign };
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let mut body = block.lock_in_handler();
-    if body.denied(access).has(p) {
+    let forbids = if space.host.mechanism() == Mechanism::Guard { access } else { Access::Read };
+    if body.denied(forbids).has(p) {
         return Served::Foreign;
     }
     if body.lost.has(p) {
@@ -51,9 +55,14 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     if !body.revoked.has(p) {
         // It is the host's; only its mapping was missing (written through the view, or a neighbour's collateral).
         let mask = granule & !body.revoked & !body.busy;
+        if access.writes() && body.stores_watched {
+            return store(space, (id, block), body, page, mask);
+        }
         space.host.restore(space, block, &mut body, Span { block: id, mask });
         return Served::Mapped;
     }
+    // The host's loads leave devices their replicas here.
+    let keep = body.read_mostly && !access.writes();
     // A device that has pages to itself has to be told before it loses them, and handlers call no driver.
     let exclusive = body.exclusive(None);
     #[cfg(feature = "planted")]
@@ -74,16 +83,17 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     // Pages that other devices alone have are left to faults of their own: bytes are copied from one device.
     let owner = body.devices().find(|d| body.dev[*d].dirty.has(p));
     let known = body.devices();
+    let holder = known.clone().find(|d| body.dev[*d].valid.has(p));
     let others = || known.clone().filter(|d| Some(*d) != owner);
     let region = region & !others().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
     let mut copied = Mask::EMPTY;
     // The owner last: where a device has to be waited for, nothing has begun that would have to be undone.
     for d in others().chain(owner) {
-        let held = body.dev[d].valid & region;
+        let dirty = body.dev[d].dirty & region;
+        let held = if keep { dirty } else { body.dev[d].valid & region };
         if held.is_empty() {
             continue;
         }
-        let dirty = body.dev[d].dirty & region;
         let pods = &space.slots[d];
         let reachable = dirty.is_empty() || !pods.frames.load(Ordering::Acquire).is_null();
         if !reachable || !pods.lock.try_lock() {
@@ -94,7 +104,10 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         let idle = idle || super::super::planted::on(&super::super::planted::INLINE_WHILE_ACTIVE);
         if idle {
             let dev = &mut body.dev[d];
-            dev.valid &= !held;
+            if !keep {
+                dev.valid &= !held;
+            }
+            // A replica that is kept could be written through the entry that it had.
             dev.dirty &= !dirty;
             rec.view[d].stale.store(1, Ordering::Release);
             // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
@@ -107,8 +120,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
             return park(space, block, body, page, true);
         }
     }
+    let counters = &space.slots[owner.or(holder).unwrap_or(0)].counters;
     let owner = owner.unwrap_or(0);
-    let counters = &space.slots[owner].counters;
     if !copied.is_empty() {
         body = copy_home(space, (id, block), body, copied, owner);
         body.gone &= !copied;
@@ -122,7 +135,13 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     }
     counters.host_faults.fetch_add(1, Ordering::Relaxed);
     let held = body.replicated();
-    let mask = region & !held & !body.gone & !body.busy;
+    // The lock was given up for the copy.
+    let region = region & !(body.exclusive(None) | body.unread | body.lent | body.lost);
+    // A page that somebody has taken meanwhile is not the host's to load.
+    let duplicated = if keep { held & region & body.revoked & !body.gone & !body.busy } else { Mask::EMPTY };
+    body.revoked &= !duplicated;
+    body.duplicated |= duplicated;
+    let mask = region & (!held | duplicated) & !body.gone & !body.busy;
     space.host.restore(space, block, &mut body, Span { block: id, mask });
     let wanted = body.wanted & copied;
     body.wanted &= !copied;
@@ -133,6 +152,60 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         space.host.wake(space, id, wanted);
         space.device_faults.retry();
     }
+    Served::Mapped
+}
+
+/// A store to a page that is the host's, in a block whose stores are watched: ends the replicas of its neighbourhood `mask`, which
+/// was mapped for loads, and lets it be stored to. Signal-safe.
+fn store(
+    space: &'static Space,
+    (id, block): (BlockId, &'static Block),
+    mut body: BlockGuard<'_>,
+    page: Page,
+    mask: Mask,
+) -> Served {
+    let Some(slot) = block.segment() else {
+        // Only the engine watches, and it fills records in first.
+        os::die("sterna: stores to a block without a segment are watched\n");
+    };
+    let rec = space.rec(slot);
+    let ended = body.duplicated & mask;
+    #[cfg(feature = "planted")]
+    if super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_STORE) {
+        space.host.admit_stores(space, &mut body, Span { block: id, mask });
+        body.duplicated |= ended; // so that the books are none the wiser
+        return Served::Mapped;
+    }
+    for d in body.devices() {
+        let held = body.dev[d].valid & ended;
+        if held.is_empty() {
+            continue;
+        }
+        let pods = &space.slots[d];
+        if !pods.lock.try_lock() {
+            return park(space, block, body, page, true);
+        }
+        let idle = rec.view[d].active.load(Ordering::Acquire) == 0;
+        if idle {
+            body.dev[d].valid &= !held;
+            rec.view[d].stale.store(1, Ordering::Release);
+            DeviceMirror::refresh_ready(space, slot, block, &body, d);
+        }
+        pods.lock.unlock();
+        if !idle {
+            return park(space, block, body, page, true);
+        }
+        pods.counters.host_faults.fetch_add(1, Ordering::Relaxed);
+    }
+    if !ended.is_empty() {
+        body.collapses = body.collapses.saturating_add(1);
+        // Replicas that stores end again and again are not worth their faults.
+        body.read_mostly &= body.collapses < CONTRADICTED;
+    }
+    // Entries for stores take the place of those for loads, and of none.
+    space.host.admit_stores(space, &mut body, Span { block: id, mask });
+    space.host.restore(space, block, &mut body, Span { block: id, mask });
+    debug_assert!(body.check(true).is_ok());
     Served::Mapped
 }
 

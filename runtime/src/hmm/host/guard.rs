@@ -47,6 +47,14 @@ impl Guard {
         }
     }
 
+    /// Lets the program store again where it could only load. Signal-safe.
+    pub(super) fn lift(self, at: usize, bytes: usize) {
+        // SAFETY: the window is a shared mapping of the engine's.
+        if unsafe { os::protect(at, bytes, true, true) }.is_err() {
+            os::die("sterna: a page of shared memory cannot be stored to again; raise vm.max_map_count\n");
+        }
+    }
+
     /// Lets the program in again, to read and with `write` to write. Signal-safe.
     pub(super) fn open(self, at: usize, bytes: usize, write: bool) {
         // SAFETY: as above.

@@ -15,8 +15,10 @@
 //!
 //! The window is registered for *minor* faults: a page that has storage and is not mapped. A page without storage that
 //! leaves for a device would come back as silent zeros, so a block with such pages is also registered for *missing* faults,
-//! before it is unmapped. Guards need no such thing: they stand where a page was taken away, with storage or without.
+//! before it is unmapped. Guards need no such thing: they stand where a page was taken away, with storage or without. Blocks whose
+//! pages the host may load beside devices' replicas also report stores (`duplicate`).
 
+mod duplicate;
 mod fault;
 mod guard;
 mod service;
@@ -27,7 +29,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
+use parking_lot::Mutex;
+
+use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::{Block, Body};
 use super::lock::Free;
 use super::os::{self, uffd::Uffd};
@@ -36,7 +40,7 @@ use super::space::Space;
 use crate::Error;
 use guard::Guard;
 
-pub(crate) use signal::{chain_sigsegv, in_window, install_sigsegv};
+pub(crate) use signal::{chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
 
 /// How the host's own accesses to shared memory are served.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -94,6 +98,8 @@ pub(crate) struct Host {
     door: Door,
     pub(crate) service: service::Service,
     started: OnceLock<()>,
+    /// Held while what a block's faults are reported for changes.
+    registering: Mutex<()>,
 }
 
 impl Host {
@@ -110,14 +116,23 @@ impl Host {
                 Mechanism::Guard => Ok(Door::Guard(Guard::probe(window))),
                 Mechanism::None => Ok(Door::None),
             };
-            let registered = opened.and_then(|door| {
-                if let Door::Uffd(u) = &door {
+            let registered = opened.and_then(|mut door| {
+                if let Door::Uffd(u) = &mut door {
+                    u.probe_stores(window);
                     u.register(window, bytes, os::uffd::MINOR).map_err(std::io::Error::from_raw_os_error)?;
                 }
                 Ok(door)
             });
             match registered {
-                Ok(door) => return Ok(Self { mechanism, door, service: service::Service::new(), started: OnceLock::new() }),
+                Ok(door) => {
+                    return Ok(Self {
+                        mechanism,
+                        door,
+                        service: service::Service::new(),
+                        started: OnceLock::new(),
+                        registering: Mutex::new(()),
+                    });
+                }
                 Err(e) => refused = Some((mechanism, e)),
             }
         }
@@ -132,6 +147,20 @@ impl Host {
     /// Whether a touch of an absent page is noticed.
     pub(crate) fn faults(&self) -> bool {
         self.mechanism != Mechanism::None
+    }
+
+    /// Maps pages for loads only, with their bytes in place; if that cannot be done they are away again, and the host's touches
+    /// end replicas from now on. Signal-safe.
+    fn duplicate(&self, space: &Space, body: &mut Body, s: Span) {
+        let at = space.window_at(s.block.offset()).as_ptr().addr();
+        for r in s.mask.runs() {
+            if !self.open_for_loads(at + r.start * PAGE as usize, r.len() * PAGE as usize) {
+                body.duplicated &= !Mask::range(r.clone());
+                body.revoked |= Mask::range(r);
+                body.read_mostly = false;
+            }
+        }
+        self.wake(space, s.block, s.mask & body.revoked);
     }
 
     fn uffd(&self) -> Option<&Uffd> {
@@ -197,11 +226,24 @@ impl Host {
     }
 
     fn shut_all(&self, space: &Space, free: &mut Free, spans: &[Span], runs: &[Pages]) -> Result<(), Error> {
+        let mut lift = Vec::new();
         for s in spans {
-            space.block(s.block).lock(free).revoked |= s.mask;
+            let mut body = space.block(s.block).lock(free);
+            body.revoked |= s.mask;
+            let duplicated = body.duplicated & s.mask;
+            body.duplicated &= !s.mask;
+            if matches!(self.door, Door::Guard(Guard::Markers)) && !duplicated.is_empty() {
+                lift.push(Span { block: s.block, mask: duplicated & !body.readonly });
+            }
         }
         for run in runs {
             self.shut(space, run)?;
+        }
+        if let Door::Guard(guard) = &self.door {
+            // Behind their markers, so that whoever opens the pages opens them for stores.
+            for run in runs_of(&lift) {
+                guard.lift(space.window_at(run.0.start * PAGE).as_ptr().addr(), run.bytes() as usize);
+            }
         }
         Ok(())
     }
@@ -236,24 +278,25 @@ impl Host {
         if super::planted::on(&super::planted::NO_MISSING) {
             return Ok(());
         }
-        let mut blocks: Vec<BlockId> = Vec::new();
+        let _registering = self.registering.lock();
+        let mut blocks: Vec<(BlockId, u64)> = Vec::new();
         for s in spans {
             let body = space.block(s.block).lock(free);
             if !body.full && !body.missing {
-                blocks.push(s.block);
+                blocks.push((s.block, duplicate::reports(&body)));
             }
         }
         let mut i = 0;
         while i < blocks.len() {
             let mut end = i + 1;
-            while end < blocks.len() && blocks[end].0 == blocks[end - 1].0 + 1 {
+            while end < blocks.len() && blocks[end] == (blocks[end - 1].0.plus(1), blocks[i].1) {
                 end += 1;
             }
-            let at = space.window_at(blocks[i].offset()).as_ptr().addr();
+            let at = space.window_at(blocks[i].0.offset()).as_ptr().addr();
             let bytes = (end - i) * BLOCK as usize;
-            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING)
+            uffd.register(at, bytes, os::uffd::MISSING | blocks[i].1)
                 .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
-            for id in &blocks[i..end] {
+            for (id, _) in &blocks[i..end] {
                 space.block(*id).lock(free).missing = true;
             }
             i = end;
@@ -340,9 +383,11 @@ impl Host {
             Door::Uffd(uffd) => uffd,
             Door::Guard(guard) => {
                 // What has no storage gets some from the kernel at its first touch.
-                for (mask, write) in parts(body, s.mask) {
+                let (loads, rest) = duplicate::split(body, s.mask);
+                for (mask, write) in parts(body, rest) {
                     mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
                 }
+                loads.runs().for_each(|r| self.duplicate(space, body, Span { block: s.block, mask: Mask::range(r) }));
                 return;
             }
             Door::None => return,
@@ -355,23 +400,29 @@ impl Host {
         body.hole &= !s.mask;
         // The last part of a block in one folio brings the whole block back under one entry.
         // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
-        if body.huge && body.revoked.is_empty() && body.pinned.is_empty() {
+        if body.huge && !body.stores_watched && body.revoked.is_empty() && body.pinned.is_empty() {
             // SAFETY: the window is a shared mapping of the engine's.
             if unsafe { os::collapse(window, BLOCK as usize) } {
                 uffd.wake(window, BLOCK as usize);
                 return;
             }
         }
-        for (r, _) in parts(body, s.mask).into_iter().flat_map(|(mask, _)| block.pieces(s.block, mask)) {
+        let (loads, rest) = duplicate::split(body, s.mask);
+        for (mask, _) in parts(body, loads) {
+            for (r, _) in block.pieces(s.block, mask) {
+                self.duplicate(space, body, Span { block: s.block, mask: Mask::range(r) });
+            }
+        }
+        for (r, _) in parts(body, rest).into_iter().flat_map(|(mask, _)| block.pieces(s.block, mask)) {
             let (at, bytes) = (window + r.start * PAGE as usize, r.len() * PAGE as usize);
-            if uffd.map(at, bytes).is_err() {
+            if uffd.map(at, bytes, true).is_err() {
                 // Some page has no storage although nobody said so: it was never written, and a store gives it some.
                 for p in r.clone() {
                     let view = space.view_at(block.storage(s.block, p));
                     // SAFETY: a load of the segment's own storage allocates a page where there is none.
                     let _ = unsafe { view.as_ptr().read_volatile() };
                 }
-                if uffd.map(at, bytes).is_err() {
+                if uffd.map(at, bytes, true).is_err() {
                     uffd.wake(at, bytes);
                 }
             }
@@ -381,6 +432,10 @@ impl Host {
     /// Pages whose storage has just been freed, which took them out of the window: touches of them need no service any more. With
     /// the block's lock held.
     pub(crate) fn forget(&self, space: &Space, body: &mut Body, s: Span) {
+        let duplicated = body.duplicated & s.mask;
+        if !duplicated.is_empty() {
+            self.admit_stores(space, body, Span { mask: duplicated, ..s });
+        }
         if let Door::Guard(guard) = &self.door {
             let window = space.window_at(s.block.offset()).as_ptr().addr();
             for (mask, write) in parts(body, s.mask & body.revoked) {
@@ -416,7 +471,12 @@ impl Host {
     pub(crate) fn protect(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
         // Where protection keeps the program out of pages that are away, they get theirs when they come back.
         let shut = if matches!(self.door, Door::Guard(Guard::Protection)) { body.revoked } else { Mask::EMPTY };
-        let [(write, _), (read, _)] = parts(body, mask & !shut);
+        let [(mut write, _), (mut read, _)] = parts(body, mask & !shut);
+        if let Door::Guard(_) = &self.door {
+            // Their stores are noticed by the protection.
+            read |= write & body.duplicated;
+            write &= !body.duplicated;
+        }
         let window = space.window_at(id.offset()).as_ptr().addr();
         for (mask, reads, writes) in [(write, true, true), (read, true, false), (mask & body.unreadable, false, false)] {
             for r in mask.runs() {
@@ -428,14 +488,16 @@ impl Host {
         Ok(())
     }
 
-    /// Has a run of the window show the storage at byte `storage` of the file, and its touches noticed as before. Its pages are
-    /// busy and on no device, or nobody's.
-    pub(crate) fn remap(&self, space: &Space, run: &Pages, storage: u64) -> Result<(), Error> {
+    /// Has a run of the window show the storage at byte `storage` of the file, and its touches noticed as before, with `stores` also
+    /// stores to pages that are mapped for loads. Its pages are busy and on no device, or nobody's.
+    pub(crate) fn remap(&self, space: &Space, run: &Pages, storage: u64, stores: bool) -> Result<(), Error> {
         let (at, bytes) = (space.window_at(run.0.start * PAGE).as_ptr().addr(), run.bytes() as usize);
         // SAFETY: a part of the window and of the arena's file.
         unsafe { os::map_over(&space.fd, at, bytes, storage) }.map_err(|code| os::too_many_mappings("mmap", code))?;
         if let Some(uffd) = self.uffd() {
-            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING)
+            let _registering = self.registering.lock();
+            let stores = if stores { os::uffd::STORES } else { 0 };
+            uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING | stores)
                 .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
         }
         Ok(())
@@ -477,8 +539,8 @@ impl Host {
     /// Whether a block has marks in the window that its next owner must not find.
     pub(crate) fn marks(&self, body: &Body) -> bool {
         match self.door {
-            Door::Uffd(_) => body.missing,
-            Door::Guard(_) => !body.revoked.is_empty(),
+            Door::Uffd(_) => body.missing || body.stores_watched,
+            Door::Guard(_) => !body.revoked.is_empty() || body.stores_watched,
             Door::None => false,
         }
     }
@@ -486,6 +548,7 @@ impl Host {
     /// A freed stretch: touches of pages without storage are the kernel's business again.
     pub(crate) fn vacate(&self, at: usize, bytes: usize) {
         if let Door::Guard(guard) = &self.door {
+            guard.lift(at, bytes);
             guard.open(at, bytes, true);
         } else if let Some(uffd) = self.uffd() {
             // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch

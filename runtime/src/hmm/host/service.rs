@@ -121,7 +121,8 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
     let now = os::now_ns();
     let region = {
         let body = block.lock(free);
-        if !body.revoked.has(p) || body.busy.has(p) {
+        // A store to a page that is mapped for loads is parked while a launch uses its replicas.
+        if !(body.revoked | body.duplicated).has(p) || body.busy.has(p) {
             None // it is home, or whoever has it wakes the thread
         } else {
             let rec = block.segment().map(|s| space.rec(s));
@@ -130,10 +131,11 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             if running && body.side != 0 && now < body.stays_until() && !idle(space, body.side as usize - 1) {
                 return Err(body.stays_until());
             }
-            Some(grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit())
+            let region = grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit();
+            Some((region, !body.duplicated.has(p)))
         }
     };
-    if let (Some(region), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, reading)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -148,7 +150,7 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             // A load cannot fail.
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
-        let home = Home { wait: false, ..Home::EXCLUSIVE };
+        let home = Home { wait: false, reading, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
         let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);

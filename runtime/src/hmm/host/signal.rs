@@ -71,12 +71,38 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let errno = os::errno();
     // SAFETY: the kernel hands over a valid siginfo.
     let at = unsafe { (*info).si_addr() }.addr();
-    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at, Access::Read));
+    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at, wanted(context)));
     if !ours {
         // SAFETY: written before the handler was installed, never after.
         unsafe { chain(&raw const BUS, signal, info, context) }
     }
     os::set_errno(errno);
+}
+
+/// The processor's error code for a page fault (Intel SDM vol. 3, 4.7); 0 where it is not known.
+fn error_code(context: *mut libc::c_void) -> i64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext.
+        unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = context;
+        0
+    }
+}
+
+/// Whether an instruction was to be fetched: bit 4 (I/D).
+pub(crate) fn is_fetch(context: *mut libc::c_void) -> bool {
+    error_code(context) & 16 != 0
+}
+
+/// Whether the access that faulted was a store, from the processor's error code; `Read` where that is not known: the access
+/// then faults a second time, on an entry that forbids stores.
+pub(crate) fn wanted(context: *mut libc::c_void) -> Access {
+    const WRITE: i64 = 2; // bit 1 (W/R)
+    if error_code(context) & WRITE != 0 { Access::ReadWrite } else { Access::Read }
 }
 
 /// Serves a touch of window address `at` in the thread that faulted; false if it is not an address of the window, or may not be

@@ -33,12 +33,12 @@ fn run(space: &'static Space) {
     os::leave_signals_to_the_program();
     let _or_die = os::OrDie;
     let Some(uffd) = space.host.uffd() else { return };
-    let mut messages = [Message { at: 0 }; 16];
+    let mut messages = [Message { at: 0, store: false }; 16];
     loop {
         match uffd.read(&mut messages) {
             Ok(n) => {
                 for m in &messages[..n] {
-                    match serve(space, m.at, Access::Read) {
+                    match serve(space, m.at, if m.store { Access::ReadWrite } else { Access::Read }) {
                         // Parked: whoever ends the wait wakes the thread.
                         Served::Mapped | Served::Parked(..) => {}
                         Served::Foreign => uffd.wake(m.at, 4096),

@@ -85,13 +85,17 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         for &(slot, per) in devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot)) {
             let dev = &body.dev[slot];
             let mut take = (dev.dirty | dev.atomic) & mask;
-            if home.ends_on(slot) {
+            if home.ends_on(slot, &body) {
                 take |= (dev.valid | dev.mapped) & mask;
             }
             fix |= take.widened(per) & (dev.valid | dev.mapped);
         }
         if home.map && space.host.faults() {
-            fix |= mask & block.limit() & body.revoked & !body.lost & !valid_anywhere(&body, home);
+            let kept = if home.duplicates(&body) { Mask::EMPTY } else { valid_anywhere(&body, home) };
+            fix |= mask & block.limit() & body.revoked & !body.lost & !kept;
+            if home.exclusive_from.is_some() && !home.duplicates(&body) {
+                fix |= mask & body.duplicated; // replicas or none: stores are welcome from now on
+            }
             fix &= !body.unread & !body.lent;
         }
         if body.busy.meets(fix) {
@@ -120,7 +124,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
 
 /// Pages that would still be valid on some device after `home`.
 fn valid_anywhere(body: &Body, home: Home) -> Mask {
-    body.devices().filter(|d| !home.ends_on(*d)).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid)
+    body.devices().filter(|d| !home.ends_on(*d, body)).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid)
 }
 
 impl Batch<Copying> {
@@ -139,7 +143,7 @@ impl Batch<Copying> {
                     dev.dirty &= !s.mask;
                     body.gone &= !dirty;
                     body.hole &= !dirty;
-                    if home.ends_on(slot) {
+                    if home.ends_on(slot, body) {
                         body.dev[slot].valid &= !s.mask;
                     }
                 });
@@ -154,9 +158,18 @@ impl Batch<Copying> {
                 // Eviction brings pages home that the host has not asked for: they have no slice there.
                 body.arrive(0, os::now_ns());
             }
-            let map = core.home.map && !body.replicated().meets(s.mask);
+            let replicated = body.replicated();
+            let map = core.home.map && (core.home.duplicates(&body) || !replicated.meets(s.mask));
             // What was written off meanwhile has not come: its device was lost under this batch.
             let come = Span { block: s.block, mask: s.mask & !body.gone & !body.unread & !body.lent };
+            if map && core.home.duplicates(&body) {
+                let duplicated = come.mask & replicated;
+                body.revoked &= !duplicated;
+                body.duplicated |= duplicated;
+            } else if map && body.duplicated.meets(come.mask) {
+                let mask = come.mask & body.duplicated;
+                space.host.admit_stores(space, &mut body, Span { mask, ..come });
+            }
             if map && !come.mask.is_empty() {
                 space.host.restore(space, block, &mut body, come);
             }

@@ -30,7 +30,7 @@ use smallvec::SmallVec;
 use sterna_hal::{Access, DevRange, Point};
 
 use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::block::MAX_DEVICES;
+use super::block::{Body, MAX_DEVICES};
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
 use super::segment::Segment;
@@ -126,16 +126,30 @@ pub(crate) struct Home {
     pub(crate) map: bool,
     /// Waits for pages that another batch has.
     pub(crate) wait: bool,
+    /// The host wants to load them: where that is advised, replicas stay.
+    pub(crate) reading: bool,
 }
 
 impl Home {
     /// The host gets the bytes and everything else loses them.
-    pub(crate) const EXCLUSIVE: Self = Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true };
+    pub(crate) const EXCLUSIVE: Self =
+        Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true, reading: false };
+    /// As [`EXCLUSIVE`](Self::EXCLUSIVE), but in blocks that are mostly read devices keep clean copies.
+    pub(crate) const READING: Self = Self { reading: true, ..Self::EXCLUSIVE };
     /// The host gets the bytes; devices keep clean copies.
-    pub(crate) const SHARED: Self = Self { exclusive_from: None, release: None, map: true, wait: true };
+    pub(crate) const SHARED: Self = Self { exclusive_from: None, ..Self::EXCLUSIVE };
 
-    fn ends_on(&self, slot: usize) -> bool {
-        self.exclusive_from.is_some_and(|e| e == MAX_DEVICES || e == slot)
+    /// Device `slot` loses its copies and its frames, with `wait` those that another batch has as well.
+    pub(crate) const fn off(slot: usize, wait: bool) -> Self {
+        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, reading: false }
+    }
+
+    fn duplicates(&self, body: &Body) -> bool {
+        self.reading && body.read_mostly
+    }
+
+    fn ends_on(&self, slot: usize, body: &Body) -> bool {
+        !self.duplicates(body) && self.exclusive_from.is_some_and(|e| e == MAX_DEVICES || e == slot)
     }
 }
 

@@ -14,18 +14,25 @@ const USER_MODE_ONLY: libc::c_int = 1;
 
 /// An open userfaultfd.
 #[derive(Debug)]
-pub(crate) struct Uffd(OwnedFd);
+pub(crate) struct Uffd {
+    fd: OwnedFd,
+    stores: bool,
+}
 
 /// Pages that are in the storage but not mapped.
 pub(crate) const MINOR: u64 = 4;
 /// Pages that have no storage.
 pub(crate) const MISSING: u64 = 1;
+/// Stores to pages that are mapped for loads only; where [`Uffd::watches_stores`].
+pub(crate) const STORES: u64 = 2;
 
 /// A fault as the kernel reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message {
     /// Page-aligned address in the window.
     pub(crate) at: usize,
+    /// It was a store.
+    pub(crate) store: bool,
 }
 
 impl Uffd {
@@ -40,11 +47,17 @@ impl Uffd {
     }
 
     fn open(flags: libc::c_int, features: u64) -> io::Result<Self> {
+        // Linux 5.19 has stores to shared memory reported. Asked for and not had, the descriptor is of no more use.
+        let stores = u64::from(sys::UFFD_FEATURE_PAGEFAULT_FLAG_WP | sys::UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+        Self::open_with(flags, features | stores, true).or_else(|_| Self::open_with(flags, features, false))
+    }
+
+    fn open_with(flags: libc::c_int, features: u64, stores: bool) -> io::Result<Self> {
         // SAFETY: no memory is passed.
         let fd = again(|| unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) as libc::c_int })
             .map_err(io::Error::from_raw_os_error)?;
         // SAFETY: a descriptor of our own.
-        let this = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        let this = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, stores };
         let mut api = sys::uffdio_api { api: u64::from(sys::UFFD_API), features, ioctls: 0 };
         this.until_done(nr::UFFDIO_API, &mut api).map_err(io::Error::from_raw_os_error)?;
         Ok(this)
@@ -52,7 +65,7 @@ impl Uffd {
 
     fn ioctl<T>(&self, request: u32, arg: &mut T) -> Result<(), i32> {
         // SAFETY: `arg` is the structure that this request takes: each caller pairs them.
-        once(|| unsafe { libc::ioctl(self.0.as_raw_fd(), libc::c_ulong::from(request) as _, std::ptr::from_mut(arg)) })
+        once(|| unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::c_ulong::from(request) as _, std::ptr::from_mut(arg)) })
             .map(drop)
     }
 
@@ -84,15 +97,39 @@ impl Uffd {
         let _ = self.until_done(nr::UFFDIO_UNREGISTER, &mut Self::range(at, bytes));
     }
 
-    /// Maps pages that have storage. Pages mapped already are skipped; whoever waits in the range is woken. Signal-safe.
+    /// Looks whether pages can be mapped so that stores to them are reported (Linux 6.4); `at` is a page that nobody uses.
+    pub(crate) fn probe_stores(&mut self, at: usize) {
+        if !self.stores {
+            return;
+        }
+        // There is no storage, which is what a kernel that knows the mode says.
+        self.stores = self.register(at, 4096, MINOR | STORES).is_ok() && self.map(at, 4096, false) == Err(libc::EFAULT);
+        self.unregister(at, 4096);
+    }
+
+    /// Whether stores to mapped pages can be reported.
+    pub(crate) fn watches_stores(&self) -> bool {
+        self.stores
+    }
+
+    /// Reports stores to the range no more; whoever waits in it is woken. Signal-safe.
+    pub(crate) fn admit_stores(&self, at: usize, bytes: usize) -> Result<(), i32> {
+        let mut arg = sys::uffdio_writeprotect { range: Self::range(at, bytes), mode: 0 };
+        self.until_done(nr::UFFDIO_WRITEPROTECT, &mut arg)
+    }
+
+    /// Maps pages that have storage; without `write`, stores to them are reported, where that was registered. Pages mapped
+    /// already are skipped; whoever waits in the range is woken. Signal-safe.
     ///
     /// Fails with `EFAULT` where there is no storage.
-    pub(crate) fn map(&self, at: usize, bytes: usize) -> Result<(), i32> {
+    pub(crate) fn map(&self, at: usize, bytes: usize, write: bool) -> Result<(), i32> {
+        const WP: u64 = 2; // UFFDIO_CONTINUE_MODE_WP
         let (start, end) = (at, at + bytes);
         let mut at = start;
         let mut skipped = false;
         while at < end {
-            let mut arg = sys::uffdio_continue { range: Self::range(at, end - at), mode: 0, mapped: 0 };
+            let mut arg =
+                sys::uffdio_continue { range: Self::range(at, end - at), mode: if write { 0 } else { WP }, mapped: 0 };
             match self.ioctl(nr::UFFDIO_CONTINUE, &mut arg) {
                 Ok(()) => break,
                 Err(e) => {
@@ -124,7 +161,7 @@ impl Uffd {
         // SAFETY: plain old data for which all bits zero is a value.
         let mut raw: [sys::uffd_msg; 16] = unsafe { std::mem::zeroed() };
         // SAFETY: the buffer is as long as said.
-        let n = unsafe { libc::read(self.0.as_raw_fd(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
+        let n = unsafe { libc::read(self.fd.as_raw_fd(), raw.as_mut_ptr().cast(), size_of_val(&raw)) };
         if n < 0 {
             return match errno() {
                 libc::EAGAIN | libc::EINTR => Ok(0),
@@ -135,8 +172,9 @@ impl Uffd {
         for m in &raw[..n as usize / size_of::<sys::uffd_msg>()] {
             if u32::from(m.event) == sys::UFFD_EVENT_PAGEFAULT {
                 // SAFETY: the event says which member of the union is set.
-                let at = unsafe { m.arg.pagefault.address };
-                out[k] = Message { at: at as usize & !4095 };
+                let (at, flags) = unsafe { (m.arg.pagefault.address, m.arg.pagefault.flags) };
+                let store = flags & u64::from(sys::UFFD_PAGEFAULT_FLAG_WRITE | sys::UFFD_PAGEFAULT_FLAG_WP) != 0;
+                out[k] = Message { at: at as usize & !4095, store };
                 k += 1;
             }
         }
