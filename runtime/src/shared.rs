@@ -21,7 +21,7 @@ use crate::guard::{HostMut, HostRef};
 use crate::hmm::discard::discard;
 use crate::hmm::fork;
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Home};
+use crate::hmm::migrate::{self, Home, Moved};
 use crate::hmm::os::memory;
 use crate::hmm::pin::Pin;
 use crate::hmm::segment::Gate;
@@ -303,7 +303,8 @@ impl Core {
             if write {
                 self.rt.0.sched.drain(); // moves asked for
             }
-            self.home(&mut free, &self.seg.pages_of(&self.bytes), write)?;
+            let pages = self.seg.pages_of(&self.bytes);
+            self.home(&mut free, &pages, write)?.complete(&self.seg, &pages)?;
             if self.bytes == (0..self.seg.used()) {
                 self.seg.rec().gate.all_home(write);
             }
@@ -323,9 +324,8 @@ impl Core {
     }
 
     /// Brings pages home: for reading, or for writing.
-    pub(crate) fn home(&self, free: &mut Free, pages: &Pages, write: bool) -> Result<(), Error> {
-        migrate::bring_home(free, &self.seg, pages, self.way_home(write), Cause::HostAccess)?;
-        Ok(())
+    pub(crate) fn home(&self, free: &mut Free, pages: &Pages, write: bool) -> Result<Moved, Error> {
+        migrate::bring_home(free, &self.seg, pages, self.way_home(write), Cause::HostAccess)
     }
 
     /// Brings bytes home and keeps them there.

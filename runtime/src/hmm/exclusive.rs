@@ -77,7 +77,7 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
 fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
     let (space, slot) = (seg.space(), mirror.slot());
     let view = mirror.view(seg)?;
-    migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
+    migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
         let mask = lease.span.mask;

@@ -109,7 +109,8 @@ fn make(kept: &Kept) -> Option<Made> {
     #[cfg(not(feature = "planted"))]
     let away = false;
     if !away {
-        migrate::bring_home(&mut free, &seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess).ok()?;
+        let home = Home { map: false, ..Home::SHARED };
+        migrate::bring_home(&mut free, &seg, &pages, home, Cause::HostAccess).ok()?.complete(&seg, &pages).ok()?;
     }
     let copy = os::private_memory(bytes).ok()?;
     for (id, mask) in pages.blocks() {

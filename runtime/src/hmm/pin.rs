@@ -39,7 +39,7 @@ impl Pin {
         seg.pins.lock().push(pages.clone());
         seg.apply_pins(free, pages);
         migrate::wait_arrived(free, seg, pages);
-        migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
+        migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?.complete(seg, pages)?;
         seg.space().host.map(seg.space(), pages);
         Ok(this)
     }

@@ -244,7 +244,7 @@ pub(crate) fn populate_within(
             since = Instant::now();
         }
         if moved.lost {
-            return Err(Error::Lost { device: "a device".into() });
+            return Err(seg.loss(pages));
         }
         if moved.denied {
             // Where a grain is larger than a page, what is forbidden beside the pages counts: an entry is for whole grains.

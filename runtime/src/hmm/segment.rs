@@ -386,6 +386,13 @@ impl Segment {
         self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
     }
 
+    /// The error of pages that were lost with their device.
+    pub(crate) fn loss(&self, pages: &Pages) -> crate::Error {
+        let at = |page: u64| (page * PAGE).saturating_sub(self.offset());
+        let known = self.taint(&(at(pages.0.start)..at(pages.0.end)));
+        known.unwrap_or_else(|| crate::Error::Lost { device: "a device".into() })
+    }
+
     /// Waits for unfinished launches that write bytes of `bytes`, with `write` also for those that read them.
     pub(crate) fn wait_unused(&self, free: &mut Free, bytes: &Range<u64>, write: bool) {
         loop {

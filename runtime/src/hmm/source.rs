@@ -319,7 +319,8 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
     }
     if !space.host.faults() {
         // Its bytes are read at once, from the storage.
-        migrate::bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess)?;
+        let home = Home { map: false, ..Home::SHARED };
+        migrate::bring_home(free, seg, &pages, home, Cause::HostAccess)?.complete(seg, &pages)?;
     }
     let source = Source::Segment { of: Arc::clone(seg), first };
     let copy = segment_with(space, pages.len() * PAGE, Kind::Private, source)?;
@@ -331,9 +332,11 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
     while !todo.is_empty() {
         let mut blocked = None;
         let (mut taken, mut kept, mut away) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lost = false;
         todo.retain_mut(|s| {
             let block = seg.claim(s.block);
             let mut body = block.lock(free);
+            lost |= body.lost.meets(s.mask);
             let dirty = body.devices().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty) & s.mask;
             if taken.len() == ROUND || body.busy.meets(s.mask) || !dirty.is_empty() {
                 if body.busy.meets(s.mask) {
@@ -355,6 +358,9 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
             release(space, free, *s);
         }
         done?;
+        if lost {
+            return Err(seg.loss(&pages));
+        }
         // What a guard keeps stays mapped; nobody writes the bytes that are copied, and only those.
         for run in runs_of(&kept) {
             fill(free, &copy, &shifted(&run, first.0, copy.pages().0.start), true)?;
@@ -392,7 +398,8 @@ pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>
         return Err(Error::Invalid { what: "a flush of an allocation that no file is behind" });
     };
     let pages = within(&seg.pages_of(bytes), &seg.pages());
-    migrate::bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::HostAccess)?;
+    let home = Home { map: false, ..Home::SHARED };
+    migrate::bring_home(free, seg, &pages, home, Cause::HostAccess)?.complete(seg, &pages)?;
     for (id, mask) in pages.blocks() {
         let block = seg.claim(id);
         let fetched = mask & !block.lock(free).unread;

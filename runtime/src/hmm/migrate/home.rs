@@ -81,6 +81,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             continue; // never left
         }
         let mut body = block.lock(free);
+        result.lost |= body.lost.meets(mask);
         let mut fix = Mask::EMPTY;
         for &(slot, per) in devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot)) {
             let dev = &body.dev[slot];
@@ -161,6 +162,7 @@ impl Batch<Copying> {
             let replicated = body.replicated();
             let map = core.home.map && (core.home.duplicates(&body) || !replicated.meets(s.mask));
             // What was written off meanwhile has not come: its device was lost under this batch.
+            core.result.lost |= body.lost.meets(s.mask);
             let come = Span { block: s.block, mask: s.mask & !body.gone & !body.unread & !body.lent };
             if map && core.home.duplicates(&body) {
                 let duplicated = come.mask & replicated;

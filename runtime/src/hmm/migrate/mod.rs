@@ -83,6 +83,11 @@ impl Moved {
         self.denied |= o.denied;
         self.full |= o.full;
     }
+
+    /// For who needs the bytes: pages of which no copy is left are an error. A device may be lost under the batch that fetches them.
+    pub(crate) fn complete(self, seg: &Segment, pages: &Pages) -> Result<Self, Error> {
+        if self.lost { Err(seg.loss(pages)) } else { Ok(self) }
+    }
 }
 
 /// Phase: pages are marked busy and still mapped.
