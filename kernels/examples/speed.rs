@@ -7,13 +7,16 @@
 //! Prints the best of five runs as bytes of memory traffic a second, and asserts nothing. Figures of a build without
 //! `--release` say nothing. What a kernel costs on a device of sterna is measured by `sterna-bench`.
 
+#[path = "../src/testing/random.rs"]
+mod random;
 #[path = "../src/testing/simple.rs"]
 mod simple;
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use simple::{Buf, graph, launch, noise};
+use random::Random;
+use simple::{Buf, launch};
 use sterna_kernels::{Gaussian, blur_cols, blur_rows, reduce_sum, reduce_sum_len, saxpy, spmv_csr, stencil5};
 
 /// Prints the best of five runs, as bytes of memory traffic a second.
@@ -29,7 +32,7 @@ fn rate(what: &str, bytes: usize, mut f: impl FnMut()) {
 
 fn main() {
     const WIDTH: usize = 4096;
-    let (x, mut y) = (noise(WIDTH * WIDTH, 1), noise(WIDTH * WIDTH, 2));
+    let (x, mut y) = (Random(1).noise(WIDTH * WIDTH), Random(2).noise(WIDTH * WIDTH));
     let size = size_of_val(&*x);
     rate("copy (1 read, 1 write)", 2 * size, || black_box(&mut y).copy_from_slice(&x));
     rate("saxpy", 3 * size, || launch(&saxpy(0.5), 0, &[Buf::read(&x), Buf::write(&mut y)]));
@@ -45,8 +48,8 @@ fn main() {
             launch(&blur_cols(WIDTH, &g), 0, &[Buf::read(&x), Buf::write(&mut y)]);
         });
     }
-    let (row_ptr, col) = graph(1 << 20, 1 << 20, 3);
-    let (val, x) = (noise(col.len(), 4), noise(1 << 20, 5));
+    let (row_ptr, col) = Random(3).graph(1 << 20, 1 << 20);
+    let (val, x) = (Random(4).noise(col.len()), Random(5).noise(1 << 20));
     let mut y = vec![0.0_f32; 1 << 20];
     rate("spmv_csr, random columns", 8 * col.len() + 12 * y.len(), || {
         let bufs = [Buf::read(&row_ptr), Buf::read(&col), Buf::read(&val), Buf::read(&x), Buf::write(&mut y)];

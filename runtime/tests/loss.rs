@@ -23,6 +23,16 @@ fn is_lost(e: &Error) -> bool {
     e.to_string().contains("lost")
 }
 
+/// A kernel that writes, and does not end before it is let go. Each test that uses one has a number of its own.
+fn held(n: u32) -> (&'static Hold, Kernel<(EachMut<u32>,)>) {
+    static HOLDS: [Hold; 2] = [const { Hold::new() }; 2];
+    fn body(_: Group, n: u32, y: &mut [u32]) {
+        y.fill(7);
+        HOLDS[n as usize].wait();
+    }
+    (&HOLDS[n as usize], Kernel::new("held", n, (each_mut(1 << 30),), body))
+}
+
 /// Has the runtime meet the loss: any call that reaches the device does.
 fn meet(rt: &Runtime) {
     let mut probe = rt.shared::<u32>(10).unwrap();
@@ -119,12 +129,7 @@ fn the_other_device_goes_on() {
 #[test]
 fn a_launch_is_running_when_the_device_goes() {
     let _limit = limit();
-    static HOLD: Hold = Hold::new();
-    fn body(_: Group, (): (), y: &mut [u32]) {
-        y.fill(7);
-        HOLD.wait();
-    }
-    let held: Kernel<(EachMut<u32>,)> = Kernel::new("held", (), (each_mut(1 << 30),), body);
+    let (hold, held) = held(0);
     let dev = device(small(8 * MIB));
     let rt = over(&dev);
     let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
@@ -133,11 +138,11 @@ fn a_launch_is_running_when_the_device_goes() {
     rt.launch(&copy_add(0), (&kept, &mut y)).unwrap().wait().unwrap();
     let p = rt.launch(&held, (&mut x,)).unwrap();
     let q = rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
-    HOLD.entered();
+    hold.entered();
     dev.inject().lose();
     let e = p.wait().unwrap_err();
     assert!(is_lost(&e), "{e:?}");
-    HOLD.release();
+    hold.release();
     assert!(is_lost(&q.wait().unwrap_err()));
     // The runtime has been told by the launch alone: nothing more may be believed of the device.
     assert!(is_lost(&x.try_read().unwrap_err()));
@@ -153,21 +158,16 @@ fn a_launch_is_running_when_the_device_goes() {
 #[test]
 fn a_launch_tells_of_the_loss_and_another_allocation_is_gone() {
     let _limit = limit();
-    static HOLD: Hold = Hold::new();
-    fn body(_: Group, (): (), y: &mut [u32]) {
-        y.fill(7);
-        HOLD.wait();
-    }
-    let held: Kernel<(EachMut<u32>,)> = Kernel::new("held", (), (each_mut(1 << 30),), body);
+    let (hold, held) = held(1);
     let dev = device(CpuConfig { host_readable: false, ..small(8 * MIB) });
     let rt = over(&dev);
     let mut x = rt.shared::<u32>(1000).unwrap();
     let mut done = rt.shared_with(100_000, |i| i as u32).unwrap();
     rt.launch(&add(1), (&mut done,)).unwrap().wait().unwrap();
     let p = rt.launch(&held, (&mut x,)).unwrap();
-    HOLD.entered();
+    hold.entered();
     dev.inject().lose();
-    HOLD.release();
+    hold.release();
     assert!(is_lost(&p.wait().unwrap_err()));
     assert!(matches!(done.try_read(), Err(Error::Lost { .. })));
     assert_eq!(done.residency().lost, done.residency().pages);

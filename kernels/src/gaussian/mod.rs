@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::reference;
-    use crate::testing::{Buf, close, heights, noise, run};
+    use crate::testing::{Buf, Random, close, heights, run};
 
     fn taps() -> impl Strategy<Value = Gaussian> {
         (0.1_f32..20.0, 0..=Gaussian::MAX_RADIUS).prop_map(|(sigma, radius)| Gaussian::with_radius(sigma, radius))
@@ -159,7 +159,7 @@ mod tests {
 
         #[test]
         fn rows_equal_the_reference((width, height) in heights(0), g in taps(), seed: u64) {
-            let src = noise(width * height, seed);
+            let src = Random(seed).noise(width * height);
             let mut dst = vec![0.0; src.len()];
             run(&blur_rows(width, &g), seed, &[Buf::read(&src), Buf::write(&mut dst)]);
             close(&dst, &reference::blur_rows(width, &g, &src), 1e-6);
@@ -169,7 +169,7 @@ mod tests {
         fn columns_equal_the_reference((width, height, g) in taps().prop_flat_map(|g| {
             heights(g.radius()).prop_map(move |(width, height)| (width, height, g))
         }), seed: u64) {
-            let src = noise(width * height, seed);
+            let src = Random(seed).noise(width * height);
             let mut dst = vec![0.0; src.len()];
             run(&blur_cols(width, &g), seed, &[Buf::read(&src), Buf::write(&mut dst)]);
             close(&dst, &reference::blur_cols(width, &g, &src), 1e-6);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn radius_0_copies() {
-        let (src, mut dst) = (noise(100, 1), vec![0.0; 100]);
+        let (src, mut dst) = (Random(1).noise(100), vec![0.0; 100]);
         run(&blur_cols(10, &Gaussian::with_radius(1.0, 0)), 0, &[Buf::read(&src), Buf::write(&mut dst)]);
         assert_eq!(dst, src);
     }

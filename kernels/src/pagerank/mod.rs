@@ -74,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{Buf, graph, lens, run};
+    use crate::testing::{Buf, Random, lens, run};
     use crate::{reduce_sum_len, reference};
 
     fn round(damping: f32, row_ptr: &[u32], source: &[u32], out_degree: &[u32], rank: &[f32], seed: u64) -> Vec<f32> {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn check(nodes: usize, seed: u64, damping: f32) {
-        let (row_ptr, source) = graph(nodes, nodes, seed);
+        let (row_ptr, source) = Random(seed).graph(nodes, nodes);
         let out_degree = out_degrees(nodes, &source);
         let mut rank = vec![1.0 / nodes as f32; nodes];
         let mut expect = vec![1.0 / nodes as f64; nodes];

@@ -85,14 +85,14 @@ mod tests {
 
     use super::*;
     use crate::reference;
-    use crate::testing::{Buf, lens, noise, run};
+    use crate::testing::{Buf, Random, lens, run};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
         #[test]
         fn sums_equal_the_reference(len in lens(REDUCE_CHUNK), seed: u64) {
-            let x = noise(len, seed);
+            let x = Random(seed).noise(len);
             let mut sums = vec![0.0_f32; reduce_sum_len(len)];
             run(&reduce_sum(), seed, &[Buf::read(&x), Buf::write(&mut sums)]);
             for (part, sum) in x.chunks(REDUCE_CHUNK).zip(&sums) {
@@ -114,7 +114,7 @@ mod tests {
 
         #[test]
         fn distances_equal_the_reference(len in lens(REDUCE_CHUNK), seed: u64) {
-            let (x, y) = (noise(len, seed), noise(len, !seed));
+            let (x, y) = (Random(seed).noise(len), Random(!seed).noise(len));
             let mut sums = vec![0.0_f32; reduce_sum_len(len)];
             run(&reduce_abs_diff(), seed, &[Buf::read(&x), Buf::read(&y), Buf::write(&mut sums)]);
             let (total, expect) = (reference::sum(&sums), reference::abs_diff(&x, &y));

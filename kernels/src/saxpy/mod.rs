@@ -36,14 +36,14 @@ mod tests {
 
     use super::*;
     use crate::reference;
-    use crate::testing::{Buf, lens, noise, run};
+    use crate::testing::{Buf, Random, lens, run};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
         fn equals_the_reference(len in lens(STREAM_CHUNK), seed: u64, a in -4.0_f32..4.0) {
-            let (x, mut y) = (noise(len, seed), noise(len, !seed));
+            let (x, mut y) = (Random(seed).noise(len), Random(!seed).noise(len));
             let mut expect = y.clone();
             reference::saxpy(a, &x, &mut expect);
             run(&saxpy(a), seed, &[Buf::read(&x), Buf::write(&mut y)]);

@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
     use crate::reference;
-    use crate::testing::{Buf, graph, lens, noise, run};
+    use crate::testing::{Buf, Random, lens, run};
 
     fn product(row_ptr: &[u32], col: &[u32], val: &[f32], x: &[f32], rows: usize, seed: u64) -> Vec<f32> {
         let mut y = vec![0.0_f32; rows];
@@ -70,8 +70,8 @@ mod tests {
 
         #[test]
         fn equals_the_reference(rows in lens(SPARSE_ROWS), columns in 1_usize..5000, seed: u64) {
-            let (row_ptr, col) = graph(rows, columns, seed);
-            let (val, x) = (noise(col.len(), seed), noise(columns, !seed));
+            let (row_ptr, col) = Random(seed).graph(rows, columns);
+            let (val, x) = (Random(seed).noise(col.len()), Random(!seed).noise(columns));
             let y = product(&row_ptr, &col, &val, &x, rows, seed);
             for (y, expect) in y.iter().zip(reference::spmv_csr(&row_ptr, &col, &val, &x)) {
                 prop_assert!((f64::from(*y) - expect).abs() <= 1e-6 * expect.abs().max(1e-3), "{y} for {expect}");

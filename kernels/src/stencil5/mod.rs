@@ -75,14 +75,14 @@ mod tests {
 
     use super::*;
     use crate::reference;
-    use crate::testing::{Buf, close, heights, noise, run};
+    use crate::testing::{Buf, Random, close, heights, run};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
         fn equals_the_reference((width, height) in heights(1), seed: u64, k in 0.0_f32..0.25) {
-            let old = noise(width * height, seed);
+            let old = Random(seed).noise(width * height);
             let mut new = vec![0.0; old.len()];
             run(&stencil5(width, k), seed, &[Buf::read(&old), Buf::write(&mut new)]);
             close(&new, &reference::stencil5(width, k, &old), 1e-6);

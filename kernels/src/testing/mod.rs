@@ -2,13 +2,15 @@
 
 #![allow(unsafe_code, reason = "hands raw arguments to Rust forms, as a backend does")]
 
+mod random;
 mod simple;
 
 use proptest::prelude::*;
 use sterna_hal::Access;
 use sterna_hal::kernel::{Kernel, Params};
 
-pub(crate) use simple::{Buf, graph, launch, noise};
+pub(crate) use random::Random;
+pub(crate) use simple::{Buf, launch};
 
 use crate::tile_rows;
 

@@ -10,6 +10,8 @@ use bytemuck::Pod;
 use sterna_hal::Access;
 use sterna_hal::kernel::{Group, Kernel, Params, RawArg};
 
+use super::random::Random;
+
 /// A buffer of a launch, borrowed as the launch will use it.
 pub(crate) struct Buf<'a> {
     pub(super) at: NonNull<u8>,
@@ -58,38 +60,4 @@ pub(crate) fn launch<P: Params>(kernel: &Kernel<P>, seed: u64, bufs: &[Buf<'_>])
         // (and so of its alignment: the tests' elements are numbers and arrays of them); one group at a time.
         unsafe { form(Group::nth(g, [grid, 1, 1]), &args) };
     }
-}
-
-/// Splitmix64.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
-
-/// `len` numbers from −1 to 1.
-pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random(seed);
-    (0..len).map(|_| (random.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
-}
-
-/// A random sparse pattern, `row_ptr` and `col`: mostly short rows, some empty, a few long.
-pub(crate) fn graph(rows: usize, columns: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
-    let mut random = Random(seed);
-    let (mut row_ptr, mut col) = (vec![0], Vec::new());
-    for _ in 0..rows {
-        let entries = if random.below(500) == 0 { 700 } else { random.below(6) };
-        col.extend((0..entries).map(|_| random.below(columns) as u32));
-        row_ptr.push(col.len() as u32);
-    }
-    (row_ptr, col)
 }

@@ -6,28 +6,8 @@ use sterna::kernels::{
 };
 
 use crate::common::{MIB, limit};
+use crate::random::Random;
 use crate::runtimes;
-
-/// Splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// From −1 to 1.
-    fn noise(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
-    }
-}
 
 fn about(chunk: usize) -> [usize; 6] {
     [1, 7, chunk - 1, chunk, chunk + 1, 3 * chunk - 5]
@@ -124,12 +104,7 @@ fn sparse_rows() {
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(4);
         for n in [1, 100, 4095, 4096, 4097, 9000] {
-            let (mut row_ptr, mut col) = (vec![0_u32], Vec::new());
-            for _ in 0..n {
-                let entries = if random.below(500) == 0 { 700 } else { random.below(6) };
-                col.extend((0..entries).map(|_| random.below(n) as u32));
-                row_ptr.push(col.len() as u32);
-            }
+            let (row_ptr, mut col) = random.graph(n, n);
             col.push(0); // one entry that no row has, so that the list is never empty
             let (val, x) = (random.noise(col.len()), random.noise(n));
             let (d_row, d_col) = (rt.shared_from(&row_ptr).unwrap(), rt.shared_from(&col).unwrap());

@@ -7,6 +7,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod kernels;
+#[path = "../../../kernels/src/testing/random.rs"]
+mod random;
 
 use std::process::Command;
 use std::sync::Arc;
