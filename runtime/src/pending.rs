@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::Error;
 use crate::hmm::inflight::InFlight;
 use crate::hmm::lock::Free;
+use crate::hmm::os;
 
 /// A launch on its way: wait for it, ask it, await it, or drop it. Dropping neither waits nor cancels.
 ///
@@ -95,7 +96,7 @@ fn watch() -> &'static Watch {
             }
         };
         // Without a thread the waker is never called; `poll` then falls back to waking at once.
-        let _ = std::thread::Builder::new().name("sterna-watch".into()).spawn(run);
+        let _ = os::spawn("sterna-watch", run);
         Watch(Mutex::new(send))
     })
 }

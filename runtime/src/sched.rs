@@ -112,9 +112,7 @@ impl Scheduler {
         state.asked += 1;
         if state.thread.is_none() {
             let (queue, space, policy) = (Arc::clone(&self.queue), self.space, Arc::clone(&self.policy));
-            let started =
-                std::thread::Builder::new().name("sterna-scheduler".into()).spawn(move || run(&queue, space, &policy));
-            match started {
+            match os::spawn("sterna-scheduler", move || run(&queue, space, &policy)) {
                 Ok(t) => state.thread = Some(t),
                 Err(e) => {
                     // Without a thread (ulimit -u) the caller carries it out: slower, but right.

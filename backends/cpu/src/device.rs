@@ -10,6 +10,7 @@
 //!
 //! **Locks:** those of the parts, none held across two parts.
 
+use std::error::Error as _;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -123,6 +124,9 @@ impl CpuDevice {
     }
 
     fn present(&self) -> Result<(), DeviceError> {
+        if self.signals.inject.loss_fires() {
+            self.lose();
+        }
         if self.signals.lost() { Err(DeviceError::Lost(self.signals.loss())) } else { Ok(()) }
     }
 }
@@ -133,8 +137,7 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
     let built = ThreadPoolBuilder::new()
         .num_threads(count)
         .spawn_handler(|worker| {
-            let named = thread::Builder::new().name(format!("{prefix}-{}", worker.index()));
-            let handle = named.spawn(move || {
+            let handle = sys::spawn(format!("{prefix}-{}", worker.index()), move || {
                 unblock_faults();
                 worker.run();
             })?;
@@ -148,7 +151,9 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
         Err(error) => {
             // The workers that did start end by themselves: their pool is gone.
             handles.into_iter().for_each(|h| drop(h.join()));
-            Err(DeviceError::Driver { call: "pthread_create", code: libc::EAGAIN, text: error.to_string() })
+            let cause = error.source().and_then(|e| e.downcast_ref::<std::io::Error>());
+            let code = cause.and_then(std::io::Error::raw_os_error).unwrap_or(libc::EAGAIN);
+            Err(DeviceError::Driver { call: "pthread_create", code, text: error.to_string() })
         }
     }
 }
@@ -198,6 +203,7 @@ impl Device for CpuDevice {
         if grains == 0 {
             return Ok(());
         }
+        self.signals.inject.add(Count::Allocs, 1);
         if self.signals.inject.alloc_fails() {
             return Err(self.mmu.exhausted(grains));
         }
@@ -252,7 +258,7 @@ impl Device for CpuDevice {
             return Err(sys::injected("copy"));
         }
         let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
-        let point = if total <= INLINE && inject.delay().is_zero() && self.signals.all_reached(after) {
+        let point = if total <= INLINE && !inject.copies_are_late() && self.signals.all_reached(after) {
             for p in &pieces {
                 // SAFETY: places are inside memory and regions; the rest is the caller's.
                 unsafe { p.copy(0, p.bytes) };

@@ -26,8 +26,13 @@ pub(crate) struct Triggers {
     edit: Trigger,
     submit: Trigger,
     delay_nanos: AtomicU64,
+    late: Trigger,
+    late_nanos: AtomicU64,
+    /// The copy that ends next is the late one.
+    copy_is_late: AtomicBool,
+    loss: Trigger,
     lost: AtomicBool,
-    counts: [AtomicU64; 5],
+    counts: [AtomicU64; 6],
 }
 
 #[derive(Debug)]
@@ -56,6 +61,7 @@ pub(crate) enum Count {
     Copies,
     CopyBytes,
     Submits,
+    Allocs,
 }
 
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no device to inject into"))]
@@ -68,8 +74,12 @@ impl Triggers {
             edit: Trigger::off(),
             submit: Trigger::off(),
             delay_nanos: AtomicU64::new(0),
+            late: Trigger::off(),
+            late_nanos: AtomicU64::new(0),
+            copy_is_late: AtomicBool::new(false),
+            loss: Trigger::off(),
             lost: AtomicBool::new(false),
-            counts: [const { AtomicU64::new(0) }; 5],
+            counts: [const { AtomicU64::new(0) }; 6],
         }
     }
 
@@ -97,8 +107,27 @@ impl Triggers {
         self.submit.fires()
     }
 
+    pub(crate) fn loss_fires(&self) -> bool {
+        self.loss.fires()
+    }
+
+    /// How much later than its bytes the copy that has just been made is to arrive.
     pub(crate) fn delay(&self) -> Duration {
-        Duration::from_nanos(self.delay_nanos.load(Relaxed))
+        let late = if self.copy_is_late.swap(false, SeqCst) { self.late_nanos.load(Relaxed) } else { 0 };
+        Duration::from_nanos(self.delay_nanos.load(Relaxed) + late)
+    }
+
+    /// Whether a copy that is asked for now would arrive later than its bytes.
+    pub(crate) fn copies_are_late(&self) -> bool {
+        if self.late.fires() {
+            self.copy_is_late.store(true, SeqCst);
+        }
+        self.copy_is_late.load(Relaxed) || self.delay_nanos.load(Relaxed) > 0
+    }
+
+    /// How much later than its end the launch that is asked for now is to be reached.
+    pub(crate) fn launch_delay(&self) -> Duration {
+        Duration::from_nanos(if self.late.fires() { self.late_nanos.load(Relaxed) } else { 0 })
     }
 
     pub(crate) fn set_lost(&self) {
@@ -141,6 +170,23 @@ impl Inject<'_> {
     /// From now on every copy's point is reached this much later than its bytes have arrived. Zero turns it off.
     pub fn delay_copies(self, by: Duration) {
         self.triggers.delay_nanos.store(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+    }
+
+    /// The point of the `n`-th next copy or launch is reached this much later than it could be; 0 is the very next one. Once.
+    pub fn late_point(self, n: u64, by: Duration) {
+        self.triggers.late_nanos.store(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), SeqCst);
+        self.triggers.late.arm(n);
+    }
+
+    /// The device is [lost](CpuDevice::lose) at the `n`-th next call that needs it, which is all but `free`, `unreserve`, and
+    /// those that ask or wait; 0 is the very next one. An edit counts twice: before and after.
+    pub fn lose_at(self, n: u64) {
+        self.triggers.loss.arm(n);
+    }
+
+    /// Calls of `alloc`.
+    pub fn allocs(self) -> u64 {
+        self.triggers.count(Count::Allocs)
     }
 
     /// Entries changed by `edit`.

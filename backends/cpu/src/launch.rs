@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rayon::ThreadPool;
@@ -52,6 +53,8 @@ struct Task {
     /// Points of other queues only: those of this one are reached anyway.
     after: SmallVec<[Point; 2]>,
     value: u64,
+    /// How much later than its end it is to be reached.
+    late: Duration,
 }
 
 // SAFETY: the addresses in it are of the window, where only kernels access them, on whichever worker runs them.
@@ -120,7 +123,8 @@ impl Compute {
         let form = form.ok_or_else(|| sys::invalid("submit", format!("{kernel:?} was not loaded on this device")))?;
         let part = part_of(grid, groups)?;
         let after = after.iter().copied().filter(|p| p.queue != COMPUTE).collect();
-        let mut task = Task { form, grid, part, args, after, value: 0 };
+        let late = self.signals.inject.launch_delay();
+        let mut task = Task { form, grid, part, args, after, value: 0, late };
         let mut queue = self.queue.lock();
         queue.submitted += 1;
         let value = queue.submitted;
@@ -173,6 +177,9 @@ impl Compute {
             if let Err(error) = self.run(&task) {
                 self.failed.fetch_add(1, AcqRel);
                 self.failures.lock().insert(task.value, error);
+            }
+            if !task.late.is_zero() {
+                std::thread::sleep(task.late);
             }
             self.signals.compute().reach(task.value);
         }

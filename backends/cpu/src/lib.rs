@@ -28,6 +28,11 @@ pub use config::CpuConfig;
 mod inject;
 pub use inject::Inject;
 
+/// The system calls that CPU devices make, for tests that have one fail.
+#[cfg(all(feature = "planted", target_os = "linux"))]
+#[doc(hidden)]
+pub use sterna_host::sys::CALLS;
+
 #[cfg(target_os = "linux")]
 mod device;
 #[cfg(target_os = "linux")]

@@ -89,6 +89,40 @@ fn late_copies_are_reached_late_but_have_arrived() {
 }
 
 #[test]
+fn the_nth_point_is_late_once() {
+    let device = device(small());
+    let host = host(MIB);
+    let region = host.attach(&device);
+    let frames = alloc(&device, 1).unwrap();
+    let range = device.reserve(1 << 16).unwrap();
+    edit(&device, range, Target::Frames { first: frames[0].first }, Access::ReadWrite).unwrap();
+    let kernel = Kernel::new("fill", 9_u32, (each_mut::<u32>(16),), fill);
+    let late = Duration::from_millis(30);
+    for which in 0..3 {
+        device.inject().late_point(which, late);
+        let first = copy(&device, at_host(region, 0), at_frame(frames[0].first), 4096).unwrap();
+        assert_eq!(first == Point::REACHED, which != 0);
+        let start = Instant::now();
+        let ticket = submit(&device, &kernel, 4, &[range.part(0, 256)], &[first]).unwrap();
+        assert!(matches!(ended(&device, ticket), Outcome::Done));
+        assert_eq!(start.elapsed() >= late, which < 2, "point {which}");
+        let last = copy(&device, at_frame(frames[0].first), at_host(region, 0), 4096).unwrap();
+        assert_eq!(last == Point::REACHED, which != 2);
+        assert_eq!(device.wait(last, LONG), Ok(true));
+    }
+}
+
+#[test]
+fn the_nth_call_loses_the_device() {
+    let device = device(small());
+    device.inject().lose_at(1);
+    let frames = alloc(&device, 1).unwrap();
+    assert!(!device.inject().is_lost());
+    let lost = copy(&device, Place::Zero, at_frame(frames[0].first), 100);
+    assert!(matches!(lost, Err(DeviceError::Lost(_))) && device.inject().is_lost(), "{lost:?}");
+}
+
+#[test]
 fn a_lost_device_refuses_everything_but_returns() {
     let device = device(small());
     let host = host(4 * MIB);

@@ -20,6 +20,9 @@ mod caps;
 pub mod conformance;
 mod device;
 mod error;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub mod failing;
 pub mod kernel;
 mod place;
 mod point;

@@ -18,12 +18,14 @@ use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 use sterna_hal::{DeviceError, Point};
+
+use crate::sys;
 
 /// What the copier asks of the device that it belongs to.
 pub trait Owner: Send + Sync + std::fmt::Debug {
@@ -169,7 +171,7 @@ impl Copier {
         while state.threads.len() < self.threads {
             let this = Arc::clone(self);
             let name = format!("{}-c{}", self.name, state.threads.len());
-            match Builder::new().name(name).spawn(move || this.work()) {
+            match sys::spawn(name, move || this.work()) {
                 Ok(thread) => state.threads.push(thread),
                 // Fewer threads do as well, if slower.
                 Err(_) if !state.threads.is_empty() => break,

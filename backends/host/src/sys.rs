@@ -1,11 +1,13 @@
 //! The few system calls that the device needs, with their results checked.
 //!
-//! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. No state, no locks.
+//! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. A call that was interrupted, or
+//! that the system asks to be made again, is made again. What gives something back is asked for until it is done. No state, no locks.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::thread::{self, JoinHandle};
 
 use sterna_hal::DeviceError;
 
@@ -33,12 +35,67 @@ pub fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a 64-bit host")
 }
 
-/// The last failed call, with a remedy if it ran out of memory.
-fn failed(call: &'static str, remedy: &str) -> DeviceError {
-    let error = io::Error::last_os_error();
+/// The system calls made here, for tests that have one fail.
+#[cfg(feature = "planted")]
+pub static CALLS: sterna_hal::failing::Calls = sterna_hal::failing::Calls::new();
+
+/// Makes a call; its error if it gives `failure`.
+fn once<T: PartialEq>(failure: T, call: impl FnOnce() -> T) -> io::Result<T> {
+    #[cfg(feature = "planted")]
+    if let Some(code) = CALLS.due() {
+        return Err(io::Error::from_raw_os_error(code));
+    }
+    let result = call();
+    if result == failure { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Makes a call, and makes it again where the system asks for that; `also` names another error that it is made again for.
+fn retried<T: PartialEq + Copy>(failure: T, also: Option<i32>, mut call: impl FnMut() -> T) -> io::Result<T> {
+    // EAGAIN may stay: more memory is locked than a limit allows.
+    const TRIES: usize = 8;
+    for _ in 1..TRIES {
+        match once(failure, &mut call) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) || e.raw_os_error() == also => {}
+            result => return result,
+        }
+    }
+    once(failure, call)
+}
+
+/// Makes a call.
+fn again<T: PartialEq + Copy>(failure: T, call: impl FnMut() -> T) -> io::Result<T> {
+    retried(failure, None, call)
+}
+
+/// As [`again`], for what has to be done in the end: a system short of memory is asked some more times.
+fn in_the_end<T: PartialEq + Copy>(failure: T, call: impl FnMut() -> T) -> io::Result<T> {
+    retried(failure, Some(libc::ENOMEM), call)
+}
+
+/// Removes a mapping.
+///
+/// # Safety
+/// The caller's own, which nobody uses.
+unsafe fn unmap(at: *mut u8, bytes: usize) {
+    // SAFETY: the caller's. What the system does not remove stays mapped, and is never used again.
+    let _ = in_the_end(-1, || unsafe { libc::munmap(at.cast(), bytes) });
+}
+
+/// Starts a thread.
+///
+/// # Errors
+/// What the system says.
+pub fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    // Where a test has it fail; never interrupted.
+    once(-1, || 0).map(drop).or_else(|e| if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) })?;
+    thread::Builder::new().name(name).spawn(run)
+}
+
+/// A failed call, with a remedy if it ran out of memory.
+fn failed(call: &'static str, error: &io::Error, remedy: &str) -> DeviceError {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => DeviceError::Driver { call, code: libc::ENOMEM, text: format!("{error}; {remedy}") },
-        _ => DeviceError::os(call, &error),
+        _ => DeviceError::os(call, error),
     }
 }
 
@@ -52,27 +109,22 @@ pub fn page_size() -> u64 {
 /// A memory file of `bytes` bytes that takes memory only where it is touched.
 pub(crate) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(failed("memfd_create", "free some memory"));
-    }
+    let fd = again(-1, || unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })
+        .map_err(|e| failed("memfd_create", &e, "free some memory"))?;
     // SAFETY: a new descriptor that nobody else has.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let length = libc::off_t::try_from(bytes).map_err(|_| invalid("ftruncate", format!("{bytes} bytes of memory")))?;
     // SAFETY: no memory is involved.
-    if unsafe { libc::ftruncate(fd.as_raw_fd(), length) } != 0 {
-        return Err(failed("ftruncate", "choose a smaller memory budget"));
-    }
+    again(-1, || unsafe { libc::ftruncate(fd.as_raw_fd(), length) })
+        .map_err(|e| failed("ftruncate", &e, "choose a smaller memory budget"))?;
     Ok(fd)
 }
 
 /// A second descriptor of the same file, closed on exec.
 pub(crate) fn dup(fd: i32) -> Result<OwnedFd, DeviceError> {
     // SAFETY: no memory is involved; a number that is no descriptor gives an error.
-    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(failed("fcntl", "free some memory"));
-    }
+    let fd = again(-1, || unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })
+        .map_err(|e| failed("fcntl", &e, "free some memory"))?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -103,19 +155,24 @@ pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'
     let offset = libc::off_t::try_from(offset).map_err(|_| invalid("mmap", format!("file offset {offset}")))?;
     let hint = at.map_or(ptr::null_mut(), NonNull::as_ptr);
     // SAFETY: either the kernel chooses free addresses, or the caller owns those that are replaced.
-    let p = unsafe { libc::mmap(hint.cast(), to_usize(bytes), prot, flags | fixed, fd, offset) };
-    if p == libc::MAP_FAILED {
+    let call = || unsafe { libc::mmap(hint.cast(), to_usize(bytes), prot, flags | fixed, fd, offset) };
+    // To take something away is never refused for good.
+    let tried = match backing {
+        Backing::File { .. } => again(libc::MAP_FAILED, call),
+        Backing::Nothing => in_the_end(libc::MAP_FAILED, call),
+    };
+    let p = tried.map_err(|e| {
         let remedy = if at.is_some() {
             "too many separate mappings: raise vm.max_map_count (sysctl), or use a larger grain"
         } else {
             "the address space of the process is limited: raise `ulimit -v`"
         };
-        return Err(failed("mmap", remedy));
-    }
+        failed("mmap", &e, remedy)
+    })?;
     // Not for a forked child, which has no engine to keep it right. Neighbours merge only if all have it, hence on every mapping.
     // Best effort: a kernel that has run out of mappings may refuse.
     // SAFETY: the mapping just made.
-    unsafe { libc::madvise(p, to_usize(bytes), libc::MADV_DONTFORK) };
+    let _ = again(-1, || unsafe { libc::madvise(p, to_usize(bytes), libc::MADV_DONTFORK) });
     NonNull::new(p.cast()).ok_or_else(|| invalid("mmap", "mapped at address 0"))
 }
 
@@ -144,9 +201,9 @@ impl Mapped {
         // SAFETY: the first and the last part of a reservation that nobody knows of yet.
         unsafe {
             if skip > 0 {
-                libc::munmap(raw.as_ptr().cast(), skip);
+                unmap(raw.as_ptr(), skip);
             }
-            libc::munmap(base.as_ptr().add(to_usize(bytes)).cast(), to_usize(BLOCK) - skip);
+            unmap(base.as_ptr().add(to_usize(bytes)), to_usize(BLOCK) - skip);
         }
         if let Backing::File { .. } = backing {
             // SAFETY: replaces our own reservation.
@@ -174,13 +231,13 @@ impl Mapped {
     pub(crate) fn advise(&self, offset: u64, bytes: u64, advice: i32) -> bool {
         debug_assert!(offset + bytes <= self.bytes);
         // SAFETY: a part of our own mapping, and none of the advice used here changes its contents.
-        unsafe { libc::madvise(self.at(offset).as_ptr().cast(), to_usize(bytes), advice) == 0 }
+        again(-1, || unsafe { libc::madvise(self.at(offset).as_ptr().cast(), to_usize(bytes), advice) }).is_ok()
     }
 }
 
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: our own mapping; its owner has made sure that nobody uses it any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), to_usize(self.bytes)) };
+        unsafe { unmap(self.base.as_ptr(), to_usize(self.bytes)) };
     }
 }

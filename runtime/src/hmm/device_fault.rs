@@ -88,7 +88,7 @@ impl DeviceFaults {
     pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
         let failed = |e: std::io::Error| Error::driver("starting the device-fault thread", &e);
         install_sigsegv(space.mechanism(), on_sigsegv).map_err(failed)?;
-        std::thread::Builder::new().name("sterna-device-fault".into()).spawn(move || run(space)).map(drop).map_err(failed)
+        os::spawn("sterna-device-fault", move || run(space)).map(drop).map_err(failed)
     }
 
     /// Faults at these addresses are `slot`'s from now on.

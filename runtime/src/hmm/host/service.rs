@@ -54,7 +54,7 @@ impl Service {
     }
 
     pub(super) fn start(&self, space: &'static Space) -> io::Result<()> {
-        std::thread::Builder::new().name("sterna-host".into()).spawn(move || run(space)).map(drop)
+        os::spawn("sterna-host", move || run(space)).map(drop)
     }
 
     /// Asks for a page. Signal-safe.

@@ -19,7 +19,7 @@ pub(super) fn start(space: &'static Space) -> io::Result<()> {
     let cpus = allowed_cpus();
     for i in 0..cpus.len().clamp(1, MOST) {
         let pin = (cpus.len() <= MOST).then(|| cpus[i]);
-        std::thread::Builder::new().name(format!("sterna-fault{i}")).spawn(move || {
+        os::spawn(&format!("sterna-fault{i}"), move || {
             if let Some(cpu) = pin {
                 stay_on(cpu);
             }

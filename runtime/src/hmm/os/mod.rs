@@ -56,11 +56,23 @@ pub(crate) fn in_the_end(mut call: impl FnMut() -> libc::c_int) -> Result<libc::
 /// Makes a system call. Signal-safe.
 pub(crate) fn once(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int, i32> {
     #[cfg(feature = "planted")]
-    if let Some(code) = inject::due() {
+    if let Some(code) = inject::CALLS.due() {
         return Err(code);
     }
     let r = call();
     if r < 0 { Err(errno()) } else { Ok(r) }
+}
+
+/// Starts a thread of the engine.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
+    let failed = |e: io::Error| io::Error::new(e.kind(), format!("starting the thread {name}: {e}; raise `ulimit -u`"));
+    // Where a test has it fail; never interrupted.
+    if let Err(code) = once(|| 0)
+        && code != libc::EINTR
+    {
+        return Err(failed(io::Error::from_raw_os_error(code)));
+    }
+    std::thread::Builder::new().name(name.into()).spawn(run).map_err(failed)
 }
 
 /// A system call's result as a `Result`.
