@@ -21,7 +21,7 @@ use sterna::cpu::CpuConfig;
 use sterna::hal::{Absent, Device};
 use sterna::hmm::{planted, schedule};
 use sterna::kernel::{Each, EachMut, Group, Kernel, each, each_mut};
-use sterna::{Mechanism, Runtime, ViewMut};
+use sterna::{Advice, Mechanism, Runtime, ViewMut};
 
 use stepped::Stepped;
 use support::under_each;
@@ -79,11 +79,14 @@ struct Scenario {
     /// Grains of memory of each device.
     frames: u32,
     host_readable: bool,
+    /// The pages are advised so: the host may load them beside devices' copies.
+    mostly_read: bool,
 }
 
-const SCENARIOS: [Scenario; 6] = {
+const SCENARIOS: [Scenario; 8] = {
     use Absent::{Faults, Undefined};
-    let s = Scenario { name: "declared", policy: "declared", absent: [Faults, Faults], frames: 64, host_readable: true };
+    let (absent, frames) = ([Faults, Faults], 64);
+    let s = Scenario { name: "declared", policy: "declared", absent, frames, host_readable: true, mostly_read: false };
     [
         s,
         Scenario { name: "demand", policy: "demand", ..s },
@@ -91,6 +94,8 @@ const SCENARIOS: [Scenario; 6] = {
         Scenario { name: "rigid", absent: [Undefined, Undefined], ..s },
         Scenario { name: "in place beside a rigid one", policy: "remote", absent: [Faults, Undefined], ..s },
         Scenario { name: "unreadable frames", host_readable: false, ..s },
+        Scenario { name: "mostly read", mostly_read: true, ..s },
+        Scenario { name: "mostly read, by demand", policy: "demand", mostly_read: true, ..s },
     ]
 };
 
@@ -116,6 +121,9 @@ fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, St
     let part = if m == Mechanism::None { page } else { PART };
     let mut outs = rt.shared::<u64>(2 * part).unwrap();
     let mut all = rt.shared_with(4 * page, |i| i as u64).unwrap();
+    if s.mostly_read {
+        all.advise(Advice::ReadMostly);
+    }
     let (right, end, report) = {
         let (mut out, mut out2) = outs.split_at_mut(part).unwrap();
         let mut rest = all.range_mut(if m == Mechanism::None { 0 } else { page - 3 * PART / 2 }..).unwrap();
@@ -287,6 +295,11 @@ fn finds_a_launch_over_entries_on_their_way_out() {
 #[test]
 fn finds_stale_entries_left_to_a_launch() {
     finds("finds_stale_entries_left_to_a_launch", "stale entries left to a launch", &planted::STALE_LEFT);
+}
+
+#[test]
+fn finds_copies_that_outlive_a_store() {
+    finds("finds_copies_that_outlive_a_store", "copies that outlive a store", &planted::REPLICA_KEPT_AT_STORE);
 }
 
 #[test]

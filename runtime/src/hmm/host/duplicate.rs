@@ -41,7 +41,7 @@ impl Host {
         if !self.can_duplicate() {
             return;
         }
-        let _registering = self.registering.lock();
+        let _registering = self.registering.hold();
         let mut body = space.block(id).lock_in_handler();
         body.collapses = 0;
         body.read_mostly = on && self.watch_stores(space, id, &mut body);

@@ -29,11 +29,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use parking_lot::Mutex;
-
 use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::{Block, Body};
-use super::lock::Free;
+use super::lock::{Free, Futex};
 use super::os::{self, uffd::Uffd};
 use super::segment::Segment;
 use super::space::Space;
@@ -99,7 +97,7 @@ pub(crate) struct Host {
     pub(crate) service: service::Service,
     started: OnceLock<()>,
     /// Held while what a block's faults are reported for changes.
-    registering: Mutex<()>,
+    registering: Futex,
 }
 
 impl Host {
@@ -130,7 +128,7 @@ impl Host {
                         door,
                         service: service::Service::new(),
                         started: OnceLock::new(),
-                        registering: Mutex::new(()),
+                        registering: Futex::new(),
                     });
                 }
                 Err(e) => refused = Some((mechanism, e)),
@@ -278,7 +276,7 @@ impl Host {
         if super::planted::on(&super::planted::NO_MISSING) {
             return Ok(());
         }
-        let _registering = self.registering.lock();
+        let _registering = self.registering.hold();
         let mut blocks: Vec<(BlockId, u64)> = Vec::new();
         for s in spans {
             let body = space.block(s.block).lock(free);
@@ -495,7 +493,7 @@ impl Host {
         // SAFETY: a part of the window and of the arena's file.
         unsafe { os::map_over(&space.fd, at, bytes, storage) }.map_err(|code| os::too_many_mappings("mmap", code))?;
         if let Some(uffd) = self.uffd() {
-            let _registering = self.registering.lock();
+            let _registering = self.registering.hold();
             let stores = if stores { os::uffd::STORES } else { 0 };
             uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING | stores)
                 .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
