@@ -16,7 +16,9 @@ target=vulkan1.2
 
 sources() { git ls-files --cached --others --exclude-standard '*.comp' | LC_ALL=C sort; }
 compiler() { glslc --version 2>/dev/null | tr '\n' ' ' | sed 's/ *$//'; }
-compile() { glslc --target-env=$target -O -Werror "${includes[@]/#/-I}" "$1" -o "$2"; }
+# A source whose first line is `// target: vulkan1.0` is compiled for that.
+target_of() { sed -n '1s,^// target: ,,p' "$1" | grep . || echo $target; }
+compile() { glslc --target-env="$(target_of "$1")" -O -Werror "${includes[@]/#/-I}" "$1" -o "$2"; }
 hash() { sha256sum "$1" | cut -d' ' -f1; }
 # The line of a source: the hash of it with all that it may include, the hash of what was made of it, its name.
 line() { printf '%s %s %s\n' "$(cat backends/hal/glsl/*.glsl kernels/glsl/*.glsl "$1" | sha256sum | cut -d' ' -f1)" "$(hash "${1%.comp}.spv")" "$1"; }
@@ -48,7 +50,7 @@ check)
         echo "SKIP compiling again: needs $(head -1 $manifest | cut -c3-)"
     fi
     if command -v spirv-val >/dev/null; then
-        sources | while read -r source; do spirv-val --target-env $target "${source%.comp}.spv"; done
+        sources | while read -r source; do spirv-val --target-env "$(target_of "$source")" "${source%.comp}.spv"; done
         echo 'all valid'
     else
         echo 'SKIP validation: spirv-val is not installed'

@@ -6,6 +6,7 @@
 pub mod operations;
 pub mod samples_input;
 pub mod settings;
+pub mod spirv;
 
 #[path = "../../runtime/tests/common/mod.rs"]
 mod common;
@@ -16,8 +17,12 @@ mod world;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 3] =
-    [("operations", operations::run), ("settings", settings::run), ("samples_input", samples_input::run)];
+pub const TARGETS: [(&str, Target); 4] = [
+    ("operations", operations::run),
+    ("settings", settings::run),
+    ("samples_input", samples_input::run),
+    ("spirv", spirv::run),
+];
 
 /// The kept inputs of a target, in the order of their names.
 ///

@@ -19,8 +19,8 @@ const COMPLAINTS: &[&str] = &[
 ];
 
 /// The kernel with its SPIR-V form.
-pub(crate) fn with<P: Params>(kernel: Kernel<P>, code: &'static [u8], constant: u32) -> Kernel<P> {
-    let form = Spirv::new(code).complaints(COMPLAINTS).constants([constant, 0, 0, 0]);
+pub(crate) fn with<P: Params>(kernel: Kernel<P>, form: Spirv) -> Kernel<P> {
+    let form = form.complaints(COMPLAINTS);
     // SAFETY: the modules of this crate do what the Rust forms beside them do. Every index is compared with the length of its
     // buffer, each group writes its own part, and every loop ends with the buffers.
     unsafe { kernel.with_spirv(form) }
@@ -29,7 +29,7 @@ pub(crate) fn with<P: Params>(kernel: Kernel<P>, code: &'static [u8], constant: 
 /// The module in a file of the calling file's folder.
 macro_rules! spirv {
     ($kernel:expr, $file:literal) => {
-        crate::forms::with($kernel, include_bytes!(concat!($file, ".spv")), 0)
+        crate::forms::with($kernel, sterna_hal::kernel::Spirv::new(include_bytes!(concat!($file, ".spv"))))
     };
 }
 pub(crate) use spirv;

@@ -41,7 +41,8 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
         #[cfg(feature = "vulkan")]
         "vulkan" => {
             let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
-            let settings = sterna_vulkan::VulkanConfig { memory, page_table, ..Default::default() };
+            let pipeline_cache = config::var("STERNA_PIPELINE_CACHE", str::parse)?.unwrap_or_default();
+            let settings = sterna_vulkan::VulkanConfig { memory, page_table, pipeline_cache, ..Default::default() };
             Ok(Arc::new(sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?))
         }
         _ => Err(unknown()),

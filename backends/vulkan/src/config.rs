@@ -1,6 +1,7 @@
 //! How a Vulkan device is made.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What becomes of an access to a page that the device does not have, and where pages can be.
@@ -49,6 +50,43 @@ pub enum Copies {
     Staged,
 }
 
+/// Where the driver's pipeline cache is kept between runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum CacheFolder {
+    /// `sterna` in the user's cache folder: `XDG_CACHE_HOME`, or `.cache` in `HOME`. Nowhere if neither is set.
+    #[default]
+    User,
+    /// Nowhere.
+    Off,
+    /// In this folder, which is made if it is not there.
+    At(PathBuf),
+}
+
+impl CacheFolder {
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        match self {
+            Self::Off => None,
+            Self::At(folder) => Some(folder.clone()),
+            Self::User => {
+                let folder = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|h| h.join(".cache")));
+                folder.map(|f| f.join("sterna"))
+            }
+        }
+    }
+}
+
+impl FromStr for CacheFolder {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            folder if folder.starts_with('/') => Ok(Self::At(folder.into())),
+            other => Err(format!("`{other}` is neither `off` nor a folder that begins with /")),
+        }
+    }
+}
+
 /// What a Vulkan device is opened with. [`Default`] is what a program wants.
 #[derive(Clone, Debug, Default)]
 pub struct VulkanConfig {
@@ -58,4 +96,6 @@ pub struct VulkanConfig {
     pub page_table: Option<PageTable>,
     /// The way of copies, where there is a choice. `None`: mapped where all device memory is the host's, else staged.
     pub copies: Option<Copies>,
+    /// Where pipelines are kept between runs.
+    pub pipeline_cache: CacheFolder,
 }

@@ -104,7 +104,7 @@ impl VulkanDevice {
         let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
         let pool = Pool::new(&raw)?;
         let copied = Semaphore::new(&raw)?;
-        let compute = Compute::new(&raw, &pool, copied.raw)?;
+        let compute = Compute::new(&raw, &pool, copied.raw, &config.pipeline_cache)?;
         let signals = Arc::new(Signals::new(&raw, compute, copied));
         let software = gpu.kind == DeviceKind::Software;
         let budget = config.memory.unwrap_or(if software { gpu.memory / 4 } else { gpu.memory / 10 * 9 });
@@ -322,7 +322,7 @@ impl Device for VulkanDevice {
             let copies = after.iter().filter(|p| p.queue == COPY);
             copies.into_iter().try_for_each(|p| self.signals.wait(*p, Duration::MAX).map(drop))?;
         }
-        self.signals.compute.submit(launch, after)
+        self.signals.compute.submit(launch, after, &|range| self.table.buffer_of(range))
     }
 
     fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {

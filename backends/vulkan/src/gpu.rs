@@ -39,6 +39,15 @@ pub struct Gpu {
     pub(crate) raw: vk::PhysicalDevice,
 }
 
+/// A device and its driver, as a pipeline cache names them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Identity {
+    pub(crate) vendor: u32,
+    pub(crate) device: u32,
+    pub(crate) driver: u32,
+    pub(crate) cache: [u8; 16],
+}
+
 /// What the driver reports, as far as it matters here.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Can {
@@ -52,6 +61,24 @@ pub(crate) struct Can {
     pub(crate) storage8: bool,
     pub(crate) host_import: bool,
     pub(crate) memory_budget: bool,
+    pub(crate) variable_pointers: bool,
+    pub(crate) memory_model: bool,
+    pub(crate) memory_model_device: bool,
+    pub(crate) maintenance4: bool,
+    /// Accesses beyond a bound buffer are cut off by the device: none, to within a few bytes, exactly.
+    pub(crate) robust: bool,
+    pub(crate) robust2: bool,
+    /// Subgroup operations in compute shaders.
+    pub(crate) subgroup: vk::SubgroupFeatureFlags,
+    /// Longest push constants, storage buffer and uniform buffer in bytes.
+    pub(crate) max_push: u32,
+    pub(crate) max_storage: u32,
+    pub(crate) max_uniform: u32,
+    /// Alignment in bytes of where a bound storage buffer begins.
+    pub(crate) storage_alignment: u64,
+    pub(crate) max_sets: u32,
+    /// What tells this device and driver from others, as pipeline caches name them.
+    pub(crate) identity: Identity,
     pub(crate) api: u32,
     /// Longest allocation in bytes.
     pub(crate) max_allocation: u64,
@@ -62,6 +89,15 @@ pub(crate) struct Can {
     pub(crate) import_alignment: u64,
     /// All device-local memory is cached, coherent memory of the host.
     pub(crate) unified: bool,
+}
+
+impl Gpu {
+    /// Whether it cuts off accesses beyond a bound buffer (`robustBufferAccess2`), which sterna then switches on. What a module
+    /// reaches by address is not covered.
+    #[must_use]
+    pub fn bounds_checks(&self) -> bool {
+        self.can.robust2
+    }
 }
 
 /// The devices that the loader lists, usable or not.
@@ -145,6 +181,17 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
             max_invocations: limits.max_compute_work_group_invocations,
             max_local: limits.max_compute_work_group_size,
             max_groups: limits.max_compute_work_group_count,
+            max_push: limits.max_push_constants_size,
+            max_storage: limits.max_storage_buffer_range,
+            max_uniform: limits.max_uniform_buffer_range,
+            storage_alignment: limits.min_storage_buffer_offset_alignment,
+            max_sets: limits.max_bound_descriptor_sets,
+            identity: Identity {
+                vendor: plain.vendor_id,
+                device: plain.device_id,
+                driver: plain.driver_version,
+                cache: plain.pipeline_cache_uuid,
+            },
             host_import: has(ext::external_memory_host::NAME),
             memory_budget: has(ext::memory_budget::NAME),
             ..Can::default()
@@ -160,8 +207,12 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
     let (mut pci, mut import) =
         (vk::PhysicalDevicePCIBusInfoPropertiesEXT::default(), vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default());
-    let mut properties =
-        vk::PhysicalDeviceProperties2::default().push_next(&mut id).push_next(&mut three).push_next(&mut driver);
+    let mut subgroup = vk::PhysicalDeviceSubgroupProperties::default();
+    let mut properties = vk::PhysicalDeviceProperties2::default()
+        .push_next(&mut id)
+        .push_next(&mut three)
+        .push_next(&mut driver)
+        .push_next(&mut subgroup);
     if has(ext::pci_bus_info::NAME) {
         properties = properties.push_next(&mut pci);
     }
@@ -176,11 +227,24 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
         gpu.pci = Some(format!("{:04x}:{:02x}:{:02x}.{}", pci.pci_domain, pci.pci_bus, pci.pci_device, pci.pci_function));
     }
     gpu.can.max_allocation = three.max_memory_allocation_size;
+    if subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE) {
+        gpu.can.subgroup = subgroup.supported_operations;
+    }
     gpu.can.import_alignment = import.min_imported_host_pointer_alignment;
 
     let (mut sixteen, mut twelve) =
         (vk::PhysicalDevice16BitStorageFeatures::default(), vk::PhysicalDeviceVulkan12Features::default());
-    let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut sixteen).push_next(&mut twelve);
+    let (mut pointers, mut four) =
+        (vk::PhysicalDeviceVariablePointersFeatures::default(), vk::PhysicalDeviceMaintenance4Features::default());
+    let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default();
+    let mut features =
+        vk::PhysicalDeviceFeatures2::default().push_next(&mut sixteen).push_next(&mut twelve).push_next(&mut pointers);
+    if plain.api_version >= vk::API_VERSION_1_3 {
+        features = features.push_next(&mut four);
+    }
+    if has(ext::robustness2::NAME) {
+        features = features.push_next(&mut robust);
+    }
     // SAFETY: as above.
     unsafe { vk.get_physical_device_features2(raw, &mut features) };
     let base = features.features;
@@ -190,6 +254,10 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
     (can.int8, can.float16) = (on(twelve.shader_int8), on(twelve.shader_float16));
     (can.storage8, can.storage16) = (on(twelve.storage_buffer8_bit_access), on(sixteen.storage_buffer16_bit_access));
     can.int64_atomics = on(twelve.shader_buffer_int64_atomics);
+    (can.memory_model, can.memory_model_device) =
+        (on(twelve.vulkan_memory_model), on(twelve.vulkan_memory_model_device_scope));
+    (can.variable_pointers, can.maintenance4) = (on(pointers.variable_pointers), on(four.maintenance4));
+    (can.robust, can.robust2) = (on(base.robust_buffer_access), on(robust.robust_buffer_access2));
     for (there, what) in
         [(twelve.buffer_device_address, "buffer device addresses"), (twelve.timeline_semaphore, "timeline semaphores")]
     {

@@ -7,8 +7,7 @@
 //! reached, then free again. Slots are kept in the order of their values. What a launch complained of is taken from its slot
 //! before the slot is used again, and kept until `outcome` asks.
 //!
-//! **Locks:** `state`, held over recording and submission, which no driver blocks in; the queue's own inside it. `kernels` for
-//! look-ups and while a pipeline is built.
+//! **Locks:** `state`, held over recording and submission, which no driver blocks in; the queue's own inside it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,15 +15,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use sterna_hal::kernel::spirv::{self, HEAD, PUSH};
-use sterna_hal::kernel::{Code, Mapping, Spirv};
+use sterna_hal::kernel::{Code, Mapping};
 use sterna_hal::{Arg, DeviceError, Groups, KernelError, KernelId, Launch, Outcome, Point, Ticket};
 use sterna_host::sys::invalid;
 
+use crate::bind::{self, Bound, BufferOf};
+use crate::config::CacheFolder;
 use crate::error::VulkanError;
-use crate::module;
+use crate::pipeline::{Kernels, Loaded};
 use crate::pool::{Buffer, Pool};
 use crate::raw::Raw;
 
@@ -35,29 +36,16 @@ pub(crate) const COPY: u32 = 1;
 
 /// Bytes of a slot's block: status words, then arguments that do not fit push constants.
 const BLOCK: u64 = 4096;
-/// Where arguments begin in it.
-const SPILL: u64 = 64;
+/// Where arguments begin in it: what every device takes as the begin of a uniform buffer.
+const SPILL: u64 = 256;
 /// Slots whose blocks share a buffer.
 const SLOTS: u64 = 16;
-/// Longest push constants and plain values.
-const MOST_VALUE: usize = (BLOCK - SPILL) as usize;
+/// Arguments that do not fit the block are in a buffer of the slot's own, up to this many bytes.
+const MOST_VALUE: usize = 1 << 20;
 /// Elements of a buffer: shaders index with signed 32-bit numbers.
 const MOST_ELEMENTS: u64 = 1 << 31;
 /// Groups of a launch: numbers of workgroups beyond the last group must not wrap.
 const MOST_GROUPS: u64 = u32::MAX as u64 - (1 << 17);
-
-#[derive(Clone, Copy, Debug)]
-struct Loaded {
-    pipeline: vk::Pipeline,
-    form: Spirv,
-    name: &'static str,
-}
-
-#[derive(Debug, Default)]
-struct Kernels {
-    list: Vec<Loaded>,
-    ids: HashMap<Code, KernelId>,
-}
 
 #[derive(Debug)]
 struct Slot {
@@ -67,7 +55,11 @@ struct Slot {
     /// Where its part of the block begins.
     offset: u64,
     value: u64,
-    kernel: Option<Loaded>,
+    kernel: Option<Arc<Loaded>>,
+    /// For arguments that do not fit the block.
+    large: Option<Buffer>,
+    /// For modules with bindings; null until one is launched.
+    sets: vk::DescriptorPool,
 }
 
 // SAFETY: handles of the driver, used under `state`.
@@ -78,6 +70,29 @@ impl Slot {
         let mapped = self.block.mapped.expect("blocks are host-visible").as_ptr();
         // SAFETY: inside the block.
         unsafe { mapped.add(self.offset as usize).cast() }
+    }
+
+    /// Puts arguments where the device finds them: the address, and the buffer with the offset.
+    fn put(&mut self, pool: &Arc<Pool>, bytes: &[u8]) -> Result<(u64, vk::Buffer, u64), DeviceError> {
+        let (mapped, place) = if bytes.len() as u64 <= BLOCK - SPILL {
+            let offset = self.offset + SPILL;
+            (
+                self.block.mapped.map(|m| m.as_ptr().wrapping_add(offset as usize)),
+                (self.block.address + offset, self.block.raw, offset),
+            )
+        } else {
+            let fits = |b: &&Buffer| b.bytes >= bytes.len() as u64;
+            if self.large.as_ref().filter(fits).is_none() {
+                let size = bytes.len().next_power_of_two() as u64;
+                self.large = Some(pool.buffer(size, MemoryLocation::CpuToGpu, "large arguments")?);
+            }
+            let large = self.large.as_ref().expect("made just now");
+            (large.mapped.map(|m| m.as_ptr()), (large.address, large.raw, 0))
+        };
+        let to = mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
+        // SAFETY: the slot is not in flight, and the place is its own and long enough.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(place)
     }
 
     /// Takes what the launch that used it last complained of.
@@ -102,130 +117,68 @@ struct State {
 pub(crate) struct Compute {
     raw: Arc<Raw>,
     pool: Arc<Pool>,
-    layout: vk::PipelineLayout,
-    cache: vk::PipelineCache,
+    kernels: Kernels,
     semaphore: vk::Semaphore,
     /// The copies that launches may have to wait for.
     copies: vk::Semaphore,
     reached: AtomicU64,
     failed: AtomicUsize,
     state: Mutex<State>,
-    kernels: RwLock<Kernels>,
 }
 
 impl Compute {
     /// `copies` is the semaphore of the copy queue, which outlives this.
-    pub(crate) fn new(raw: &Arc<Raw>, pool: &Arc<Pool>, copies: vk::Semaphore) -> Result<Self, VulkanError> {
-        let semaphore = raw.semaphore()?;
-        let mut this = Self {
+    pub(crate) fn new(
+        raw: &Arc<Raw>,
+        pool: &Arc<Pool>,
+        copies: vk::Semaphore,
+        cache: &CacheFolder,
+    ) -> Result<Self, VulkanError> {
+        let kernels = Kernels::new(raw, cache)?;
+        Ok(Self {
             raw: Arc::clone(raw),
             pool: Arc::clone(pool),
-            layout: vk::PipelineLayout::null(),
-            cache: vk::PipelineCache::null(),
-            semaphore,
+            kernels,
+            semaphore: raw.semaphore()?,
             copies,
             reached: AtomicU64::new(0),
             failed: AtomicUsize::new(0),
             state: Mutex::default(),
-            kernels: RwLock::default(),
-        };
-        let range = [vk::PushConstantRange::default().stage_flags(vk::ShaderStageFlags::COMPUTE).size(PUSH as u32)];
-        let info = vk::PipelineLayoutCreateInfo::default().push_constant_ranges(&range);
-        // SAFETY: the structures are alive.
-        unsafe {
-            this.layout =
-                raw.device.create_pipeline_layout(&info, None).map_err(crate::error::opening("vkCreatePipelineLayout"))?;
-            this.cache = raw
-                .device
-                .create_pipeline_cache(&vk::PipelineCacheCreateInfo::default(), None)
-                .map_err(crate::error::opening("vkCreatePipelineCache"))?;
-        }
-        Ok(this)
+        })
     }
 
     pub(crate) fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
-        let form = code.spirv.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "SPIR-V" })?;
-        if let Some(id) = self.kernels.read().ids.get(code) {
-            return Ok(*id);
-        }
-        let mut kernels = self.kernels.write();
-        if let Some(id) = kernels.ids.get(code) {
-            return Ok(*id);
-        }
-        let pipeline = self.pipeline(code.name, &form)?;
-        kernels.list.push(Loaded { pipeline, form, name: code.name });
-        let id = KernelId(kernels.list.len() as u32 - 1);
-        kernels.ids.insert(*code, id);
-        Ok(id)
+        self.kernels.load(code)
     }
 
-    fn pipeline(&self, name: &str, form: &Spirv) -> Result<vk::Pipeline, DeviceError> {
-        let bad = |what| DeviceError::BadKernel { kernel: name.into(), what };
-        let words = module::check(form.code, &self.raw.gpu.can).map_err(bad)?;
-        let device = &self.raw.device;
-        let info = vk::ShaderModuleCreateInfo::default().code(&words);
-        // SAFETY: whole words, looked through above.
-        let module = unsafe { device.create_shader_module(&info, None) }.map_err(self.raw.failed("vkCreateShaderModule"))?;
-        let entries: [_; spirv::CONSTANTS] =
-            std::array::from_fn(|i| vk::SpecializationMapEntry { constant_id: i as u32, offset: 4 * i as u32, size: 4 });
-        let data: Vec<u8> = form.constants.iter().flat_map(|c| c.to_ne_bytes()).collect();
-        let special = vk::SpecializationInfo::default().map_entries(&entries).data(&data);
-        let stage = vk::PipelineShaderStageCreateInfo::default()
-            .stage(vk::ShaderStageFlags::COMPUTE)
-            .module(module)
-            .name(c"main")
-            .specialization_info(&special);
-        let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout)];
-        // SAFETY: the module has that entry point; the structures are alive. The module is not needed afterwards.
-        let made = unsafe {
-            let made = device.create_compute_pipelines(self.cache, &info, None);
-            device.destroy_shader_module(module, None);
-            made
-        };
-        match made {
-            Ok(pipelines) => Ok(pipelines[0]),
-            Err((_, code)) => Err(match self.raw.failed("vkCreateComputePipelines")(code) {
-                lost @ DeviceError::Lost(_) => lost,
-                e => bad(format!("the driver does not take it: {e}")),
-            }),
-        }
-    }
-
-    /// Submits a launch whose ranges were checked.
-    pub(crate) fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
-        let loaded = self.kernels.read().list.get(launch.kernel.0 as usize).copied();
+    /// Submits a launch whose ranges were checked. `of` finds buffers for modules that bind them.
+    pub(crate) fn submit(&self, launch: &Launch<'_>, after: &[Point], of: BufferOf<'_>) -> Result<Ticket, DeviceError> {
+        let loaded = self.kernels.get(launch.kernel);
         let loaded =
             loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
         let parts = parts_of(launch.grid, launch.groups)?;
-        let (mut args, spills) = pack(&loaded, launch.args)?;
         let copies = after.iter().filter(|p| p.queue == COPY).map(|p| p.value).max().filter(|v| *v > 0);
-        let [x, y, z] = launch.grid;
-        let mut head: SmallVec<[u8; PUSH]> = SmallVec::new();
-        head.extend_from_slice(&[0; 8]);
-        head.extend(x.to_le_bytes().into_iter().chain((y | z << 16).to_le_bytes()));
-
+        let args = match &loaded.descriptors {
+            None => Packed::Address(pack(&loaded, launch.args)?),
+            Some((d, _)) => {
+                within(&loaded, launch, d.counts_groups, self.raw.gpu.can.max_groups)?;
+                Packed::Descriptor(bind::look_up(&self.raw, &loaded, launch.args, of)?)
+            }
+        };
         let mut state = self.state.lock();
         let mut slot = self.slot(&mut state)?;
-        let address = slot.block.address + slot.offset;
-        head.extend_from_slice(&address.to_le_bytes());
-        debug_assert_eq!(head.len(), HEAD);
-        if spills {
-            // SAFETY: the slot's part of a host-visible block, of which nobody else knows; the length was checked.
-            unsafe {
-                let to = slot.block.mapped.expect("blocks are host-visible").as_ptr();
-                to.add((slot.offset + SPILL) as usize).copy_from_nonoverlapping(args.as_ptr(), args.len());
-            }
-            args = SmallVec::from_slice(&(address + SPILL).to_le_bytes());
-        }
-        head.extend_from_slice(&args);
-        head.resize(head.len().next_multiple_of(4), 0);
         let value = state.issued + 1;
-        let submitted = self.record(&slot, &loaded, &parts, &mut head).and_then(|()| self.queue(&slot, value, copies));
-        if let Err(code) = submitted {
+        let recorded = match args {
+            Packed::Address(args) => self.record_address(&mut slot, &loaded, launch.grid, &parts, args),
+            Packed::Descriptor(bound) => self.record_descriptors(&mut slot, &loaded, launch.grid, &parts, &bound),
+        };
+        let submitted =
+            recorded.and_then(|()| self.queue(&slot, value, copies).map_err(|code| self.raw.failed("vkQueueSubmit")(code)));
+        if let Err(e) = submitted {
             // Not in flight: to the front, where it is free at once.
             slot.value = 0;
             state.slots.push_front(slot);
-            return Err(self.raw.failed("vkQueueSubmit")(code));
+            return Err(e);
         }
         state.issued = value;
         slot.value = value;
@@ -234,36 +187,109 @@ impl Compute {
         Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
     }
 
-    fn record(&self, slot: &Slot, kernel: &Loaded, parts: &[(u32, u32)], push: &mut [u8]) -> Result<(), vk::Result> {
-        let (device, cmd) = (&self.raw.device, slot.cmd);
-        let once = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
-        // SAFETY: the slot's command buffer is not in flight; handles are of this device.
-        unsafe {
-            device.reset_command_pool(slot.pool, vk::CommandPoolResetFlags::empty())?;
-            device.begin_command_buffer(cmd, &once)?;
-            device.cmd_bind_pipeline(cmd, vk::PipelineBindPoint::COMPUTE, kernel.pipeline);
+    fn record_address(
+        &self,
+        slot: &mut Slot,
+        kernel: &Loaded,
+        [x, y, z]: [u32; 3],
+        parts: &[(u32, u32)],
+        (mut args, spills): (SmallVec<[u8; PUSH]>, bool),
+    ) -> Result<(), DeviceError> {
+        let mut push: SmallVec<[u8; PUSH]> = SmallVec::new();
+        push.extend_from_slice(&[0; 8]);
+        push.extend(x.to_le_bytes().into_iter().chain((y | z << 16).to_le_bytes()));
+        push.extend_from_slice(&(slot.block.address + slot.offset).to_le_bytes());
+        debug_assert_eq!(push.len(), HEAD);
+        if spills {
+            let (address, ..) = slot.put(&self.pool, &args)?;
+            args = SmallVec::from_slice(&address.to_le_bytes());
+        }
+        push.extend_from_slice(&args);
+        push.resize(push.len().next_multiple_of(4), 0);
+        self.record(slot, kernel, |device, cmd| {
             for (first, end) in parts {
                 push[..4].copy_from_slice(&first.to_le_bytes());
                 push[4..8].copy_from_slice(&end.to_le_bytes());
                 let [x, y] = fold(end - first, self.raw.gpu.can.max_groups);
-                device.cmd_push_constants(cmd, self.layout, vk::ShaderStageFlags::COMPUTE, 0, push);
-                device.cmd_dispatch(cmd, x, y, 1);
+                // SAFETY: the command buffer is being recorded; the layout has so many bytes of push constants.
+                unsafe {
+                    device.cmd_push_constants(cmd, kernel.layout, vk::ShaderStageFlags::COMPUTE, 0, &push);
+                    device.cmd_dispatch(cmd, x, y, 1);
+                }
             }
+            Ok(())
+        })
+    }
+
+    fn record_descriptors(
+        &self,
+        slot: &mut Slot,
+        kernel: &Loaded,
+        grid: [u32; 3],
+        parts: &[(u32, u32)],
+        bound: &Bound<'_>,
+    ) -> Result<(), DeviceError> {
+        let both = kernel.descriptors.as_ref().expect("a module with bindings");
+        let mut uniform = vk::DescriptorBufferInfo::default();
+        if both.0.uniform.is_some() {
+            let (_, buffer, offset) = slot.put(&self.pool, bound.value)?;
+            uniform = vk::DescriptorBufferInfo { buffer, offset, range: bound.value.len() as u64 };
+        }
+        if slot.sets == vk::DescriptorPool::null() {
+            slot.sets = bind::pool(&self.raw).map_err(self.raw.failed("vkCreateDescriptorPool"))?;
+        }
+        let mut push: SmallVec<[u8; PUSH]> =
+            SmallVec::from_slice(&bound.value[..bound.value.len().min(both.0.push as usize)]);
+        push.resize(both.0.push as usize, 0);
+        let sets = slot.sets;
+        self.record(slot, kernel, |device, cmd| {
+            // SAFETY: the slot's pool, which is not in flight; ranges stay reserved until the launch has ended; the command buffer
+            // is being recorded.
+            unsafe {
+                bind::record(&self.raw, cmd, sets, kernel, both, &bound.buffers, uniform)?;
+                if !push.is_empty() {
+                    device.cmd_push_constants(cmd, kernel.layout, vk::ShaderStageFlags::COMPUTE, 0, &push);
+                }
+                for ([x, y, z], [w, h, d]) in bind::boxes(grid, parts) {
+                    device.cmd_dispatch_base(cmd, x, y, z, w, h, d);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Records `dispatch` with the kernel's pipeline before it and a barrier behind it.
+    fn record(
+        &self,
+        slot: &Slot,
+        kernel: &Loaded,
+        dispatch: impl FnOnce(&ash::Device, vk::CommandBuffer) -> Result<(), vk::Result>,
+    ) -> Result<(), DeviceError> {
+        let (device, cmd) = (&self.raw.device, slot.cmd);
+        let once = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
+        let recorded = || {
+            // SAFETY: the slot's command buffer is not in flight; handles are of this device.
+            unsafe {
+                device.reset_command_pool(slot.pool, vk::CommandPoolResetFlags::empty())?;
+                device.begin_command_buffer(cmd, &once)?;
+                device.cmd_bind_pipeline(cmd, vk::PipelineBindPoint::COMPUTE, kernel.pipeline);
+            }
+            dispatch(device, cmd)?;
             // For everything that comes later on this queue, and for the host.
             let barrier = [vk::MemoryBarrier::default()
                 .src_access_mask(vk::AccessFlags::SHADER_WRITE)
                 .dst_access_mask(vk::AccessFlags::MEMORY_READ | vk::AccessFlags::MEMORY_WRITE | vk::AccessFlags::HOST_READ)];
-            device.cmd_pipeline_barrier(
-                cmd,
+            let (before, behind) = (
                 vk::PipelineStageFlags::COMPUTE_SHADER,
                 vk::PipelineStageFlags::ALL_COMMANDS | vk::PipelineStageFlags::HOST,
-                vk::DependencyFlags::empty(),
-                &barrier,
-                &[],
-                &[],
             );
-            device.end_command_buffer(cmd)
-        }
+            // SAFETY: as above.
+            unsafe {
+                device.cmd_pipeline_barrier(cmd, before, behind, vk::DependencyFlags::empty(), &barrier, &[], &[]);
+                device.end_command_buffer(cmd)
+            }
+        };
+        recorded().map_err(self.raw.failed("vkEndCommandBuffer"))
     }
 
     fn queue(&self, slot: &Slot, value: u64, copies: Option<u64>) -> Result<(), vk::Result> {
@@ -322,7 +348,8 @@ impl Compute {
         };
         let (block, offset) = (&state.blocks[(state.used / SLOTS) as usize], state.used % SLOTS * BLOCK);
         state.used += 1;
-        Ok(Slot { pool, cmd, block: Arc::clone(block), offset, value: 0, kernel: None })
+        let block = Arc::clone(block);
+        Ok(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets: vk::DescriptorPool::null() })
     }
 
     fn keep(&self, state: &mut State, value: u64, error: KernelError) {
@@ -387,15 +414,31 @@ impl Drop for Compute {
         unsafe {
             for slot in &self.state.get_mut().slots {
                 device.destroy_command_pool(slot.pool, None);
+                device.destroy_descriptor_pool(slot.sets, None);
             }
-            for kernel in &self.kernels.get_mut().list {
-                device.destroy_pipeline(kernel.pipeline, None);
-            }
-            device.destroy_pipeline_cache(self.cache, None);
-            device.destroy_pipeline_layout(self.layout, None);
             device.destroy_semaphore(self.semaphore, None);
         }
     }
+}
+
+/// The arguments of a launch in the form that its module takes.
+enum Packed<'a> {
+    Address((SmallVec<[u8; PUSH]>, bool)),
+    Descriptor(Bound<'a>),
+}
+
+/// Refuses what a module that looks at its place in the dispatch itself would not do right.
+fn within(kernel: &Loaded, launch: &Launch<'_>, counts: bool, most: [u32; 3]) -> Result<(), DeviceError> {
+    let bad = |what: String| Err(DeviceError::BadKernel { kernel: kernel.name.into(), what });
+    if launch.grid.iter().zip(most).any(|(n, m)| *n > m) {
+        return bad(format!("a grid of {:?} groups, and the device runs {most:?}; give each group more to do", launch.grid));
+    }
+    if counts && launch.groups != Groups::All {
+        return bad(
+            "it reads gl_NumWorkGroups, so that its grid cannot be run in parts; hand the number over as a value".into()
+        );
+    }
+    Ok(())
 }
 
 /// The stretches of groups that a launch runs.

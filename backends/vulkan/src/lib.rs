@@ -7,7 +7,9 @@
 //! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
 //! | `table`, `fixed` | page tables: host addresses, contiguous buffers |
 //! | `pool` | buffers, with memory from gpu-allocator |
-//! | `launch`, `module` | the compute queue; what a SPIR-V module says of itself |
+//! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
+//! | `launch`, `bind` | the compute queue; arguments by descriptor |
+//! | `pipeline`, `cache` | kernels that are ready; the driver's pipeline cache on disk |
 //! | `staging` | copies to memory that the host does not reach |
 //! | `signals` | the timelines |
 //! | `probe` | whether a page table works here |
@@ -25,6 +27,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod bind;
+mod cache;
 mod config;
 mod device;
 mod error;
@@ -32,7 +36,8 @@ mod fixed;
 mod gpu;
 mod instance;
 mod launch;
-mod module;
+pub mod module;
+mod pipeline;
 mod pool;
 mod probe;
 mod raw;
@@ -40,7 +45,7 @@ mod signals;
 mod staging;
 mod table;
 
-pub use config::{Copies, PageTable, VulkanConfig};
+pub use config::{CacheFolder, Copies, PageTable, VulkanConfig};
 pub use device::VulkanDevice;
 pub use error::VulkanError;
 pub use gpu::{Gpu, best, devices};

@@ -33,6 +33,7 @@ pub(crate) struct Buffer {
     pub(crate) raw: vk::Buffer,
     /// The device's address of its first byte.
     pub(crate) address: u64,
+    pub(crate) bytes: u64,
     /// Where the host reaches its first byte, if it can.
     pub(crate) mapped: Option<NonNull<u8>>,
     allocation: Option<Allocation>,
@@ -52,6 +53,7 @@ impl std::fmt::Debug for Buffer {
 
 pub(crate) fn usage() -> vk::BufferUsageFlags {
     vk::BufferUsageFlags::STORAGE_BUFFER
+        | vk::BufferUsageFlags::UNIFORM_BUFFER
         | vk::BufferUsageFlags::TRANSFER_SRC
         | vk::BufferUsageFlags::TRANSFER_DST
         | vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS
@@ -80,7 +82,7 @@ impl Pool {
         }
         // SAFETY: the structures are alive.
         let made = unsafe { raw.device.create_buffer(&info, None) }.map_err(raw.failed("vkCreateBuffer"))?;
-        let mut buffer = Buffer { raw: made, address: 0, mapped: None, allocation: None, pool: Arc::clone(self) };
+        let mut buffer = Buffer { raw: made, address: 0, bytes, mapped: None, allocation: None, pool: Arc::clone(self) };
         // SAFETY: a buffer of this device.
         let requirements = unsafe { raw.device.get_buffer_memory_requirements(made) };
         let desc = AllocationCreateDesc {

@@ -2,14 +2,22 @@
 
 use std::time::Duration;
 
-use sterna_hal::kernel::{Code, Mapping, Spirv};
+use sterna_hal::kernel::{Code, Mapping, Spirv, Takes};
 use sterna_hal::{Access, Arg, CopyRun, Device, DeviceError, Edit, Frames, Groups, Launch, Outcome, Place, Target};
 use sterna_host::sys::invalid;
 
 use crate::VulkanDevice;
 use crate::fixed::GRAIN;
 
-const CODE: Code = Code { name: "probe", rust: None, spirv: Some(Spirv::new(include_bytes!("../glsl/probe.spv"))) };
+const CODE: Code = Code {
+    name: "probe",
+    rust: None,
+    spirv: Some(Spirv::new(include_bytes!("../glsl/probe.spv"))),
+    takes: Takes {
+        buffers: [Some((Access::Read, 4)), Some((Access::ReadWrite, 4)), None, None, None, None, None, None],
+        value: 0,
+    },
+};
 const N: u64 = 256;
 
 /// Runs `y = x + 1` over zeros; where frames can be entered anywhere also with the entries of x and y exchanged.

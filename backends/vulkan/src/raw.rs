@@ -68,6 +68,9 @@ impl Raw {
         if can.memory_budget {
             extensions.push(ext::memory_budget::NAME.as_ptr());
         }
+        if can.robust2 {
+            extensions.push(ext::robustness2::NAME.as_ptr());
+        }
         let mut sixteen = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(can.storage16);
         let mut twelve = vk::PhysicalDeviceVulkan12Features::default()
             .buffer_device_address(true)
@@ -75,17 +78,33 @@ impl Raw {
             .shader_int8(can.int8)
             .shader_float16(can.float16)
             .storage_buffer8_bit_access(can.storage8)
-            .shader_buffer_int64_atomics(can.int64_atomics);
+            .shader_buffer_int64_atomics(can.int64_atomics)
+            .vulkan_memory_model(can.memory_model)
+            .vulkan_memory_model_device_scope(can.memory_model_device);
+        let mut pointers = vk::PhysicalDeviceVariablePointersFeatures::default()
+            .variable_pointers_storage_buffer(can.variable_pointers)
+            .variable_pointers(can.variable_pointers);
+        let mut four = vk::PhysicalDeviceMaintenance4Features::default().maintenance4(can.maintenance4);
+        // Of use to descriptors alone: what is reached by address is bounded by the shader.
+        let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(can.robust2);
         let base = vk::PhysicalDeviceFeatures::default()
+            .robust_buffer_access(can.robust)
             .shader_int64(can.int64)
             .shader_int16(can.int16)
             .shader_float64(can.float64);
-        let info = vk::DeviceCreateInfo::default()
+        let mut info = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queues)
             .enabled_extension_names(&extensions)
             .enabled_features(&base)
             .push_next(&mut sixteen)
-            .push_next(&mut twelve);
+            .push_next(&mut twelve)
+            .push_next(&mut pointers);
+        if can.maintenance4 {
+            info = info.push_next(&mut four);
+        }
+        if can.robust2 {
+            info = info.push_next(&mut robust);
+        }
         // SAFETY: the device is of this instance; everything that the structures point to is alive.
         let device = unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))?;
         let import = can.host_import.then(|| ext::external_memory_host::Device::new(&instance.raw, &device));

@@ -36,6 +36,17 @@ pub(crate) struct HostAddresses {
 struct Import {
     memory: vk::DeviceMemory,
     buffer: vk::Buffer,
+    bytes: u64,
+}
+
+impl Table {
+    /// The buffer that has all of `range`, and how far into it the range begins.
+    pub(crate) fn buffer_of(&self, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
+        match self {
+            Self::Mmu(t) => t.buffer_of(range),
+            Self::Fixed(t) => t.of("submit", range).map(|r| (r.buffer.raw, range.at.0 - r.buffer.address)),
+        }
+    }
 }
 
 impl HostAddresses {
@@ -114,7 +125,7 @@ impl HostAddresses {
                 device.destroy_buffer(buffer, None);
                 raw.failed("vkAllocateMemory")(code)
             })?;
-            let made = Import { memory, buffer };
+            let made = Import { memory, buffer, bytes };
             let bound = device.bind_buffer_memory(buffer, memory, 0).map_err(raw.failed("vkBindBufferMemory"));
             let address =
                 bound.map(|()| device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(buffer)));
@@ -125,6 +136,26 @@ impl HostAddresses {
             }
             Ok(made)
         }
+    }
+
+    fn buffer_of(&self, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
+        let imports = self.imports.lock();
+        let Some((first, pieces)) = imports.range(..=range.at.0).next_back() else {
+            return Err(invalid("submit", format!("{range:x?} is outside every reservation")));
+        };
+        let mut offset = range.at.0 - first;
+        for piece in pieces {
+            if offset < piece.bytes {
+                if range.bytes <= piece.bytes - offset {
+                    return Ok((piece.buffer, offset));
+                }
+                let text =
+                    "a buffer that is bound crosses the border between two buffers of the driver; launch over parts of it";
+                return Err(invalid("submit", text));
+            }
+            offset -= piece.bytes;
+        }
+        Err(invalid("submit", format!("{range:x?} is outside every reservation")))
     }
 
     fn destroy(&self, import: &Import) {

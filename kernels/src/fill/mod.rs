@@ -1,7 +1,7 @@
 //! `fill`: one value everywhere.
 
 use bytemuck::Pod;
-use sterna_hal::kernel::{EachOut, Group, Kernel, each_out};
+use sterna_hal::kernel::{EachOut, Group, Kernel, Spirv, each_out};
 
 use crate::{STREAM_CHUNK, forms};
 
@@ -19,8 +19,10 @@ use crate::{STREAM_CHUNK, forms};
 pub fn fill<T: Pod + Send + Sync>(value: T) -> Kernel<(EachOut<T>,)> {
     let kernel = Kernel::new("fill", value, (each_out(fill_chunk::<T>()),), body);
     match size_of::<T>() {
-        words @ 1..=64 if words % 4 == 0 => forms::with(kernel, include_bytes!("words.spv"), words as u32 / 4),
-        bytes @ 1..=64 => forms::with(kernel, include_bytes!("bytes.spv"), bytes as u32),
+        words @ 1..=64 if words % 4 == 0 => {
+            forms::with(kernel, Spirv::new(include_bytes!("words.spv")).constant(0, words as u64 / 4))
+        }
+        bytes @ 1..=64 => forms::with(kernel, Spirv::new(include_bytes!("bytes.spv")).constant(0, bytes as u64)),
         _ => kernel,
     }
 }

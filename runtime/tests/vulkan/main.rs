@@ -6,6 +6,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod descriptors;
 mod kernels;
 #[path = "../../../kernels/src/testing/random.rs"]
 mod random;

@@ -5,7 +5,7 @@ use std::fmt;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 
-use super::{Code, Group, Param, ParamDesc, Params, RawArg, Spirv};
+use super::{Code, Group, Param, ParamDesc, Params, RawArg, Spirv, Takes};
 
 /// Code for parameters `P` and a plain value `V`: `fn(Group, V, <item of each parameter>…)`.
 ///
@@ -56,6 +56,15 @@ unsafe fn erased<V: Pod, P: Params, Fun: Body<V, P>>(group: Group, args: &[RawAr
     unsafe { body.run(group, args) }
 }
 
+fn takes<V: Pod, P: Params>(params: &P) -> Takes {
+    let mut takes = Takes { value: size_of::<V>(), ..Takes::default() };
+    for (place, p) in takes.buffers.iter_mut().zip(params.descs()) {
+        // An element of 4 GiB is none that a compiled form could have.
+        *place = Some((p.access, u32::try_from(p.elem).unwrap_or(u32::MAX)));
+    }
+    takes
+}
+
 /// A kernel with its plain value, ready to be launched with buffers that fit the parameters `P`.
 #[derive(Clone)]
 pub struct Kernel<P> {
@@ -74,20 +83,25 @@ impl<P: Params> Kernel<P> {
         const { assert!(size_of::<Fun>() == 0, "a kernel's body captures nothing: pass values through `value`") };
         let _ = body;
         Self {
-            code: Code { name, rust: Some(erased::<V, P, Fun>), spirv: None },
+            code: Code { name, rust: Some(erased::<V, P, Fun>), spirv: None, takes: takes::<V, P>(&params) },
             value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
             params,
             groups: None,
         }
     }
 
-    /// A kernel that has only a SPIR-V form.
+    /// A kernel that has only a SPIR-V form: one made for sterna, or one with descriptor bindings as other Vulkan programs use it.
+    /// [`spirv`](super::spirv) says how each gets its arguments.
+    ///
+    /// A device looks through the module when the kernel is first launched there. It refuses, as
+    /// [`BadKernel`](crate::DeviceError::BadKernel), what is no compute module, asks for what the device lacks, or has bindings,
+    /// accesses, push constants or specialisation constants that do not fit this declaration.
     ///
     /// # Safety
     /// As [`with_spirv`](Self::with_spirv), but for the Rust form.
     pub unsafe fn from_spirv<V: Pod>(name: &'static str, value: V, params: P, form: Spirv) -> Self {
         Self {
-            code: Code { name, rust: None, spirv: Some(form) },
+            code: Code { name, rust: None, spirv: Some(form), takes: takes::<V, P>(&params) },
             value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
             params,
             groups: None,

@@ -4,6 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::ptr::NonNull;
 
 use super::{Group, Mapping, Spirv};
+use crate::Access;
 
 /// A kernel loaded on one device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,6 +33,23 @@ pub enum RawArg<'a> {
 /// valid for its parameter's access, and no group runs twice at the same time.
 pub type RustForm = unsafe fn(group: Group, args: &[RawArg<'_>]);
 
+/// What a kernel takes: what can be compared with a compiled form before anything runs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Takes {
+    /// What it does with each buffer, and the bytes of its elements.
+    pub buffers: [Option<(Access, u32)>; 8],
+    /// Bytes of the plain value.
+    pub value: usize,
+}
+
+impl Takes {
+    /// How many buffers.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.buffers.iter().flatten().count()
+    }
+}
+
 /// A kernel's code, in the forms that it has.
 ///
 /// PTX joins as a field of its own with the backend that runs it.
@@ -46,6 +64,8 @@ pub struct Code {
     pub rust: Option<RustForm>,
     /// The form that runs on Vulkan devices.
     pub spirv: Option<Spirv>,
+    /// What every form takes.
+    pub takes: Takes,
 }
 
 /// A form of code.
@@ -67,14 +87,14 @@ impl Code {
         }
     }
 
-    fn key(&self) -> impl Eq + Hash {
+    fn key(&self) -> impl Eq + Hash + '_ {
         (self.name, self.rust.map_or(0, |f| f as usize), self.spirv.as_ref().map(Spirv::key))
     }
 }
 
 impl PartialEq for Code {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.key() == other.key() && self.takes == other.takes
     }
 }
 

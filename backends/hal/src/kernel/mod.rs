@@ -40,7 +40,7 @@ mod param;
 pub mod spirv;
 
 pub use body::{Body, Kernel};
-pub use code::{Code, Form, KernelId, RawArg, RustForm};
+pub use code::{Code, Form, KernelId, RawArg, RustForm, Takes};
 pub use group::{Group, InKernel, in_kernel};
 pub use param::{
     Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,

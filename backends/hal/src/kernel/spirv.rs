@@ -1,8 +1,13 @@
 //! The SPIR-V form of a kernel, and how it gets its arguments.
 //!
-//! A module has one entry point, `main`, of the compute stage. A workgroup of the dispatch is a group of the launch; the module
-//! chooses its local size. All arguments arrive in push constants, laid out by the std430 rules; `backends/hal/glsl/sterna.glsl`
-//! declares them for GLSL:
+//! A module has an entry point of the compute stage, `main` unless [`Spirv::entry`] says otherwise. A workgroup of the dispatch is
+//! a group of the launch; the module chooses its local size. There are two ways for arguments to arrive, and the module's own
+//! capabilities say which it takes.
+//!
+//! # By address
+//!
+//! A module with the capability `PhysicalStorageBufferAddresses` gets everything in push constants, laid out by the std430 rules;
+//! `backends/hal/glsl/sterna.glsl` declares them for GLSL:
 //!
 //! | offset | what |
 //! |---|---|
@@ -18,6 +23,13 @@
 //! **Status words.** Three 32-bit words, 0 at first. A module that finds its arguments wrong (buffers whose lengths do not belong
 //! together, an index beyond a buffer) stores the number of a complaint, counted from 1, into the first, and details into
 //! the other two; the launch then ends as [`Refused`](crate::KernelError::Refused).
+//!
+//! # By descriptor
+//!
+//! Any other module gets its buffers as storage buffers, the way most Vulkan programs write them. Parameter *n* is the *n*-th
+//! binding in order of set and binding; which numbers are used is the module's choice. The plain value goes where the module
+//! wants it: into its push constants, or into its one uniform buffer, which may be as long as the device takes. `gl_WorkGroupID`
+//! and `gl_NumWorkGroups` are those of the launch. Such a module has no status words: it cannot refuse its arguments.
 
 /// Bytes of push constants that a kernel may count on: what every Vulkan device has.
 pub const PUSH: usize = 128;
@@ -26,33 +38,81 @@ pub const HEAD: usize = 24;
 /// Bytes for each buffer.
 pub const BUFFER: usize = 16;
 
-/// How many specialisation constants a form may set, with the ids from 0 on.
-pub const CONSTANTS: usize = 4;
+/// How many specialisation constants a form may set.
+pub const CONSTANTS: usize = 8;
+
+/// Values of specialisation constants, by id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Constants {
+    list: [(u32, u64); CONSTANTS],
+    count: usize,
+}
+
+impl Constants {
+    const NONE: Self = Self { list: [(0, 0); CONSTANTS], count: 0 };
+
+    /// Ids and values, in the order in which they were set.
+    #[must_use]
+    pub fn as_slice(&self) -> &[(u32, u64)] {
+        &self.list[..self.count]
+    }
+
+    /// The value that was set for `id`.
+    #[must_use]
+    pub fn get(&self, id: u32) -> Option<u64> {
+        self.as_slice().iter().find(|c| c.0 == id).map(|c| c.1)
+    }
+}
 
 /// A SPIR-V module as a form of a kernel.
 ///
-/// Equality is by address of the code and by the constants.
+/// Equality is by address of the code, by entry point and by the constants.
 #[derive(Clone, Copy, Debug)]
 pub struct Spirv {
     /// The module: little-endian words.
     pub code: &'static [u8],
-    /// Values of its specialisation constants 0 to 3. One that the module does not declare is ignored.
-    pub constants: [u32; CONSTANTS],
+    /// The name of its entry point.
+    pub entry: &'static str,
+    /// Values of its specialisation constants.
+    pub constants: Constants,
     /// What the numbers in its status words mean. `{0}` and `{1}` stand for the details.
     pub complaints: &'static [&'static str],
 }
 
 impl Spirv {
-    /// A form from a module, without constants or complaints.
+    /// A form from a module whose entry point is `main`, without constants or complaints.
     #[must_use]
     pub const fn new(code: &'static [u8]) -> Self {
-        Self { code, constants: [0; CONSTANTS], complaints: &[] }
+        Self { code, entry: "main", constants: Constants::NONE, complaints: &[] }
     }
 
-    /// The form with its specialisation constants.
+    /// The form with another entry point.
     #[must_use]
-    pub const fn constants(mut self, constants: [u32; CONSTANTS]) -> Self {
-        self.constants = constants;
+    pub const fn entry(mut self, name: &'static str) -> Self {
+        self.entry = name;
+        self
+    }
+
+    /// The form with a value for the specialisation constant with this id: a number as its bits, a boolean as 0 or 1.
+    ///
+    /// ```
+    /// use sterna_hal::kernel::Spirv;
+    /// const FORM: Spirv = Spirv::new(&[]).constant(0, 256).constant(3, 0.5_f32.to_bits() as u64);
+    /// assert_eq!(FORM.constants.get(0), Some(256));
+    /// ```
+    ///
+    /// # Panics
+    /// At more than [`CONSTANTS`] of them, or if `id` has a value.
+    #[must_use]
+    pub const fn constant(mut self, id: u32, value: u64) -> Self {
+        let mut i = 0;
+        while i < self.constants.count {
+            assert!(self.constants.list[i].0 != id, "a specialisation constant is set once");
+            i += 1;
+        }
+        assert!(i < CONSTANTS, "at most 8 specialisation constants can be set");
+        self.constants.list[i] = (id, value);
+        self.constants.count += 1;
         self
     }
 
@@ -72,8 +132,8 @@ impl Spirv {
         }
     }
 
-    pub(super) fn key(&self) -> (usize, [u32; CONSTANTS]) {
-        (self.code.as_ptr().addr(), self.constants)
+    pub(super) fn key(&self) -> (usize, &str, &[(u32, u64)]) {
+        (self.code.as_ptr().addr(), self.entry, self.constants.as_slice())
     }
 }
 

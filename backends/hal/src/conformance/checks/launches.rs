@@ -183,7 +183,7 @@ pub fn kernels_know_where_they_are(b: &Bench<'_>) -> Checked {
 
 /// A kernel that the device cannot run is refused, and the same code twice gives the same kernel.
 pub fn a_kernel_without_a_form_is_refused(b: &Bench<'_>) -> Checked {
-    let none = crate::kernel::Code { name: "formless", rust: None, spirv: None };
+    let none = crate::kernel::Code { name: "formless", rust: None, spirv: None, takes: Default::default() };
     match b.device.load(&none) {
         Err(DeviceError::NoForm { kernel, .. }) => ensure!(kernel == "formless", "names {kernel}"),
         other => return Err(format!("a kernel without any form: {other:?}")),

@@ -1,0 +1,153 @@
+//! Arguments by descriptor: what a module with bindings of its own gets.
+
+use ash::vk;
+use smallvec::SmallVec;
+use sterna_hal::{Arg, DevRange, DeviceError};
+
+use crate::module::Descriptors;
+use crate::pipeline::Loaded;
+use crate::raw::Raw;
+
+/// Buffers of a launch and one for the plain value.
+const MOST: u32 = 9;
+
+/// Finds the buffer that has a range, and how far into it the range begins.
+pub(crate) type BufferOf<'a> = &'a dyn Fn(DevRange) -> Result<(vk::Buffer, u64), DeviceError>;
+
+/// The buffers of a launch as descriptors name them, and its plain value.
+#[derive(Debug)]
+pub(crate) struct Bound<'a> {
+    pub(crate) buffers: SmallVec<[vk::DescriptorBufferInfo; 8]>,
+    pub(crate) value: &'a [u8],
+}
+
+/// Looks the arguments up.
+pub(crate) fn look_up<'a>(
+    raw: &Raw,
+    kernel: &Loaded,
+    args: &'a [Arg<'a>],
+    of: BufferOf<'_>,
+) -> Result<Bound<'a>, DeviceError> {
+    let can = &raw.gpu.can;
+    let mut bound = Bound { buffers: SmallVec::new(), value: &[] };
+    for arg in args {
+        match *arg {
+            Arg::Plain(bytes) => bound.value = bytes,
+            Arg::Range { at, .. } => {
+                let n = bound.buffers.len();
+                let bad = |what: String| DeviceError::BadKernel { kernel: kernel.name.into(), what };
+                if at.bytes > u64::from(can.max_storage) {
+                    return Err(bad(format!(
+                        "argument {n} has {} bytes, and this device binds up to {} (maxStorageBufferRange); launch it over parts, \
+                         or take buffers by address as sterna.glsl does",
+                        at.bytes, can.max_storage
+                    )));
+                }
+                let (buffer, offset) = of(at)?;
+                if offset % can.storage_alignment.max(1) != 0 {
+                    return Err(bad(format!(
+                        "argument {n} begins at a byte that is no multiple of {} (minStorageBufferOffsetAlignment); let views begin \
+                         at such multiples, or take buffers by address as sterna.glsl does",
+                        can.storage_alignment
+                    )));
+                }
+                bound.buffers.push(vk::DescriptorBufferInfo { buffer, offset, range: at.bytes });
+            }
+        }
+    }
+    Ok(bound)
+}
+
+/// A pool for the sets of one launch at a time.
+pub(crate) fn pool(raw: &Raw) -> Result<vk::DescriptorPool, vk::Result> {
+    let size = |ty, descriptor_count| vk::DescriptorPoolSize { ty, descriptor_count };
+    let sizes = [size(vk::DescriptorType::STORAGE_BUFFER, MOST - 1), size(vk::DescriptorType::UNIFORM_BUFFER, 1)];
+    let info = vk::DescriptorPoolCreateInfo::default().max_sets(MOST).pool_sizes(&sizes);
+    // SAFETY: the structures are alive.
+    unsafe { raw.device.create_descriptor_pool(&info, None) }
+}
+
+/// Binds the launch's sets in a command buffer that is being recorded.
+///
+/// # Safety
+/// The pool is used by no other launch in flight, the buffers live until this one has ended.
+pub(crate) unsafe fn record(
+    raw: &Raw,
+    cmd: vk::CommandBuffer,
+    pool: vk::DescriptorPool,
+    kernel: &Loaded,
+    (descriptors, layouts): &(Descriptors, Vec<vk::DescriptorSetLayout>),
+    buffers: &[vk::DescriptorBufferInfo],
+    value: vk::DescriptorBufferInfo,
+) -> Result<(), vk::Result> {
+    let device = &raw.device;
+    // SAFETY: the caller's; handles are of this device, and the structures are alive.
+    unsafe {
+        device.reset_descriptor_pool(pool, vk::DescriptorPoolResetFlags::empty())?;
+        for (number, layout) in layouts.iter().enumerate() {
+            let number = number as u32;
+            let mut bindings = descriptors.in_set(number).peekable();
+            if bindings.peek().is_none() {
+                // A gap: no shader looks there.
+                continue;
+            }
+            let layout = [*layout];
+            let info = vk::DescriptorSetAllocateInfo::default().descriptor_pool(pool).set_layouts(&layout);
+            let sets = device.allocate_descriptor_sets(&info)?;
+            for (binding, kind, n) in bindings {
+                let info = [n.map_or(value, |n| buffers[n])];
+                let write = vk::WriteDescriptorSet::default().dst_set(sets[0]).dst_binding(binding);
+                device.update_descriptor_sets(&[write.descriptor_type(kind).buffer_info(&info)], &[]);
+            }
+            let point = vk::PipelineBindPoint::COMPUTE;
+            device.cmd_bind_descriptor_sets(cmd, point, kernel.layout, number, &sets, &[]);
+        }
+    }
+    Ok(())
+}
+
+/// A box of workgroups: the first, and how many in each direction.
+pub(crate) type Part = ([u32; 3], [u32; 3]);
+
+/// Stretches of linear numbers as boxes of a grid. A stretch that is not the whole grid is cut at the ends of rows.
+pub(crate) fn boxes(grid: [u32; 3], stretches: &[(u32, u32)]) -> Vec<Part> {
+    let [width, height, depth] = grid;
+    let all = width * height * depth;
+    let mut parts = Vec::new();
+    for &(first, end) in stretches {
+        if (first, end) == (0, all) {
+            parts.push(([0; 3], grid));
+            continue;
+        }
+        let mut at = first;
+        while at < end {
+            let x = at % width;
+            let count = (width - x).min(end - at);
+            parts.push(([x, at / width % height, at / width / height], [count, 1, 1]));
+            at += count;
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_cover_stretches_once() {
+        for (grid, stretch) in
+            [([7, 1, 1], (2, 5)), ([3, 4, 2], (2, 23)), ([3, 4, 2], (0, 24)), ([1, 5, 1], (1, 4)), ([4, 4, 4], (5, 5))]
+        {
+            let mut seen = vec![0; 64];
+            for ([x, y, z], [w, h, d]) in boxes(grid, &[stretch]) {
+                for (k, j, i) in (0..d).flat_map(|k| (0..h).flat_map(move |j| (0..w).map(move |i| (k, j, i)))) {
+                    assert!(x + i < grid[0] && y + j < grid[1] && z + k < grid[2]);
+                    seen[(x + i + grid[0] * (y + j + grid[1] * (z + k))) as usize] += 1;
+                }
+            }
+            let expect: Vec<i32> = (0..64).map(|n| i32::from((stretch.0..stretch.1).contains(&n))).collect();
+            assert_eq!(seen, expect, "{grid:?} {stretch:?}");
+        }
+    }
+}
