@@ -281,9 +281,7 @@ fn used_elsewhere(t: &Touch, slot: usize) -> bool {
 /// Whether it reads what a failed launch would have written: the scheduler refuses it.
 fn is_tainted(t: &Touch) -> bool {
     // A taint keeps the gate up.
-    t.access.reads()
-        && t.seg.rec().gate.writers.load(std::sync::atomic::Ordering::Acquire) != 0
-        && t.seg.taint(&t.bytes).is_some()
+    t.access.reads() && !t.seg.rec().gate.is_readable() && t.seg.taint(&t.bytes).is_some()
 }
 
 /// Whether a launch that found no room for everything may run all the same.

@@ -20,11 +20,11 @@ use bytemuck::Pod;
 use crate::guard::{HostMut, HostRef};
 use crate::hmm::discard::discard;
 use crate::hmm::fork;
+use crate::hmm::gate::Gate;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Moved};
 use crate::hmm::os::memory;
 use crate::hmm::pin::Pin;
-use crate::hmm::segment::Gate;
 use crate::hmm::source;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
 use crate::residency::Residency;
@@ -92,7 +92,7 @@ impl<T: Pod> Handle<T> {
     #[inline]
     fn get(&self) -> &[T] {
         // SAFETY: the record is never unmapped.
-        if self.written != 0 && unsafe { self.gate.as_ref() }.writers.load(Ordering::Acquire) != 0 {
+        if self.written != 0 && !unsafe { self.gate.as_ref() }.is_readable() {
             settle(&*self.core, false);
         }
         // SAFETY: `ptr..len` is the handle's part of the window. No device writes any of it before a later `&mut`: launches that
@@ -113,7 +113,7 @@ impl<T: Pod> Handle<T> {
     #[inline(never)]
     fn clear(&mut self) {
         // SAFETY: the record is never unmapped.
-        if unsafe { self.gate.as_ref() }.users.load(Ordering::Acquire) != 0 {
+        if !unsafe { self.gate.as_ref() }.is_writable() {
             settle(&*self.core, true);
         }
         self.written = 0;

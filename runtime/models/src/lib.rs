@@ -8,6 +8,8 @@
 
 #[path = "../../src/hmm/addr.rs"]
 pub mod addr;
+#[path = "../../src/hmm/gate.rs"]
+mod gate;
 #[path = "../../src/hmm/lock.rs"]
 mod lock;
 #[path = "../../src/hmm/notifier.rs"]
@@ -33,6 +35,46 @@ impl Futex {
     pub fn with<R>(&self, f: impl FnOnce() -> R) -> R {
         let _held = self.0.hold();
         f()
+    }
+}
+
+/// The gate of an allocation, which a launch writes and the host reads.
+#[derive(Debug, Default)]
+pub struct Gate {
+    gate: gate::Gate,
+    /// The error that the launch ended with.
+    taint: sync::AtomicU32,
+}
+
+impl Gate {
+    pub fn launch(&self, writes: bool) {
+        self.gate.raise(writes);
+    }
+
+    /// A launch retires; `early` is the planted defect: its failure is written down when the gate is open already.
+    pub fn retire(&self, writes: bool, failed: bool, early: bool) {
+        if early {
+            self.gate.lower(writes);
+        }
+        if failed {
+            self.gate.raise(true);
+            self.taint.store(1, sync::Ordering::Relaxed);
+        }
+        if !early {
+            self.gate.lower(writes);
+        }
+    }
+
+    pub fn is_open(&self, write: bool) -> bool {
+        if write { self.gate.is_writable() } else { self.gate.is_readable() }
+    }
+
+    pub fn away(&self, writes: bool) {
+        self.gate.away(writes);
+    }
+
+    pub fn all_home(&self, exclusive: bool) {
+        self.gate.all_home(exclusive);
     }
 }
 

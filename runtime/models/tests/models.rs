@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use sterna_models::{Defect, Driver, Futex, Word};
+use sterna_models::{Defect, Driver, Futex, Gate, Word};
 
 /// Runs a model in every order with at most so many switches that were not asked for; says in how many orders.
 fn holds_within(preemptions: usize, name: &str, model: impl Fn() + Sync + Send + 'static) {
@@ -34,7 +34,10 @@ fn breaks(test: &str, name: &str, model: impl Fn() + Sync + Send + 'static) {
     let out = child.args([test, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success() && !said.contains("holds in"), "{name} went unseen:\n{said}");
-    let how = ["deadlock", "the entry is"].into_iter().find(|h| said.contains(h)).expect("fails as planted");
+    let how = ["deadlock", "the entry is", "a failed launch", "Causality violation"]
+        .into_iter()
+        .find(|h| said.contains(h))
+        .expect("fails as planted");
     println!("{name}: seen ({how} …)");
 }
 
@@ -153,4 +156,93 @@ fn a_device_never_reads_a_page_that_has_gone() {
 #[test]
 fn a_change_before_the_update_is_seen() {
     breaks("a_change_before_the_update_is_seen", "change before update", || beside_a_device(Defect::ChangeBeforeUpdate));
+}
+
+/// A launch ends on one thread while another asks the gate; `early` plants the defect.
+fn gate(failed: bool, early: bool) {
+    let g = Arc::new((Gate::default(), UnsafeCell::new(0)));
+    g.0.launch(true);
+    let device = {
+        let g = Arc::clone(&g);
+        thread::spawn(move || {
+            // SAFETY: the launch is unfinished: nobody else touches it.
+            g.1.with_mut(|v| unsafe { *v = 7 });
+            g.0.retire(true, failed, early);
+        })
+    };
+    if g.0.is_open(false) {
+        assert!(!failed, "a failed launch was not noticed");
+        // SAFETY: the gate is open for reading; the checker says so if that does not hold.
+        g.1.with(|v| assert_eq!(unsafe { *v }, 7));
+    }
+    device.join().unwrap();
+    assert_eq!(g.0.is_open(false), !failed);
+}
+
+#[test]
+fn an_open_gate_shows_what_the_launch_wrote() {
+    holds("gate, a launch that writes", || gate(false, false));
+}
+
+#[test]
+fn a_failed_launch_keeps_the_gate_shut() {
+    holds("gate, a launch that fails", || gate(true, false));
+}
+
+#[test]
+fn a_gate_that_opens_before_the_failure_is_written_down_is_seen() {
+    breaks(
+        "a_gate_that_opens_before_the_failure_is_written_down_is_seen",
+        "the gate opens before the failure is written down",
+        || gate(true, true),
+    );
+}
+
+/// A launch that reads ends on one thread; another stores when the gate lets it. `asked` is what it asks: to read is the defect.
+fn store_after_readers(asked_to_write: bool) {
+    let g = Arc::new((Gate::default(), UnsafeCell::new(0)));
+    g.0.launch(false);
+    let device = {
+        let g = Arc::clone(&g);
+        thread::spawn(move || {
+            // SAFETY: the launch is unfinished: nobody stores.
+            g.1.with(|v| assert_eq!(unsafe { *v }, 0));
+            g.0.retire(false, false, false);
+        })
+    };
+    if g.0.is_open(asked_to_write) {
+        // SAFETY: the gate is open for writing; the checker says so if that does not hold.
+        g.1.with_mut(|v| unsafe { *v = 1 });
+    }
+    device.join().unwrap();
+}
+
+#[test]
+fn a_store_comes_after_what_launches_read() {
+    holds("gate, a launch that reads", || store_after_readers(true));
+}
+
+#[test]
+fn a_store_that_asks_for_writers_only_is_seen() {
+    breaks("a_store_that_asks_for_writers_only_is_seen", "a store asks for writers only", || store_after_readers(false));
+}
+
+/// Mode `none`: bytes leave and come home on several threads at once; each kind counts once.
+#[test]
+fn bytes_that_are_away_count_once() {
+    holds_within(2, "gate, bytes away and home", || {
+        let g = Arc::new(Gate::default());
+        let leave: Vec<_> = [true, false]
+            .into_iter()
+            .map(|writes| {
+                let g = Arc::clone(&g);
+                thread::spawn(move || g.away(writes))
+            })
+            .collect();
+        g.all_home(false);
+        leave.into_iter().for_each(|t| t.join().unwrap());
+        assert!(!g.is_open(true), "copies are away");
+        g.all_home(true);
+        assert!(g.is_open(false) && g.is_open(true), "everything is home");
+    });
 }

@@ -116,10 +116,7 @@ impl InFlight {
     pub(crate) fn record(self: &Arc<Self>) {
         for t in self.touches.lock().iter() {
             let rec = t.seg.rec();
-            if t.access.writes() {
-                rec.gate.writers.fetch_add(1, Ordering::AcqRel);
-            }
-            rec.gate.users.fetch_add(1, Ordering::AcqRel);
+            rec.gate.raise(t.access.writes());
             rec.view[self.mirror.slot()].active.fetch_add(1, Ordering::AcqRel);
             if t.seg.space().mechanism() == Mechanism::None {
                 rec.gate.away(t.access.writes());
@@ -305,10 +302,7 @@ impl InFlight {
             }
             let rec = t.seg.rec();
             rec.view[self.mirror.slot()].active.fetch_sub(1, Ordering::AcqRel);
-            rec.gate.users.fetch_sub(1, Ordering::AcqRel);
-            if t.access.writes() {
-                rec.gate.writers.fetch_sub(1, Ordering::AcqRel);
-            }
+            rec.gate.lower(t.access.writes());
         }
         // The last Arc of a dropped segment may be among them: no lock is held here.
         drop(touches);

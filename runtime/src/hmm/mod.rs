@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `addr` | pages, granules, blocks, masks, and every conversion |
 //! | `space` | the address space: the arena, its segments, devices and mirrors |
-//! | `segment` | one mapping, and the gate |
+//! | `segment` | one mapping |
+//! | `gate` | what `deref` asks before it hands out a reference |
 //! | `block` | page masks by holder, `busy`, `wanted`, `lost` |
 //! | `pfn` | the packed entry |
 //! | `mirror` | a device's view of the space; the driver lock |
@@ -38,6 +39,7 @@ pub(crate) mod devmem;
 pub(crate) mod discard;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
+pub(crate) mod gate;
 pub(crate) mod hold;
 pub(crate) mod host;
 pub(crate) mod inflight;

@@ -24,54 +24,13 @@ use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, Grow, MAX_DEVICES};
+use super::gate::Gate;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::source::Sources;
 use super::space::Space;
 use crate::policy::{FaultRule, HintMap, Hints, Side};
-
-/// What `deref` asks before it hands out a reference.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub(crate) struct Gate {
-    /// Unfinished launches that write the segment, and tainted ranges of it.
-    pub(crate) writers: AtomicU32,
-    /// Unfinished launches and moves that touch it, and tainted ranges of it.
-    pub(crate) users: AtomicU32,
-    /// Mode `none`: the device may have newer bytes (bit 0) or copies (bit 1). Each bit counts once in the words above, so that
-    /// `deref` and `deref_mut` bring the bytes home.
-    away: AtomicU32,
-}
-
-impl Gate {
-    const NEWER: u32 = 1;
-    const COPIES: u32 = 2;
-
-    /// Mode `none`: a launch or a move takes copies to a device and, with `writes`, makes them newer than the host's.
-    pub(crate) fn away(&self, writes: bool) {
-        let bits = Self::COPIES | if writes { Self::NEWER } else { 0 };
-        let new = bits & !self.away.fetch_or(bits, Ordering::AcqRel);
-        if new & Self::NEWER != 0 {
-            self.writers.fetch_add(1, Ordering::AcqRel);
-        }
-        if new & Self::COPIES != 0 {
-            self.users.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Mode `none`: every byte of the segment is home, and with `exclusive` nowhere else.
-    pub(crate) fn all_home(&self, exclusive: bool) {
-        let bits = Self::NEWER | if exclusive { Self::COPIES } else { 0 };
-        let old = bits & self.away.fetch_and(!bits, Ordering::AcqRel);
-        if old & Self::NEWER != 0 {
-            self.writers.fetch_sub(1, Ordering::AcqRel);
-        }
-        if old & Self::COPIES != 0 {
-            self.users.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
 
 /// The part of a segment that lives in a table and never moves. All zero: no segment.
 #[derive(Debug, Default)]
@@ -87,7 +46,8 @@ impl SegRec {
     /// Back to 'no segment'. Nobody uses it meanwhile.
     pub(crate) fn reset(&self) {
         let views = self.view.iter().flat_map(|v| [&v.ready_read, &v.ready_write, &v.active, &v.stale, &v.hold]);
-        for word in [&self.gate.writers, &self.gate.users, &self.gate.away, &self.blocks].into_iter().chain(views) {
+        self.gate.reset();
+        for word in [&self.blocks].into_iter().chain(views) {
             word.store(0, Ordering::Relaxed);
         }
     }
@@ -410,8 +370,7 @@ impl Segment {
     /// Marks what a failed launch would have written. The gate stays up until it is healed.
     pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error) {
         let gate = &self.rec().gate;
-        gate.writers.fetch_add(1, Ordering::AcqRel);
-        gate.users.fetch_add(1, Ordering::AcqRel);
+        gate.raise(true);
         self.taints.lock().push(Taint { bytes, error });
     }
 
@@ -426,12 +385,10 @@ impl Segment {
         *taints = left;
         let gate = &self.rec().gate;
         for _ in taints.len()..before {
-            gate.writers.fetch_sub(1, Ordering::AcqRel);
-            gate.users.fetch_sub(1, Ordering::AcqRel);
+            gate.lower(true);
         }
         for _ in before..taints.len() {
-            gate.writers.fetch_add(1, Ordering::AcqRel);
-            gate.users.fetch_add(1, Ordering::AcqRel);
+            gate.raise(true);
         }
     }
 
