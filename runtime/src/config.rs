@@ -11,7 +11,10 @@ pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, Strin
         Ok(v) => parse(&v).map(Some).map_err(|problem| Error::Environment { name, value: v, problem }),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(v)) => {
-            Err(Error::Environment { name, value: v.to_string_lossy().into_owned(), problem: "not UTF-8".into() })
+            let value = v.to_string_lossy().into_owned();
+            // What is valid is said here, too.
+            let problem = parse(&value).err().map_or("not UTF-8".into(), |p| format!("not UTF-8; {p}"));
+            Err(Error::Environment { name, value, problem })
         }
     }
 }
