@@ -8,6 +8,8 @@
 #define NO_COLUMN 5
 #define TOO_FEW_SUMS 6
 #define TOO_LONG 7
+#define NO_ELEMENT 8
+#define NO_BIN 9
 
 #define part_len(group, chunk, len) (part_end(group, chunk, len) - part_start(group, chunk, len))
 

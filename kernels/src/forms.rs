@@ -16,6 +16,8 @@ const COMPLAINTS: &[&str] = &[
     "column {0} of {1}",
     "fewer partial sums ({0}) than reduce_sum_len gives",
     "{0} elements of {1} bytes are too many for one launch",
+    "element {0} of {1}",
+    "value {0}, and there are {1} bins",
 ];
 
 /// The kernel with its SPIR-V form.

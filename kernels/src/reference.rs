@@ -3,6 +3,12 @@
 //! Nothing here is fast. Sums are carried in `f64`, in the order of the elements. A function panics where a launch of the kernel
 //! of the same name fails.
 
+mod dense;
+mod discrete;
+
+pub use dense::{matmul, nbody_step};
+pub use discrete::{bfs_step, gather, histogram, scan};
+
 use crate::Gaussian;
 
 /// `y[i] += a · x[i]`, as [`saxpy`](crate::saxpy).

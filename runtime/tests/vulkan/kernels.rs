@@ -9,7 +9,7 @@ use crate::common::{MIB, limit};
 use crate::random::Random;
 use crate::runtimes;
 
-fn about(chunk: usize) -> [usize; 6] {
+pub(crate) fn about(chunk: usize) -> [usize; 6] {
     [1, 7, chunk - 1, chunk, chunk + 1, 3 * chunk - 5]
 }
 

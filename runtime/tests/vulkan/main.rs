@@ -4,6 +4,7 @@
 //! the tests say so and pass, unless `STERNA_REQUIRE` names `vulkan`.
 #![cfg(feature = "vulkan")]
 
+mod algorithms;
 #[path = "../common/mod.rs"]
 mod common;
 mod descriptors;
