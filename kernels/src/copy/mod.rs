@@ -39,7 +39,6 @@ pub fn copy<T: Pod + Send + Sync>() -> Kernel<(Each<T>, EachOut<T>)> {
 /// assert_eq!(reference::gather(&[2, 0, 2], &[10, 20, 30]), [30, 10, 30]);
 /// ```
 #[must_use]
-#[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn gather<T: Pod + Send + Sync>() -> Kernel<(Each<u32>, Whole<T>, EachOut<T>)> {
     let chunk = fill_chunk::<T>();
     let kernel = Kernel::new("gather", (), (each(chunk), whole(), each_out(chunk)), gather_body);

@@ -35,7 +35,6 @@ struct Sizes {
 /// # Panics
 /// If `inner` or `columns` is 0 or does not fit 32 bits.
 #[must_use]
-#[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn matmul(inner: usize, columns: usize) -> Kernel<(Each<f32>, Whole<f32>, EachOut<f32>)> {
     let value = Sizes { inner: plane_width(inner), columns: plane_width(columns) };
     let params = (rows(inner, MATMUL_ROWS), whole(), rows_out(columns, MATMUL_ROWS));

@@ -23,7 +23,6 @@ use crate::forms::spirv;
 /// assert_eq!(reference::scan(&[3, 0, u32::MAX, 5]), [3, 3, 2, 7]);
 /// ```
 #[must_use]
-#[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 pub fn scan() -> Kernel<(Each<u32>, EachOut<u32>, EachOut<u32>)> {
     spirv!(Kernel::new("scan", (), (each(REDUCE_CHUNK), each_out(REDUCE_CHUNK), each_out(1)), within), "scan")
 }
