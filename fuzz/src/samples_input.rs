@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use sterna_samples::graph::Graph;
-use sterna_samples::{size, sky};
+use sterna_samples::sky;
 
 /// Gives the bytes to a parser.
 ///
@@ -24,8 +24,11 @@ pub fn run(data: &[u8]) {
             }
         }
         _ => {
-            if let Some(n) = std::str::from_utf8(data).ok().and_then(|text| refusal(size::bytes(text))) {
-                assert_eq!(size::bytes(&n.to_string()).expect("a plain number"), n);
+            if let Some(n) = std::str::from_utf8(data)
+                .ok()
+                .and_then(|text| refusal(sterna::parse_bytes(text).map_err(anyhow::Error::msg)))
+            {
+                assert_eq!(sterna::parse_bytes(&n.to_string()).expect("a plain number"), n);
             }
         }
     }

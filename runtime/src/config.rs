@@ -19,8 +19,17 @@ pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, Strin
     }
 }
 
-/// A number of bytes: digits and an optional unit `KiB`, `MiB`, `GiB`, `TiB` or `B`.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+/// Reads a number of bytes as the environment's variables spell it: digits and an optional unit `KiB`, `MiB`, `GiB`, `TiB` or `B`.
+/// For command lines; [`human`](crate::human) is the other way about.
+///
+/// # Errors
+/// What was expected, for anything else, for zero, and for what does not fit 64 bits.
+///
+/// ```
+/// assert_eq!(sterna::parse_bytes("64MiB"), Ok(64 << 20));
+/// assert!(sterna::parse_bytes("a lot").unwrap_err().contains("512MiB"));
+/// ```
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let shift = match unit.trim() {
@@ -54,11 +63,11 @@ mod tests {
 
     #[test]
     fn sizes() {
-        assert_eq!(bytes("64KiB"), Ok(65536));
-        assert_eq!(bytes("2 GiB"), Ok(2 << 30));
-        assert_eq!(bytes("7"), Ok(7));
+        assert_eq!(parse_bytes("64KiB"), Ok(65536));
+        assert_eq!(parse_bytes("2 GiB"), Ok(2 << 30));
+        assert_eq!(parse_bytes("7"), Ok(7));
         for bad in ["", "0", "MiB", "64 kb", "-1", "99999999999TiB", "1.5GiB"] {
-            assert!(bytes(bad).is_err(), "{bad}");
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 
@@ -73,7 +82,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in ".{0,24}") {
-            let _ = (bytes(&text), count(&text));
+            let _ = (parse_bytes(&text), count(&text));
         }
     }
 }

@@ -84,6 +84,7 @@ pub use sterna_kernels as kernels;
 #[cfg(feature = "vulkan")]
 pub use sterna_vulkan as vulkan;
 
+pub use config::parse_bytes;
 pub use device::Device;
 pub use error::Error;
 pub use guard::{HostMut, HostRef};

@@ -126,7 +126,7 @@ impl Builder {
             some => some,
         };
         let memory = match self.memory {
-            None => config::var("STERNA_DEVICE_MEMORY", config::bytes)?,
+            None => config::var("STERNA_DEVICE_MEMORY", config::parse_bytes)?,
             some => some,
         };
         let policy = match self.policy {

@@ -25,7 +25,6 @@ pub mod picture;
 pub mod places;
 pub mod progress;
 pub mod report;
-pub mod size;
 pub mod sky;
 pub mod stars;
 pub mod tour;

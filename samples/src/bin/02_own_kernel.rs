@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use sterna_samples::{devices, fractal, picture, report, size};
+use sterna_samples::{devices, fractal, picture, report};
 
 /// Draws the Mandelbrot set with kernels of one's own, and checks every pixel.
 #[derive(Parser)]
@@ -20,7 +20,7 @@ struct Options {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=4096))]
     limit: u32,
     /// Device memory, such as 64MiB
-    #[arg(long, value_parser = size::bytes)]
+    #[arg(long, value_parser = sterna::parse_bytes)]
     memory: Option<u64>,
     /// Folder for fractal.png, made if it does not exist
     #[arg(long, default_value = "out")]

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use sterna_samples::graph::Graph;
-use sterna_samples::{devices, pagerank, report, size};
+use sterna_samples::{devices, pagerank, report};
 
 /// Ranks Debian packages, or the nodes of any graph, by PageRank, and checks the ranks.
 #[derive(Parser)]
@@ -19,7 +19,7 @@ struct Options {
     #[arg(long)]
     graph: Option<PathBuf>,
     /// Device memory, such as 2MiB
-    #[arg(long, value_parser = size::bytes)]
+    #[arg(long, value_parser = sterna::parse_bytes)]
     memory: Option<u64>,
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use sterna_samples::{devices, picture, report, size, sky};
+use sterna_samples::{devices, picture, report, sky};
 
 /// Finds the stars and galaxies of a picture, circles them, and checks each.
 #[derive(Parser)]
@@ -20,7 +20,7 @@ struct Options {
     #[arg(long, default_value_t = 1.5, value_parser = sigma)]
     sigma: f32,
     /// Device memory, such as 8MiB
-    #[arg(long, value_parser = size::bytes)]
+    #[arg(long, value_parser = sterna::parse_bytes)]
     memory: Option<u64>,
     /// Folder for hubble.png, made if it does not exist
     #[arg(long, default_value = "out")]

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use clap::Parser;
 use sterna::human;
-use sterna_samples::{devices, heat, picture, report, size};
+use sterna_samples::{devices, heat, picture, report};
 
 /// Lets heat flow on a plate that is larger than the device's memory, and checks the temperatures.
 #[derive(Parser)]
 struct Options {
     /// Device memory; the data are four times as large. Default: STERNA_DEVICE_MEMORY, or 64MiB
-    #[arg(long, value_parser = size::bytes)]
+    #[arg(long, value_parser = sterna::parse_bytes)]
     memory: Option<u64>,
     /// Steps of heat flow
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
