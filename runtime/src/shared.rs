@@ -330,7 +330,7 @@ impl Core {
 
     /// Brings bytes home and keeps them there.
     fn pin(&self, bytes: &Range<u64>, write: bool) -> Result<Pin, Error> {
-        Pin::new(&mut Free::at_entry(), &self.seg, &self.seg.pages_of(bytes), self.way_home(write))
+        Pin::long(&mut Free::at_entry(), &self.seg, &self.seg.pages_of(bytes), self.way_home(write))
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) struct Counters {
     moved_in: [AtomicU64; Cause::ALL.len()],
     moved_out: [AtomicU64; Cause::ALL.len()],
     pub(crate) mapped_remote: AtomicU64,
+    pub(crate) shown: AtomicU64,
     pub(crate) host_faults: AtomicU64,
     pub(crate) device_faults: AtomicU64,
     pub(crate) evictions: AtomicU64,
@@ -72,6 +73,7 @@ impl Counters {
     pub(crate) fn reset(&self) {
         let single = [
             &self.mapped_remote,
+            &self.shown,
             &self.host_faults,
             &self.device_faults,
             &self.evictions,
@@ -92,6 +94,7 @@ impl Counters {
             to_device: by_cause(&self.moved_in),
             to_host: by_cause(&self.moved_out),
             mapped_remote: get(&self.mapped_remote),
+            shown: get(&self.shown),
             host_faults: get(&self.host_faults),
             device_faults: get(&self.device_faults),
             evictions: get(&self.evictions),
@@ -140,6 +143,9 @@ pub struct DeviceStats {
     pub to_host: Bytes,
     /// Bytes of host pages that it was given entries for, without copying.
     pub mapped_remote: u64,
+    /// Bytes of its memory that the host was given to use in place; once mapped, they are used without a fault. Coherent devices
+    /// only.
+    pub shown: u64,
     /// Faults of the host on pages that it had.
     pub host_faults: u64,
     /// Faults of its kernels.
@@ -224,6 +230,9 @@ impl fmt::Display for Stats {
             }
             if d.mapped_remote > 0 {
                 write!(f, "\n  {} used in place", human(d.mapped_remote))?;
+            }
+            if d.shown > 0 {
+                write!(f, "\n  {} of its memory used by the host in place", human(d.shown))?;
             }
             writeln!(f)?;
         }

@@ -36,7 +36,7 @@ use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::{Kind, Segment};
 use super::space::Space;
-use super::{exclusive, prot, segment};
+use super::{exclusive, host::coherent, pin, prot, segment};
 use super::{fork, hold};
 use crate::Error;
 use crate::policy::Place;
@@ -193,7 +193,8 @@ impl Attached {
         let flags = |(before, after): (&Pfn, Pfn)| {
             let mut f = MigrateFlags::empty();
             f.set(MigrateFlags::VALID, before.is_valid());
-            let there = after.flags().contains(PfnFlags::DEVICE_PRIVATE);
+            let local = !after.flags().contains(PfnFlags::REMOTE);
+            let there = local && after.flags().intersects(PfnFlags::DEVICE_PRIVATE | PfnFlags::DEVICE_COHERENT);
             f.set(MigrateFlags::MIGRATE | MigrateFlags::DEVICE, there);
             f.set(MigrateFlags::WRITE, there && after.is_writable());
             f
@@ -236,8 +237,7 @@ impl Attached {
     /// [`Invalid`](Error::Invalid) for pages that do not exist; a device that fails.
     pub fn migrate_home(&self, pages: &Pages) -> Result<Migration, Error> {
         let mut free = Free::at_entry();
-        let slot = self.mirror.slot();
-        let home = Home::off(slot, true);
+        let home = Home::off(self.mirror.slot(), true);
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
             let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;
@@ -248,7 +248,7 @@ impl Attached {
     }
 
     /// Every page as this device sees it, without changing anything (`hmm_range_fault` with no request): memory of its own, the
-    /// host's pages, and for what only another device's private memory has, *none*.
+    /// host's pages, another coherent device's memory, and for what only another device's private memory has, *none*.
     ///
     /// # Errors
     /// [`Invalid`](Error::Invalid) for a range that is empty or outside the arena; [`Busy`](Error::Busy) when pages were on
@@ -304,7 +304,16 @@ impl Attached {
         let write = |may: bool| if may && !body.readonly.has(p) { PfnFlags::WRITE } else { PfnFlags::empty() };
         if dev.valid.has(p) {
             let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
-            return Pfn::new(frame, PfnFlags::VALID | PfnFlags::DEVICE_PRIVATE | write(dev.dirty.has(p)));
+            let (owned, coherent) = (dev.dirty.has(p), self.mirror.pods().is_coherent());
+            // A copy beside the host's is no memory that the host uses.
+            let whose = if owned && coherent { PfnFlags::DEVICE_COHERENT } else { PfnFlags::DEVICE_PRIVATE };
+            return Pfn::new(frame, PfnFlags::VALID | whose | write(owned));
+        }
+        if let Some(other) = coherent::owner(self.space(), body, p)
+            && !body.exclusive(Some(slot)).has(p)
+        {
+            let whose = PfnFlags::DEVICE_COHERENT | PfnFlags::REMOTE;
+            return Pfn::new(coherent::frame(self.space(), body, other, p), PfnFlags::VALID | whose | write(true));
         }
         if body.gone.has(p) || holes.has(p) || body.unread.has(p) || body.exclusive(Some(slot)).has(p) {
             return Pfn::NONE;
@@ -370,7 +379,7 @@ impl Attached {
     /// Brings everything home that the device has, and frees all its frames. Launches that have not ended go first.
     ///
     /// # Errors
-    /// A device that fails.
+    /// [`Pinned`](Error::Pinned) where a short pin keeps pages there for more than a second; a device that fails.
     pub fn release_memory(&self) -> Result<(), Error> {
         fork::check()?;
         let mut free = Free::at_entry();
@@ -378,8 +387,8 @@ impl Attached {
             l.wait(&mut free, None);
         }
         self.mirror.reap();
-        let slot = self.mirror.slot();
-        let home = Home::off(slot, true);
+        let home = Home::off(self.mirror.slot(), true);
+        let mut since = Instant::now();
         loop {
             let first = self.mirror.order.lock().0.first().copied();
             let Some((_, id)) = first else { return Ok(()) };
@@ -388,7 +397,13 @@ impl Attached {
                 continue;
             };
             let first = id.first_page().0;
-            migrate::bring_home(&mut free, &seg, &Pages(first..first + PAGES_PER_BLOCK as u64), home, Cause::Eviction)?;
+            let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
+            let done = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Eviction)?;
+            if !done.pinned || done.released > 0 {
+                since = Instant::now();
+            } else if since.elapsed() > pin::BUDGET {
+                return Err(Error::Pinned);
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 //! | not `gone`, `revoked` | `valid`, not `dirty`, on any number | replicas: equal bytes everywhere, the host faults first |
 //! | not `gone`, `duplicated` | `valid`, not `dirty`, on any number | the same, and the host may load: a store faults first |
 //! | `gone`, `revoked` | `valid` and `dirty` on exactly one | the device's alone |
+//! | the same, and `shown` | the same, on a coherent device | the device's, and the host uses it there |
 //! | `lost` | none | the only copy died with its device |
 //!
 //! `busy` lies over any of them between *unmap* and *commit*: the page may be neither mapped, moved nor unmapped by anyone but
@@ -20,7 +21,7 @@
 //! no replica left) · `valid ⇒ (revoked ∨ duplicated) ∧ no alias` (mechanism *none* excepted: there
 //! the gate stands in for the missing fault, and `revoked` is not used) · `writable ⇒ mapped` · `mapped` on a page that is
 //! neither `valid` nor `alias`, or `writable` on a page that is `valid` and not `dirty`, is *stale*: removed or refreshed before the
-//! next launch that could use it.
+//! next launch that could use it · `shown ⇒ framed ⇒ dirty` on a coherent device.
 //!
 //! **Who may change them.** Whoever holds the block's lock; masks of a device (`dev[d]`) and its `ready` words need that
 //! device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
@@ -92,8 +93,14 @@ pub(crate) struct Body {
     pub(crate) lost: Mask,
     /// No storage behind these pages (exact only while `missing`).
     pub(crate) hole: Mask,
-    /// Pages that a `host` or `host_mut` guard, or a pin, keeps at home.
+    /// Pages that a `host` or `host_mut` guard, or a long pin, keeps at home.
     pub(crate) pinned: Mask,
+    /// Pages that a short pin keeps where they are: at home, or in the memory of a coherent device.
+    pub(crate) held: Mask,
+    /// The window's mapping is of the memory of the coherent device that alone has these pages (see `host/coherent`).
+    pub(crate) framed: Mask,
+    /// … and lets the program in.
+    pub(crate) shown: Mask,
     /// Pages that were unmapped from the segment.
     pub(crate) unmapped: Mask,
     /// Pages that may not be read; includes `unmapped`.
@@ -115,6 +122,10 @@ pub(crate) struct Body {
     pub(crate) full: bool,
     /// The storage is one huge folio, as far as is known.
     pub(crate) huge: bool,
+    /// Some page was framed.
+    pub(crate) was_framed: bool,
+    /// Mappings that the framed pages are in.
+    pub(crate) mappings: u16,
     /// How often pages left for a device, up to 255.
     pub(crate) moves: u8,
     /// Decided beforehand: the host's loads leave devices their replicas.
@@ -245,6 +256,11 @@ impl Body {
         if access.writes() { self.readonly } else { self.unreadable }
     }
 
+    /// Pages that may not come to device `slot`: a guard or a long pin keeps them at home, or a short one elsewhere.
+    pub(crate) fn kept_from(&self, slot: usize) -> Mask {
+        self.pinned | (self.held & !self.dev[slot].dirty)
+    }
+
     /// Pages that some device has to itself, less those of device `except`.
     pub(crate) fn exclusive(&self, except: Option<usize>) -> Mask {
         self.devices().filter(|d| Some(*d) != except).fold(Mask::EMPTY, |m, d| m | self.dev[d].atomic)
@@ -272,6 +288,9 @@ impl Body {
         let more = [
             &mut self.hole,
             &mut self.pinned,
+            &mut self.held,
+            &mut self.framed,
+            &mut self.shown,
             &mut self.unread,
             &mut self.lent,
             &mut self.unmapped,
@@ -281,8 +300,8 @@ impl Body {
         for mask in masks.into_iter().chain(more) {
             *mask = Mask::EMPTY;
         }
-        (self.arrived, self.side, self.slice, self.moves, self.known) = (0, 0, 0, 0, 0);
-        (self.missing, self.full, self.huge) = (false, false, false);
+        (self.arrived, self.side, self.slice, self.moves, self.known, self.mappings) = (0, 0, 0, 0, 0, 0);
+        (self.missing, self.full, self.huge, self.was_framed) = (false, false, false, false);
         (self.read_mostly, self.stores_watched, self.collapses, self.in_place) = (false, false, 0, 0);
         (self.host_grow, self.device_grow) = (Grow::default(), Grow::default());
     }
@@ -332,6 +351,8 @@ impl Body {
         )?;
         claim(!self.unread.meets(valid | alias | self.gone), "somebody has bytes that were never fetched")?;
         claim(!self.lent.meets(dirty), "a device may write what a copy has yet to fetch")?;
+        claim(dirty.covers(self.framed), "the window shows a frame that is not the page's")?;
+        claim((self.framed & self.revoked).covers(self.shown), "in use in place without a mapping")?;
         if faults {
             claim(self.revoked.covers(self.gone), "gone but mapped")?;
             claim((self.revoked | self.duplicated).covers(valid), "replica beside a host mapping")?;

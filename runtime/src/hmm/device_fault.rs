@@ -219,8 +219,8 @@ fn tell(space: &Space, free: &mut Free, r: &Request) {
     let p = page.in_block();
     let why = {
         let body = seg.claim(page.block()).lock(free);
-        if body.pinned.has(p) {
-            "a host guard keeps it at home and the device cannot use it there: drop the guard"
+        if body.kept_from(r.slot).has(p) {
+            "a host guard or a pin keeps it where the device cannot use it: drop that"
         } else if body.busy.has(p) {
             "it is being moved"
         } else if body.denied(r.access).has(p) {

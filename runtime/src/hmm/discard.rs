@@ -100,6 +100,8 @@ fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<
             punch(seg, first + r.start as u64..first + r.end as u64)?;
         }
         let mut body = block.lock(free);
+        // The storage is the page from here on, and reads as zeros; the frames are free next.
+        space.host.unframe(space, (s.block, block), &mut body, s.mask);
         for m in &devices {
             let slot = m.slot();
             #[cfg(feature = "planted")]

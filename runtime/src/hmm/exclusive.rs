@@ -65,10 +65,19 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
         let device = mirror.device().info().id.clone();
         return Err(Error::OutOfDeviceMemory { device, requested: run.bytes(), in_use: m.in_use, budget: m.budget });
     }
+    let space = seg.space();
     for (id, mask) in run.blocks() {
-        let mut body = seg.claim(id).lock(free);
-        let mine = body.dev[mirror.slot()].owned() & mask & !body.busy;
+        let lease = Lease::take(free, seg, id, mask);
+        if space.block(id).lock(free).held.meets(mask) {
+            return Err(Error::Pinned);
+        }
+        // The host's next touch has to be noticed.
+        space.host.hide(space, free, &[Span { block: id, mask: lease.span.mask }])?;
+        let mut body = space.block(id).lock(free);
+        let mine = body.dev[mirror.slot()].owned() & mask;
         body.dev[mirror.slot()].atomic |= mine;
+        drop(body);
+        drop(lease);
     }
     Ok(())
 }
@@ -83,7 +92,7 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         let mask = lease.span.mask;
         {
             let body = space.block(id).lock(free);
-            if body.pinned.meets(mask) {
+            if (body.pinned | body.held).meets(mask) {
                 return Err(Error::Pinned);
             }
             if body.denied(Access::ReadWrite).meets(mask) || (body.gone | body.replicated() | body.lost).meets(mask) {

@@ -17,9 +17,11 @@ use std::sync::{Arc, Once, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use sterna_hal::Access;
 
+use super::host::coherent::places;
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::os;
+use super::pin::Pin;
 use super::segment::Segment;
 use super::source;
 use super::space::Space;
@@ -112,14 +114,18 @@ fn make(kept: &Kept) -> Option<Made> {
         let home = Home { map: false, ..Home::SHARED };
         migrate::bring_home(&mut free, &seg, &pages, home, Cause::HostAccess).ok()?.complete(&seg, &pages).ok()?;
     }
+    let _kept = space.has_coherent().then(|| Pin::hold(&mut free, &seg, &pages));
     let copy = os::private_memory(bytes).ok()?;
     for (id, mask) in pages.blocks() {
-        for (run, from) in space.block(id).pieces(id, mask) {
+        let block = space.block(id);
+        let found = places(space, (id, block), &block.lock(&mut free), mask);
+        for piece in found {
+            let (run, from) = (piece.pages, piece.offset);
             let to = copy + (id.first_page().0 + run.start as u64 - pages.0.start) as usize * super::PAGE as usize;
-            for data in os::extents(space.raw_fd(), from..from + run.len() as u64 * super::PAGE) {
+            for data in os::extents(piece.fd, from..from + run.len() as u64 * super::PAGE) {
                 let skip = (data.start - from) as usize;
                 // SAFETY: private memory made just now, as long as the pages.
-                if unsafe { os::read_at(space.raw_fd(), std::ptr::without_provenance_mut(to + skip), data) }.is_err() {
+                if unsafe { os::read_at(piece.fd, std::ptr::without_provenance_mut(to + skip), data) }.is_err() {
                     // SAFETY: as above, and nobody knows of it.
                     unsafe { os::unmap(copy, bytes) };
                     return None;

@@ -231,6 +231,9 @@ impl DeviceMirror {
         let s = &space.slots[slot];
         s.grain.store(caps.grain, Ordering::Relaxed);
         s.frames.store(device.frames_base().map_or(ptr::null_mut(), ptr::NonNull::as_ptr), Ordering::Release);
+        // Without faults nothing would stop the host's stores to a page that leaves the device.
+        let file = device.frames_file().filter(|_| caps.coherent && space.host.faults() && device.frames_base().is_some());
+        s.frames_fd.store(file.unwrap_or(-1), Ordering::Release);
         let this = Arc::new(Self {
             space,
             slot,
@@ -653,6 +656,7 @@ impl DeviceMirror {
                     dev.alias = Mask::EMPTY;
                     dev.leaving = Mask::EMPTY;
                     dev.atomic = Mask::EMPTY;
+                    self.space.host.forsake(self.space, (id, block), body, gone);
                     body.lost |= gone;
                     lost.push(Span { block: id, mask: gone });
                 });

@@ -97,7 +97,8 @@ impl Pfn {
         (self.0 >> ORDER_SHIFT & ORDER_BITS) as u32
     }
 
-    /// The frame: a page of the arena's storage (offset / 4 KiB), or with `DEVICE_PRIVATE` a page of the device's memory.
+    /// The frame: a page of the arena's storage (offset / 4 KiB), or with `DEVICE_PRIVATE` or `DEVICE_COHERENT` a page of the
+    /// device's memory.
     #[must_use]
     pub fn frame(self) -> Option<u64> {
         self.is_valid().then_some(self.0 >> SHIFT)

@@ -1,13 +1,19 @@
 //! Pins: pages that stay at home, for system calls and everything else that no fault serves.
 //!
-//! **Guarantee.** While a [`Pin`] lives its pages are at home, mapped, and refused by every migration; devices that can use them
-//! there do. Pins of the same pages count.
+//! **Guarantee.** While a [`Pin`] lives its pages are mapped, and refused by every migration. With a long pin, and with a guard of
+//! the program's, they are at home, and devices that can use them there do. With a short one pages that a coherent device alone
+//! has are used in its memory, and every other page is at home. Pins of the same pages count.
+//!
+//! **Who needs pages elsewhere** waits for a short pin for up to a second, then fails with [`Pinned`](Error::Pinned): another
+//! device's launch, a long pin. Faults wait for as long as it takes. Eviction passes such pages over.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sterna_hal::Access;
 
 use super::addr::Pages;
+use super::host::coherent::resident;
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::prot;
@@ -25,24 +31,84 @@ pub enum PinKind {
     Long,
 }
 
-/// Pages that stay at home until this is dropped.
+/// How long another's short pin is waited for.
+pub(crate) const BUDGET: Duration = Duration::from_millis(1000);
+
+/// Pages that stay where they are until this is dropped.
 #[derive(Debug)]
 pub struct Pin {
-    parts: Vec<(Arc<Segment>, Pages)>,
+    parts: Vec<(Arc<Segment>, Pages, PinKind)>,
 }
 
 impl Pin {
     /// Brings pages of one segment home as `home` says, and keeps them. Waits for pages that are being moved.
-    pub(crate) fn new(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home) -> Result<Self, Error> {
-        let this = Self { parts: vec![(Arc::clone(seg), pages.clone())] };
-        // Pinned first: what comes home from here on stays. What was on its way out before has to arrive to be fetched.
-        seg.pins.lock().push(pages.clone());
-        seg.apply_pins(free, pages);
-        migrate::wait_arrived(free, seg, pages);
-        migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?.complete(seg, pages)?;
+    pub(crate) fn long(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home) -> Result<Self, Error> {
+        let this = Self::mark(free, seg, pages, PinKind::Long);
+        let start = Instant::now();
+        #[cfg(feature = "planted")]
+        let home = Home { keep: super::planted::on(&super::planted::LONG_PIN_IN_PLACE), ..home };
+        loop {
+            let moved = migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
+            if !moved.pinned {
+                moved.complete(seg, pages)?;
+                break;
+            }
+            if start.elapsed() > BUDGET {
+                return Err(Error::Pinned);
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
         seg.space().host.map(seg.space(), pages);
         Ok(this)
     }
+
+    /// Keeps pages of one segment where the host can use them: in the memory of a coherent device, or at home.
+    fn short(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Self, Error> {
+        let this = Self::mark(free, seg, pages, PinKind::Short);
+        let home = Home { keep: true, ..Home::EXCLUSIVE };
+        migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
+        if show(free, seg, pages) {
+            seg.space().host.map(seg.space(), pages);
+            return Ok(this);
+        }
+        drop(this);
+        Self::long(free, seg, pages, Home::EXCLUSIVE)
+    }
+
+    /// Keeps pages where they are, wherever that is.
+    pub(crate) fn hold(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
+        Self::mark(free, seg, pages, PinKind::Short)
+    }
+
+    /// Has pages stay where they are from here on. What was on its way before has arrived.
+    fn mark(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, kind: PinKind) -> Self {
+        let this = Self { parts: vec![(Arc::clone(seg), pages.clone(), kind)] };
+        seg.pins.lock().push((pages.clone(), kind));
+        seg.apply_pins(free, pages);
+        migrate::wait_arrived(free, seg, pages);
+        this
+    }
+}
+
+/// Maps pages that coherent devices have, and that stay there; false if there is no mapping for all of them.
+fn show(free: &mut Free, seg: &Segment, pages: &Pages) -> bool {
+    let space = seg.space();
+    for (id, mask) in pages.blocks() {
+        let block = seg.claim(id);
+        loop {
+            let mut body = block.lock(free);
+            let hidden = mask & resident(space, &body) & !body.shown & !body.unreadable;
+            let Some(r) = hidden.runs().next() else { break };
+            if body.busy.has(r.start) {
+                let epoch = block.epoch();
+                drop(body);
+                block.wait_epoch(epoch, Some(Duration::from_millis(10)));
+            } else if space.host.show(space, (id, block), &mut body, r.start).is_none() {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 impl Drop for Pin {
@@ -50,9 +116,9 @@ impl Drop for Pin {
         if crate::hmm::fork::forked() {
             return;
         }
-        for (seg, pages) in std::mem::take(&mut self.parts) {
+        for (seg, pages, kind) in std::mem::take(&mut self.parts) {
             let mut pins = seg.pins.lock();
-            if let Some(i) = pins.iter().position(|p| *p == pages) {
+            if let Some(i) = pins.iter().position(|p| (&p.0, p.1) == (&pages, kind)) {
                 pins.swap_remove(i);
             }
             drop(pins);
@@ -67,17 +133,20 @@ impl Space {
     ///
     /// # Errors
     /// [`Fault`](Error::Fault) for pages that do not exist or may not be read, [`Permission`](Error::Permission) for those that may
-    /// not be written; [`Lost`](Error::Lost); a device that fails. Nothing is pinned then.
+    /// not be written; [`Lost`](Error::Lost); [`Pinned`](Error::Pinned) where a short pin keeps pages on a device that a long one
+    /// wants at home, for more than a second; a device that fails. Nothing is pinned then.
     #[doc(alias = "get_user_pages")]
     #[doc(alias = "pin_user_pages")]
     pub fn pin(&'static self, pages: &Pages, kind: PinKind, write: bool) -> Result<Pin, Error> {
         super::fork::check()?;
         let mut free = Free::at_entry();
         let mut all = Pin { parts: Vec::new() };
-        let _ = kind; // no device's memory is used in place so far
         for (seg, part) in self.segments_in(pages)? {
             prot::allowed(&mut free, &seg, &part, if write { Access::ReadWrite } else { Access::Read })?;
-            let mut pin = Pin::new(&mut free, &seg, &part, Home::EXCLUSIVE)?;
+            let mut pin = match kind {
+                PinKind::Short => Pin::short(&mut free, &seg, &part)?,
+                PinKind::Long => Pin::long(&mut free, &seg, &part, Home::EXCLUSIVE)?,
+            };
             all.parts.append(&mut pin.parts);
         }
         Ok(all)

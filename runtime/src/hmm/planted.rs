@@ -56,6 +56,13 @@ pub static PINS_IGNORED: AtomicBool = AtomicBool::new(false);
 /// A move takes pages that another device alone has.
 pub static FOREIGN_STOLEN: AtomicBool = AtomicBool::new(false);
 
+/// A page leaves a coherent device while the window still shows it there.
+pub static FRAMES_NOT_HIDDEN: AtomicBool = AtomicBool::new(false);
+/// The window goes on naming a device's frame that is somebody else's next.
+pub static FRAMES_LEFT_MAPPED: AtomicBool = AtomicBool::new(false);
+/// A long pin leaves pages in a coherent device's memory.
+pub static LONG_PIN_IN_PLACE: AtomicBool = AtomicBool::new(false);
+
 /// A defect by its name, for tests that run others in processes of their own.
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static AtomicBool> {
@@ -75,6 +82,9 @@ pub fn by_name(name: &str) -> Option<&'static AtomicBool> {
         "FORK_WITHOUT_HOME" => &FORK_WITHOUT_HOME,
         "PINS_IGNORED" => &PINS_IGNORED,
         "FOREIGN_STOLEN" => &FOREIGN_STOLEN,
+        "FRAMES_NOT_HIDDEN" => &FRAMES_NOT_HIDDEN,
+        "FRAMES_LEFT_MAPPED" => &FRAMES_LEFT_MAPPED,
+        "LONG_PIN_IN_PLACE" => &LONG_PIN_IN_PLACE,
         _ => return None,
     })
 }

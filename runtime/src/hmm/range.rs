@@ -257,7 +257,7 @@ pub(crate) fn populate_within(
             // A guard keeps pages at home: the device uses those there.
             let mut pinned = Vec::new();
             for (block, mask) in pages.widened(per).blocks() {
-                let mask = mask & pinned_pages(free, seg, block);
+                let mask = mask & kept_pages(free, seg, block, mirror.slot());
                 pinned.push(Span { block, mask });
             }
             for run in runs_of(&pinned) {
@@ -266,7 +266,15 @@ pub(crate) fn populate_within(
             }
         }
         if moved.foreign {
-            migrate::bring_home(free, seg, &pages.widened(per), Home { map: false, ..Home::SHARED }, want.cause)?;
+            let home = Home { map: false, ..Home::SHARED };
+            if !migrate::bring_home(free, seg, &pages.widened(per), home, want.cause)?.pinned {
+                continue;
+            }
+            // A short pin keeps a page on a coherent device, for one operation.
+            if since.elapsed() > BUDGET {
+                return Err(Error::Pinned);
+            }
+            std::thread::sleep(Duration::from_micros(100));
         } else if let Some(blocked) = moved.blocked {
             if let Some(budget) = budget.filter(|b| since.elapsed() >= *b) {
                 return Err(Error::Busy { budget });
@@ -300,14 +308,14 @@ fn held_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pag
     let mut spans = Vec::new();
     for (block, mask) in pages.blocks() {
         let body = seg.claim(block).lock(free);
-        spans.push(Span { block, mask: mask & body.dev[mirror.slot()].valid & !body.pinned });
+        spans.push(Span { block, mask: mask & body.dev[mirror.slot()].valid & !body.kept_from(mirror.slot()) });
     }
     runs_of(&spans)
 }
 
-/// The pages of a block that a guard keeps at home.
-fn pinned_pages(free: &mut Free, seg: &Segment, id: BlockId) -> Mask {
-    seg.claim(id).lock(free).pinned
+/// The pages of a block that a guard or a pin keeps from device `slot`.
+fn kept_pages(free: &mut Free, seg: &Segment, id: BlockId, slot: usize) -> Mask {
+    seg.claim(id).lock(free).kept_from(slot)
 }
 
 /// Lets a device use pages where they are: entries that name host storage, for every page that it does not hold itself. Copies
@@ -327,7 +335,7 @@ pub(crate) fn map_remote(
         let dev = &body.dev[slot];
         let ready = dev.mapped & !dev.leaving & dev.alias & if access.writes() { dev.writable } else { Mask::FULL };
         // What it holds it uses there, unless a guard wants it at home.
-        (want & !ready & !(dev.valid & !body.pinned)).widened(per)
+        (want & !ready & !(dev.valid & !body.kept_from(slot))).widened(per)
     };
     let deadline = Instant::now() + BUDGET;
     loop {

@@ -107,10 +107,11 @@ type At = (BlockId, usize);
 fn exchange(free: &mut Free, seg: &Arc<Segment>, from: At, to: At, runs: &[Pages; 2], keep_old: bool) -> Result<(), Error> {
     let space = seg.space();
     let leases = both(free, seg, from, to);
-    if space.block(from.0).lock(free).pinned.meets(mask_of(from.1))
-        || space.block(to.0).lock(free).pinned.meets(mask_of(to.1))
-    {
-        return Err(Error::Pinned);
+    for at in [from, to] {
+        let body = space.block(at.0).lock(free);
+        if (body.pinned | body.held).meets(mask_of(at.1)) {
+            return Err(Error::Pinned);
+        }
     }
     let window = space.window(free, Action::Invalidate, runs)?;
     seg.note_altered();
@@ -174,6 +175,8 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
         storage,
         devices: Vec::new(),
     };
+    // Both places were mapped anew; at the new one a touch shows what is a coherent device's.
+    space.host.forget_frames(space, body, mask);
     for m in space.devices() {
         let (slot, per) = (m.slot(), m.pods().pages_per_grain());
         let (valid, dirty) = (body.dev[slot].valid & mask, body.dev[slot].dirty & mask);

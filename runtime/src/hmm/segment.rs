@@ -28,6 +28,7 @@ use super::gate::Gate;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
+use super::pin::PinKind;
 use super::source::Sources;
 use super::space::Space;
 use crate::policy::{FaultRule, HintMap, Hints, Side};
@@ -133,7 +134,7 @@ pub struct Segment {
     seated: [AtomicU32; MAX_DEVICES],
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
-    pub(crate) pins: Mutex<Vec<Pages>>,
+    pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
@@ -408,19 +409,20 @@ impl Segment {
         }
     }
 
-    /// Sets or clears the `pinned` bits of `pages` from the list of pins, which the caller has changed.
+    /// Sets or clears the `pinned` and `held` bits of `pages` from the list of pins, which the caller has changed.
     pub(crate) fn apply_pins(&self, free: &mut Free, pages: &Pages) {
         for (id, mask) in pages.blocks() {
             let block = self.space.block(id);
             let mut body = block.lock(free);
-            let mut pinned = Mask::EMPTY;
-            for p in self.pins.lock().iter() {
-                pinned |= p.part_of(id);
+            let (mut pinned, mut held) = (Mask::EMPTY, Mask::EMPTY);
+            for (p, kind) in self.pins.lock().iter() {
+                *(if *kind == PinKind::Long { &mut pinned } else { &mut held }) |= p.part_of(id);
             }
-            if !pinned.is_empty() {
+            if !(pinned | held).is_empty() {
                 self.space.host.before_guard(self.space, id, &body);
             }
             body.pinned = (body.pinned & !mask) | (pinned & mask);
+            body.held = (body.held & !mask) | (held & mask);
         }
     }
 

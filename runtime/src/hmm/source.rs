@@ -27,11 +27,13 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use sterna_hal::Access;
 
-use super::addr::{BlockId, Mask, PAGE, Page, Pages, Span, runs_of};
+use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
+use super::host::coherent::{places, resident};
 use super::lock::Free;
 use super::migrate::{self, Home, release, wait_blocked};
 use super::mirror::Action;
 use super::os;
+use super::pin::Pin;
 use super::segment::{Kind, Segment};
 use super::space::Space;
 use crate::Error;
@@ -208,7 +210,7 @@ fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(),
         }
     }
     for (r, to) in block.pieces(s.block, s.mask) {
-        for (fd, from, pages) in origin(seg, source, first + r.start as u64..first + r.end as u64) {
+        for (fd, from, pages) in origin(free, seg, source, first + r.start as u64..first + r.end as u64) {
             let start = (pages.start - first) as usize;
             let to = space.view_at(to + (start - r.start) as u64 * PAGE);
             for data in os::extents(fd, from.clone()) {
@@ -232,7 +234,7 @@ fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(),
 }
 
 /// Where pages of `seg` are read from: descriptor, bytes of that file, and which of the pages they are.
-fn origin(seg: &Segment, source: &Source, pages: Range<u64>) -> Vec<(RawFd, Range<u64>, Range<u64>)> {
+fn origin(free: &mut Free, seg: &Segment, source: &Source, pages: Range<u64>) -> Vec<(RawFd, Range<u64>, Range<u64>)> {
     match source {
         Source::File { file, offset, bytes, .. } => {
             let at = |page: u64| offset + (page * PAGE - seg.offset()).min(*bytes);
@@ -242,10 +244,12 @@ fn origin(seg: &Segment, source: &Source, pages: Range<u64>) -> Vec<(RawFd, Rang
             let (space, here) = (seg.space(), seg.pages().0.start);
             let mut parts = Vec::new();
             for (id, mask) in shifted(&Pages(pages), here, first.0).blocks() {
-                for (r, at) in space.block(id).pieces(id, mask) {
-                    let theirs = id.first_page().0 + r.start as u64;
-                    let mine = theirs - first.0 + here;
-                    parts.push((space.raw_fd(), at..at + r.len() as u64 * PAGE, mine..mine + r.len() as u64));
+                let block = space.block(id);
+                // Nobody writes or moves them: they are lent, or kept by a guard or a pin.
+                for piece in places(space, (id, block), &block.lock(free), mask) {
+                    let theirs = id.first_page().0 + piece.pages.start as u64;
+                    let (mine, n) = (theirs - first.0 + here, piece.pages.len() as u64);
+                    parts.push((piece.fd, piece.offset..piece.offset + n * PAGE, mine..mine + n));
                 }
             }
             parts
@@ -338,6 +342,8 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
             let mut body = block.lock(free);
             lost |= body.lost.meets(s.mask);
             let dirty = body.devices().fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty) & s.mask;
+            // What a pin keeps on a device is copied from there.
+            let dirty = dirty & !(body.held & resident(space, &body));
             if taken.len() == ROUND || body.busy.meets(s.mask) || !dirty.is_empty() {
                 if body.busy.meets(s.mask) {
                     blocked = blocked.or(Some((s.block, block.epoch())));
@@ -346,7 +352,7 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
                 }
                 return true;
             }
-            let pinned = s.mask & body.pinned;
+            let pinned = s.mask & (body.pinned | body.held);
             kept.push(Span { block: s.block, mask: pinned });
             let mask = s.mask & !pinned;
             body.busy |= mask;
@@ -398,18 +404,24 @@ pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>
         return Err(Error::Invalid { what: "a flush of an allocation that no file is behind" });
     };
     let pages = within(&seg.pages_of(bytes), &seg.pages());
-    let home = Home { map: false, ..Home::SHARED };
+    let home = Home { map: false, keep: true, ..Home::SHARED };
     migrate::bring_home(free, seg, &pages, home, Cause::HostAccess)?.complete(seg, &pages)?;
     for (id, mask) in pages.blocks() {
         let block = seg.claim(id);
-        let fetched = mask & !block.lock(free).unread;
-        for (r, at) in block.pieces(id, fetched) {
+        // What a coherent device has is written from there, and stays there meanwhile.
+        let first = id.first_page().0;
+        let all = Pages(first..first + PAGES_PER_BLOCK as u64);
+        let _kept = space.has_coherent().then(|| Pin::hold(free, seg, &all));
+        let body = block.lock(free);
+        let pieces = places(space, (id, block), &body, mask & !body.unread);
+        drop(body);
+        for piece in pieces {
             let base = id.offset() - seg.offset();
-            let (from, to) = (base + r.start as u64 * PAGE, base + r.end as u64 * PAGE);
+            let (from, to) = (base + piece.pages.start as u64 * PAGE, base + piece.pages.end as u64 * PAGE);
             let part = from.max(bytes.start)..to.min(bytes.end);
-            let at = space.view_at(at + part.start - from).as_ptr();
-            // SAFETY: the segment's own storage. The program may store to other bytes meanwhile, or, where a driver asks for it, to
-            // these: the kernel's view of bytes that change is its own business.
+            let at = piece.at.wrapping_add((part.start - from) as usize);
+            // SAFETY: the segment's own storage or frames. The program may store to other bytes meanwhile, or, where a driver asks
+            // for it, to these: the kernel's view of bytes that change is its own business.
             unsafe { os::write_at(file.as_raw_fd(), at, offset + part.start..offset + part.end) }
                 .map_err(|e| Error::file(name, e))?;
         }

@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
-use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
+use super::addr::{BLOCK, BlockId, Mask, PAGE, Page, Pages};
 use super::block::{Block, MAX_DEVICES};
 use super::device_fault::DeviceFaults;
 use super::host::{Host, Mechanism};
@@ -39,6 +39,8 @@ pub(crate) struct Slot {
     pub(crate) lock: Futex,
     /// Where the device's frames can be read by plain loads; null if they cannot.
     pub(crate) frames: AtomicPtr<u8>,
+    /// The file of the device's memory, where the host uses that in place; else -1.
+    pub(crate) frames_fd: AtomicI32,
     /// Bytes a grain.
     pub(crate) grain: AtomicU64,
     /// The device's counters; shared with whoever reads them.
@@ -51,10 +53,21 @@ impl Slot {
         Self {
             lock: Futex::new(),
             frames: AtomicPtr::new(ptr::null_mut()),
+            frames_fd: AtomicI32::new(-1),
             grain: AtomicU64::new(PAGE),
             counters: Counters::default(),
             taken: AtomicBool::new(false),
         }
+    }
+
+    /// Descriptor of the file of the device's memory. Only where [`is_coherent`](Self::is_coherent).
+    pub(crate) fn frames_fd(&self) -> i32 {
+        self.frames_fd.load(Ordering::Acquire)
+    }
+
+    /// Whether the host uses the device's memory in place.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.frames_fd() >= 0
     }
 
     /// Pages a grain.
@@ -291,6 +304,12 @@ impl Space {
         // The engine's own devices find no segment there: what they have goes below, in one piece.
         let mirrored = !self.mirrors.read().is_empty();
         let told = mirrored.then(|| self.window(&mut free, Action::Invalidate, &[seg.pages()]));
+        // Before the frames are anybody's again.
+        for id in seg.claimed() {
+            let block = self.block(id);
+            let mut body = block.lock(&mut free);
+            self.host.unframe(self, (id, block), &mut body, Mask::FULL);
+        }
         for m in self.devices() {
             m.forget(&mut free, seg);
         }
@@ -357,6 +376,7 @@ impl Space {
     pub(crate) fn give_slot(&self, slot: usize) {
         let s = &self.slots[slot];
         s.frames.store(ptr::null_mut(), Ordering::Release);
+        s.frames_fd.store(-1, Ordering::Release);
         self.devices.write()[slot] = None;
         s.counters.reset();
         s.taken.store(false, Ordering::Release);
@@ -364,6 +384,11 @@ impl Space {
 
     pub(crate) fn add_device(&self, m: &Arc<DeviceMirror>) {
         self.devices.write()[m.slot()] = Some(Arc::downgrade(m));
+    }
+
+    /// Whether the host uses some device's memory in place.
+    pub(crate) fn has_coherent(&self) -> bool {
+        self.slots.iter().any(Slot::is_coherent)
     }
 
     pub(crate) fn devices(&self) -> Vec<Arc<DeviceMirror>> {

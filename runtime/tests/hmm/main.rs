@@ -52,6 +52,7 @@ pub(crate) const CONFIGS: &[Config] = &[
         device: || CpuConfig { map_host: false, host_readable: false, ..base() },
     },
     Config { name: "private, host mapping", alias: true, coherent: false, device: base },
+    Config { name: "coherent", alias: true, coherent: true, device: || CpuConfig { coherent: true, ..base() } },
 ];
 
 /// What a test gets.

@@ -72,9 +72,15 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     if others_work.has(p) {
         return park(space, block, body, page, true);
     }
+    // What a coherent device has is used there.
+    if let Some(slot) = space.host.show(space, (id, block), &mut body, p) {
+        space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
+        debug_assert!(body.check(true).is_ok());
+        return Served::Mapped;
+    }
     let at_home = !body.revoked & block.limit();
     let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
-    let region = region & !body.busy & !body.lost & !others_work;
+    let region = region & !(body.busy | body.lost | body.framed | body.held) & !others_work;
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");

@@ -18,6 +18,7 @@
 //! before it is unmapped. Guards need no such thing: they stand where a page was taken away, with storage or without. Blocks whose
 //! pages the host may load beside devices' replicas also report stores (`duplicate`).
 
+pub(crate) mod coherent;
 mod duplicate;
 mod fault;
 mod guard;
@@ -95,6 +96,7 @@ pub(crate) struct Host {
     mechanism: Mechanism,
     door: Door,
     pub(crate) service: service::Service,
+    mappings: coherent::Mappings,
     started: OnceLock<()>,
     /// Held while what a block's faults are reported for changes.
     registering: Futex,
@@ -127,6 +129,7 @@ impl Host {
                         mechanism,
                         door,
                         service: service::Service::new(),
+                        mappings: coherent::Mappings::new(),
                         started: OnceLock::new(),
                         registering: Futex::new(),
                     });
@@ -375,6 +378,7 @@ impl Host {
 
     /// Puts pages back into the window, with the block's lock held and the pages' bytes in place. Signal-safe.
     pub(crate) fn restore(&self, space: &Space, block: &Block, body: &mut Body, s: Span) {
+        self.unframe(space, (s.block, block), body, s.mask);
         body.revoked &= !s.mask;
         let window = space.window_at(s.block.offset()).as_ptr().addr();
         let uffd = match &self.door {
@@ -398,7 +402,7 @@ impl Host {
         body.hole &= !s.mask;
         // The last part of a block in one folio brings the whole block back under one entry.
         // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
-        if body.huge && !body.stores_watched && body.revoked.is_empty() && body.pinned.is_empty() {
+        if body.huge && !body.stores_watched && (body.revoked | body.pinned | body.held).is_empty() {
             // SAFETY: the window is a shared mapping of the engine's.
             if unsafe { os::collapse(window, BLOCK as usize) } {
                 uffd.wake(window, BLOCK as usize);
@@ -446,7 +450,7 @@ impl Host {
     /// A first guard comes to a block: if the block is mapped by one entry, that has to go, since a neighbour that leaves would
     /// take it along. With the block's lock held.
     pub(crate) fn before_guard(&self, space: &Space, id: BlockId, body: &Body) {
-        if self.mechanism == Mechanism::Signal && body.huge && body.pinned.is_empty() {
+        if self.mechanism == Mechanism::Signal && body.huge && (body.pinned | body.held).is_empty() {
             let at = space.window_at(id.offset()).as_ptr().addr();
             // SAFETY: the window is a shared mapping of the engine's. If it fails the entry stays, as before.
             let _ = unsafe { os::discard_mapping(at, BLOCK as usize) };
@@ -468,7 +472,8 @@ impl Host {
     /// What the program may do with pages of a block from now on; they are busy, and `body` says it already.
     pub(crate) fn protect(&self, space: &Space, id: BlockId, body: &Body, mask: Mask) -> Result<(), Error> {
         // Where protection keeps the program out of pages that are away, they get theirs when they come back.
-        let shut = if matches!(self.door, Door::Guard(Guard::Protection)) { body.revoked } else { Mask::EMPTY };
+        let away = body.revoked & !body.shown;
+        let shut = if matches!(self.door, Door::Guard(Guard::Protection)) { away } else { Mask::EMPTY };
         let [(mut write, _), (mut read, _)] = parts(body, mask & !shut);
         if let Door::Guard(_) = &self.door {
             // Their stores are noticed by the protection.
@@ -491,7 +496,8 @@ impl Host {
     pub(crate) fn remap(&self, space: &Space, run: &Pages, storage: u64, stores: bool) -> Result<(), Error> {
         let (at, bytes) = (space.window_at(run.0.start * PAGE).as_ptr().addr(), run.bytes() as usize);
         // SAFETY: a part of the window and of the arena's file.
-        unsafe { os::map_over(&space.fd, at, bytes, storage) }.map_err(|code| os::too_many_mappings("mmap", code))?;
+        unsafe { os::map_over(space.raw_fd(), at, bytes, storage, (true, true)) }
+            .map_err(|code| os::too_many_mappings("mmap", code))?;
         if let Some(uffd) = self.uffd() {
             let _registering = self.registering.hold();
             let stores = if stores { os::uffd::STORES } else { 0 };
@@ -537,7 +543,7 @@ impl Host {
     /// Whether a block has marks in the window that its next owner must not find.
     pub(crate) fn marks(&self, body: &Body) -> bool {
         match self.door {
-            Door::Uffd(_) => body.missing || body.stores_watched,
+            Door::Uffd(_) => body.missing || body.stores_watched || body.was_framed,
             Door::Guard(_) => !body.revoked.is_empty() || body.stores_watched,
             Door::None => false,
         }

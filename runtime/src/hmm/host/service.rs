@@ -22,6 +22,7 @@ use super::super::os;
 use super::super::schedule::{Server, Serving};
 use super::super::source;
 use super::super::space::Space;
+use super::coherent::resident;
 use crate::stats::Cause;
 
 /// Each entry belongs to a thread that sleeps; more than this and the rest try again by themselves.
@@ -132,10 +133,12 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
                 return Err(body.stays_until());
             }
             let region = grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit();
-            Some((region, !body.duplicated.has(p)))
+            // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
+            let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
+            Some((if there { Mask::page(p) } else { region }, !body.duplicated.has(p), !there))
         }
     };
-    if let (Some((region, reading)), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, reading, keep)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -150,7 +153,7 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             // A load cannot fail.
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
-        let home = Home { wait: false, reading, ..Home::EXCLUSIVE };
+        let home = Home { wait: false, reading, keep, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
         let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);

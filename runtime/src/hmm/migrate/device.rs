@@ -53,7 +53,8 @@ pub(crate) fn to_device(
         let part = Pages(at..end);
         at = end;
         let per = mirror.pods().pages_per_grain() as u64;
-        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), want.access, false)? {
+        let access = if may_move(mirror, seg) { Access::ReadWrite } else { want.access };
+        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), access, false)? {
             total.blocked = total.blocked.or(Some(blocked));
             total.refused += part.len();
             continue;
@@ -117,6 +118,12 @@ fn pages_of(id: BlockId, mask: Mask) -> Pages {
     Pages(first + a.min(b) as u64..first + b as u64)
 }
 
+/// Whether pages that are only read move to the device all the same: the host can use them there, so there is no need for two
+/// copies, of which the host's next touch would end one.
+fn may_move(mirror: &DeviceMirror, seg: &Segment) -> bool {
+    mirror.pods().is_coherent() && seg.migrates()
+}
+
 /// Pages of a block that have to change for `want`, by whole grains.
 fn needy(body: &Body, slot: usize, pages: Mask, want: Want, per: usize) -> Mask {
     let dev = &body.dev[slot];
@@ -160,7 +167,8 @@ fn collect(
             fix &= !(body.busy & fix).widened(per);
         }
         // Copied by somebody since it was prepared.
-        let yet = if access.writes() { body.unread | body.lent } else { body.unread };
+        let moves = access.writes() || may_move(mirror, seg);
+        let yet = if moves { body.unread | body.lent } else { body.unread };
         if yet.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             result.refused += u64::from((fix & (yet & fix).widened(per)).count());
@@ -179,10 +187,10 @@ fn collect(
         let (elsewhere, pinned) = {
             let unless = |defect, mask| if super::super::planted::on(defect) { Mask::EMPTY } else { mask };
             use super::super::planted::{FOREIGN_STOLEN, PINS_IGNORED};
-            (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.pinned))
+            (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.kept_from(slot)))
         };
         #[cfg(not(feature = "planted"))]
-        let pinned = body.pinned;
+        let pinned = body.kept_from(slot);
         refuse(elsewhere, &mut result.foreign);
         refuse(pinned, &mut result.pinned);
         refuse(body.denied(access), &mut result.denied);
@@ -262,29 +270,36 @@ impl Batch<Copying> {
                 continue;
             }
             let travelled = !body.dev[slot].valid.covers(s.mask);
+            // Copies that others have are left to them where nobody writes.
+            let others = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
+            let moves = match () {
+                () if writes => s.mask,
+                () if may_move(m, &core.seg) => s.mask & !others,
+                () => Mask::EMPTY,
+            };
             m.change(&core.seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
                 dev.valid |= s.mask;
                 dev.mapped |= s.mask;
                 dev.alias &= !s.mask;
+                dev.dirty |= moves;
                 if writes {
                     dev.writable |= s.mask;
-                    dev.dirty |= s.mask;
                 } else {
                     // Each was mapped for reading already or has just been.
                     dev.writable &= !s.mask;
                 }
             });
-            if writes {
-                body.gone |= s.mask;
-                body.lost &= !s.mask;
+            if !moves.is_empty() {
+                body.gone |= moves;
+                body.lost &= !moves;
                 #[cfg(feature = "planted")]
                 let kept = super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_UPGRADE);
                 #[cfg(not(feature = "planted"))]
                 let kept = false;
                 for d in body.devices().filter(|d| *d != slot && !kept) {
                     // Their entries went with the window; only the books are left.
-                    body.dev[d].valid &= !s.mask;
+                    body.dev[d].valid &= !moves;
                 }
             }
             if travelled {

@@ -9,6 +9,7 @@ use sterna_hal::Access;
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body};
 use super::super::devmem::push_frame;
+use super::super::host::coherent::resident;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -99,6 +100,19 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             }
             fix &= !body.unread & !body.lent;
         }
+        let there = resident(space, &body);
+        if home.keep {
+            fix &= !(there & !body.exclusive(None));
+        }
+        let held = there & body.held & !body.exclusive(None) & fix;
+        if !held.is_empty() {
+            // A pin keeps them there: with the whole grain, whose entry stands or falls with them.
+            let widest = devices.iter().map(|d| d.1).max().unwrap_or(1);
+            let held = held.widened(widest) & fix;
+            result.refused += u64::from(held.count());
+            result.pinned = true;
+            fix &= !held;
+        }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             fix &= !body.busy;
@@ -136,6 +150,8 @@ impl Batch<Copying> {
         for s in std::mem::take(&mut core.spans) {
             let block = space.block(s.block);
             let mut body = block.lock(free);
+            // What the window shows in a device's memory it will show in the host's: no copy may be beside that.
+            let framed = body.framed & s.mask;
             for m in &devices {
                 let (slot, home) = (m.slot(), core.home);
                 m.change(&core.seg, s.block, &mut body, |body| {
@@ -144,13 +160,17 @@ impl Batch<Copying> {
                     dev.dirty &= !s.mask;
                     body.gone &= !dirty;
                     body.hole &= !dirty;
+                    body.dev[slot].valid &= !(framed & dirty);
                     if home.ends_on(slot, body) {
                         body.dev[slot].valid &= !s.mask;
                     }
                 });
-                if home.release == Some(slot) {
-                    core.result.released += free_frames(m, s.block, &mut body, s.mask);
-                }
+            }
+            // Before the frames are anybody's again.
+            let come = framed & !body.gone;
+            space.host.unframe(space, (s.block, block), &mut body, come);
+            if let Some(m) = core.home.release.and_then(|slot| devices.iter().find(|m| m.slot() == slot)) {
+                core.result.released += free_frames(m, s.block, &mut body, s.mask);
             }
             if body.missing && body.hole.is_empty() {
                 body.full = true;

@@ -60,7 +60,7 @@ pub(crate) struct Moved {
     pub(crate) blocked: Option<(BlockId, u32)>,
     /// Pages that another device alone has: they come home first.
     pub(crate) foreign: bool,
-    /// A page that a guard keeps at home.
+    /// A page that a guard keeps at home, or a pin where it is.
     pub(crate) pinned: bool,
     /// A page of which no copy is left.
     pub(crate) lost: bool,
@@ -133,12 +133,14 @@ pub(crate) struct Home {
     pub(crate) wait: bool,
     /// The host wants to load them: where that is advised, replicas stay.
     pub(crate) reading: bool,
+    /// Leaves pages that a coherent device alone has where they are, unless it has them to itself.
+    pub(crate) keep: bool,
 }
 
 impl Home {
     /// The host gets the bytes and everything else loses them.
     pub(crate) const EXCLUSIVE: Self =
-        Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true, reading: false };
+        Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true, reading: false, keep: false };
     /// As [`EXCLUSIVE`](Self::EXCLUSIVE), but in blocks that are mostly read devices keep clean copies.
     pub(crate) const READING: Self = Self { reading: true, ..Self::EXCLUSIVE };
     /// The host gets the bytes; devices keep clean copies.
@@ -146,7 +148,7 @@ impl Home {
 
     /// Device `slot` loses its copies and its frames, with `wait` those that another batch has as well.
     pub(crate) const fn off(slot: usize, wait: bool) -> Self {
-        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, reading: false }
+        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, ..Self::EXCLUSIVE }
     }
 
     fn duplicates(&self, body: &Body) -> bool {
@@ -225,8 +227,17 @@ impl Batch<Collected> {
         let to = c.to.as_ref().map(|(m, _)| m.slot());
         // The window ends when the device entries and the host mapping are gone: from there on `busy` keeps the pages.
         let window = space.window(free, Action::Migrate { to }, &runs)?;
-        if c.to.is_some() {
-            space.host.revoke(space, free, &c.seg, &c.spans, &runs)?;
+        match &c.to {
+            None => space.host.hide(space, free, &c.spans)?,
+            Some((m, _)) => {
+                // What the device alone has already stays where it is, and only gets its entry: the host may be using it there.
+                let leaves = |s: &Span| {
+                    let body = space.block(s.block).lock(free);
+                    Span { block: s.block, mask: s.mask & !body.dev[m.slot()].dirty }
+                };
+                let spans: Vec<Span> = c.spans.iter().map(leaves).filter(|s| !s.mask.is_empty()).collect();
+                space.host.revoke(space, free, &c.seg, &spans, &runs_of(&spans))?;
+            }
         }
         drop(window);
         Ok(self.into())

@@ -192,23 +192,35 @@ pub(crate) unsafe fn unguard(at: usize, bytes: usize) -> Result<(), i32> {
     in_the_end(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_GUARD_REMOVE) }).map(drop)
 }
 
-/// Maps `bytes` bytes of the file from `offset` on at `at`, in place of what is there.
+/// Maps `bytes` bytes of a file from `offset` on at `at`, in place of what is there, in one step: an access meets the one or the
+/// other. The program may do with them what `read` and `write` say. Signal-safe.
 ///
 /// # Safety
-/// The range lies in a shared mapping of the engine's, the bytes in its file.
-pub(crate) unsafe fn map_over(fd: &OwnedFd, at: usize, bytes: usize, offset: u64) -> Result<(), i32> {
+/// The range lies in a shared mapping of the engine's, the bytes in the file.
+pub(crate) unsafe fn map_over(
+    fd: RawFd,
+    at: usize,
+    bytes: usize,
+    offset: u64,
+    (read, write): (bool, bool),
+) -> Result<(), i32> {
     let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's.
     let got = mapped(|| unsafe {
-        libc::mmap(ptr::without_provenance_mut(at), bytes, prot, flags, fd.as_raw_fd(), offset as libc::off_t)
+        libc::mmap(ptr::without_provenance_mut(at), bytes, protection(read, write), flags, fd, offset as libc::off_t)
     })
     .map_err(|e| e.raw_os_error().unwrap_or(libc::ENOMEM))?;
     for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        // Until then the range is a mapping of its own: nothing is split, so the call wants no mapping.
         // SAFETY: mapped just now.
-        again(|| unsafe { libc::madvise(got, bytes, advice) })?;
+        in_the_end(|| unsafe { libc::madvise(got, bytes, advice) })?;
     }
     Ok(())
+}
+
+fn protection(read: bool, write: bool) -> libc::c_int {
+    let read = if read { libc::PROT_READ } else { libc::PROT_NONE };
+    read | if write { libc::PROT_WRITE } else { 0 }
 }
 
 /// What the program may do with `bytes` bytes at `at`. When it forbids stores, none can land any more when it returns.
@@ -217,7 +229,7 @@ pub(crate) unsafe fn map_over(fd: &OwnedFd, at: usize, bytes: usize, offset: u64
 /// # Safety
 /// As [`guard`].
 pub(crate) unsafe fn protect(at: usize, bytes: usize, read: bool, write: bool) -> Result<(), i32> {
-    let prot = if read { libc::PROT_READ } else { libc::PROT_NONE } | if write { libc::PROT_WRITE } else { 0 };
+    let prot = protection(read, write);
     // SAFETY: the caller's.
     let call = || unsafe { libc::mprotect(ptr::without_provenance_mut(at), bytes, prot) };
     if read && write { in_the_end(call) } else { again(call) }.map(drop)
