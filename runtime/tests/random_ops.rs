@@ -79,3 +79,13 @@ fn beside_a_device_that_cannot_fault() {
 fn beside_unreadable_frames() {
     programs("demand", 4);
 }
+
+#[test]
+fn beside_a_coherent_device() {
+    programs("declared", 8);
+}
+
+#[test]
+fn on_demand_beside_a_coherent_device() {
+    programs("demand", 8);
+}

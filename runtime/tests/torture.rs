@@ -18,7 +18,7 @@ use sterna::kernel::{Group, Kernel, each_mut};
 use support::{duration, plain, runtime, seed, smallest, tick, under_each};
 use workers::{Tally, round};
 
-const SETTINGS: usize = 6;
+const SETTINGS: usize = 8;
 
 fn seconds() -> Duration {
     duration("STERNA_TORTURE_SECONDS", Duration::from_secs(3))
@@ -33,6 +33,8 @@ fn setting(n: usize) -> (&'static str, CpuConfig, usize) {
         2 => ("demand", CpuConfig { workers: 2, ..smallest(64 << 10) }, 256 << 10),
         3 => ("declared", CpuConfig { host_readable: false, map_host: false, ..roomy(64 << 10) }, 128 << 10),
         4 => ("declared", roomy(2 << 20), 2 << 20),
+        5 => ("declared", CpuConfig { coherent: true, ..roomy(16 << 10) }, 64 << 10),
+        6 => ("demand", CpuConfig { coherent: true, workers: 2, ..smallest(4 << 10) }, 256 << 10),
         // An access to an absent page is a crash on this one.
         _ => ("declared", CpuConfig { absent: Absent::Undefined, ..roomy(16 << 10) }, 64 << 10),
     }

@@ -220,7 +220,7 @@ fn tell(space: &Space, free: &mut Free, r: &Request) {
     let why = {
         let body = seg.claim(page.block()).lock(free);
         if body.kept_from(r.slot).has(p) {
-            "a host guard or a pin keeps it where the device cannot use it: drop that"
+            "a host guard or a pin keeps it where the device cannot use it: drop the guard"
         } else if body.busy.has(p) {
             "it is being moved"
         } else if body.denied(r.access).has(p) {

@@ -53,7 +53,7 @@ pub(crate) fn to_device(
         let part = Pages(at..end);
         at = end;
         let per = mirror.pods().pages_per_grain() as u64;
-        let access = if may_move(mirror, seg) { Access::ReadWrite } else { want.access };
+        let access = if moves(mirror, seg, want) { Access::ReadWrite } else { want.access };
         if let Some(blocked) = source::prepare(free, seg, &part.widened(per), access, false)? {
             total.blocked = total.blocked.or(Some(blocked));
             total.refused += part.len();
@@ -118,10 +118,10 @@ fn pages_of(id: BlockId, mask: Mask) -> Pages {
     Pages(first + a.min(b) as u64..first + b as u64)
 }
 
-/// Whether pages that are only read move to the device all the same: the host can use them there, so there is no need for two
-/// copies, of which the host's next touch would end one.
-fn may_move(mirror: &DeviceMirror, seg: &Segment) -> bool {
-    mirror.pods().is_coherent() && seg.migrates()
+/// Whether the device gets the pages for itself: to write them, or by a move to a coherent device, where the host uses them too.
+/// What is only read otherwise is a copy beside the host's, which survives the device.
+fn moves(mirror: &DeviceMirror, seg: &Segment, want: Want) -> bool {
+    want.access.writes() || want.own && mirror.pods().is_coherent() && seg.migrates()
 }
 
 /// Pages of a block that have to change for `want`, by whole grains.
@@ -167,8 +167,7 @@ fn collect(
             fix &= !(body.busy & fix).widened(per);
         }
         // Copied by somebody since it was prepared.
-        let moves = access.writes() || may_move(mirror, seg);
-        let yet = if moves { body.unread | body.lent } else { body.unread };
+        let yet = if moves(mirror, seg, want) { body.unread | body.lent } else { body.unread };
         if yet.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             result.refused += u64::from((fix & (yet & fix).widened(per)).count());
@@ -221,8 +220,8 @@ fn collect(
         spans.push(Span { block: id, mask: fix });
     }
     let to = Some((Arc::clone(mirror), view));
-    let core = Core { seg: Arc::clone(seg), to, access, spans, home: Home::SHARED, points: SmallVec::new(), result, cause };
-    core.into()
+    let (home, points, moves) = (Home::SHARED, SmallVec::new(), moves(mirror, seg, want));
+    Core { seg: Arc::clone(seg), to, access, moves, spans, home, points, result, cause }.into()
 }
 
 impl Batch<Copying> {
@@ -272,10 +271,10 @@ impl Batch<Copying> {
             let travelled = !body.dev[slot].valid.covers(s.mask);
             // Copies that others have are left to them where nobody writes.
             let others = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].valid);
-            let moves = match () {
-                () if writes => s.mask,
-                () if may_move(m, &core.seg) => s.mask & !others,
-                () => Mask::EMPTY,
+            let moves = match core.moves {
+                true if writes => s.mask,
+                true => s.mask & !others,
+                false => Mask::EMPTY,
             };
             m.change(&core.seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];

@@ -132,9 +132,8 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         body.busy |= fix;
         spans.push(Span { block: id, mask: fix });
     }
-    let core =
-        Core { seg: Arc::clone(seg), to: None, access: Access::Read, spans, home, points: SmallVec::new(), result, cause };
-    core.into()
+    let (to, access, points) = (None, Access::Read, SmallVec::new());
+    Core { seg: Arc::clone(seg), to, access, moves: false, spans, home, points, result, cause }.into()
 }
 
 /// Pages that would still be valid on some device after `home`.

@@ -112,6 +112,8 @@ struct Core {
     /// `None`: the host.
     to: Option<(Arc<DeviceMirror>, DevRange)>,
     access: Access,
+    /// The destination gets the pages for itself.
+    moves: bool,
     spans: Vec<Span>,
     /// For a batch to the host: what to do beside bringing bytes.
     home: Home,
