@@ -104,7 +104,7 @@ fn exclusive_ends(ctx: &Ctx<'_>) -> Outcome {
 }
 
 /// Adds one to the first number of each page, from every group.
-fn add_ones() -> Kernel<(Scatter<u32>,)> {
+pub(crate) fn add_ones() -> Kernel<(Scatter<u32>,)> {
     fn body(_: Group, (): (), words: &[AtomicU32]) {
         words.iter().step_by(WORDS).for_each(|w| {
             w.fetch_add(1, Ordering::Relaxed);

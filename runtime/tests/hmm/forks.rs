@@ -50,6 +50,11 @@ fn holds(m: &Memory, from: u32) -> bool {
     m.words().iter().enumerate().all(|(i, w)| *w == (i as u32).wrapping_add(from))
 }
 
+/// Whether a child finds those numbers.
+pub(crate) fn child_sees(m: &Memory, from: u32) -> bool {
+    status(fork(|| i32::from(!holds(m, from)))) == 0
+}
+
 fn anon_write_child(ctx: &Ctx<'_>) -> Outcome {
     for (migrate, pages) in [(false, N), (true, N), (false, BLOCK), (true, BLOCK)] {
         let (dev, m) = (ctx.dev(0), kept(ctx, pages));

@@ -8,6 +8,7 @@
 mod access;
 mod backing;
 mod blind;
+mod coherent;
 mod device;
 mod exclusive;
 mod forks;
@@ -115,6 +116,7 @@ pub(crate) fn tests() -> Vec<&'static Test> {
         forks::TESTS,
         mirror::TESTS,
         blind::TESTS,
+        coherent::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -23,6 +23,9 @@ const DEFECTS: &[(&str, &str)] = &[
     ("FORK_WITHOUT_HOME", "hmm.anon_write_child"),
     ("PINS_IGNORED", "blind.pinned_pages_stay"),
     ("FOREIGN_STOLEN", "hmm2.migrate_mixed"),
+    ("FRAMES_NOT_HIDDEN", "coherent.another_device_takes_it"),
+    ("FRAMES_LEFT_MAPPED", "coherent.frames_are_used_again"),
+    ("LONG_PIN_IN_PLACE", "hmm.hmm_gup_test"),
 ];
 
 /// Switches on what the environment names.
