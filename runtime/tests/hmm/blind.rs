@@ -119,7 +119,7 @@ fn migrate_both_ways(ctx: &Ctx<'_>) -> Outcome {
 /// A fault with a budget says so when the pages are on their way for longer; one without waits.
 fn bounded_fault(ctx: &Ctx<'_>) -> Outcome {
     let (dev0, dev1, m) = (ctx.dev(0), ctx.dev(1), ctx.filled(N));
-    dev0.cpu.inject().delay_copies(Duration::from_secs(1));
+    dev0.cpu.inject().delay_copies(Duration::from_millis(500));
     let before = dev0.cpu.inject().copies();
     std::thread::scope(|s| {
         s.spawn(|| dev0.attached.migrate(&m.pages(m.all())).unwrap());

@@ -103,7 +103,9 @@ fn another_device_takes_it(ctx: &Ctx<'_>) -> Outcome {
     let (dev0, dev1, m) = (ctx.dev(0), ctx.dev(1), ctx.mem(64));
     dev0.to_dev(&m, m.all()).unwrap();
     // So that there is time for stores between a copy and what follows it.
-    [&dev0, &dev1].map(|d| d.cpu.inject().delay_copies(Duration::from_millis(2)));
+    for dev in [&dev0, &dev1] {
+        dev.cpu.inject().delay_copies(Duration::from_millis(2));
+    }
     let stop = AtomicBool::new(false);
     let stores: Vec<u32> = std::thread::scope(|s| {
         let (stop, m) = (&stop, &m);
