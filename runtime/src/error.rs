@@ -105,14 +105,17 @@ pub enum Error {
         /// The least possible in bytes.
         least: u64,
     },
-    /// A launch needs more at once than the device has, and the device cannot fault the rest in.
-    #[error("kernel `{kernel}` needs {needs} bytes at once and {device} has {budget}; launch it over parts of its data")]
+    /// Some group of a launch needs more at once than the device has, and the device cannot fault the rest in. What parameters
+    /// of kind `whole` and `scatter` are given, every group needs.
+    #[error(
+        "kernel `{kernel}` needs {needs} bytes at once, even for one group of its grid, and {device} has {budget}; launch it over parts of its data, or raise STERNA_DEVICE_MEMORY"
+    )]
     WorkingSet {
         /// The kernel's name.
         kernel: &'static str,
         /// The device.
         device: String,
-        /// Bytes that the launch touches.
+        /// Bytes that a group touches.
         needs: u64,
         /// The device's budget in bytes.
         budget: u64,

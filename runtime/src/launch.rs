@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use sterna_hal::kernel::{
     Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
 };
-use sterna_hal::{Absent, Access, Arg, Groups, Launch};
+use sterna_hal::{Absent, Access, Arg, DevRange, Groups, Launch};
 
 use crate::Error;
 use crate::hmm::Mechanism;
@@ -133,16 +133,28 @@ impl Prepared {
         faults: bool,
         by: By<'_>,
     ) -> Result<(), NotYet> {
+        self.submit_groups(mirror, record, (Groups::All, &self.touches), faults, by)
+    }
+
+    /// As [`submit`](Self::submit), for some of its groups, which need these parts of the arguments.
+    pub(crate) fn submit_groups(
+        &self,
+        mirror: &DeviceMirror,
+        record: &Arc<InFlight>,
+        (groups, needs): (Groups<'_>, &[Touch]),
+        faults: bool,
+        by: By<'_>,
+    ) -> Result<(), NotYet> {
         let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
         args.push(Arg::Plain(&self.value));
         for (t, param) in self.touches.iter().zip(&self.params) {
             // Without addresses nothing of it can be resident.
             let Some(view) = t.seg.view(mirror.slot()) else { return Err(NotYet::Populate) };
-            let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
+            let at = DevRange { at: view.of(t.bytes.start), bytes: t.bytes.end - t.bytes.start };
             args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
         }
-        let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups: Groups::All, args: &args };
-        mirror.try_submit(&launch, record, &self.touches, faults, by)
+        let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups, args: &args };
+        mirror.try_submit(&launch, record, (&self.touches, needs), faults, by)
     }
 }
 

@@ -56,6 +56,7 @@
 mod advice;
 mod backend;
 mod config;
+mod cut;
 mod device;
 mod error;
 #[allow(unsafe_code, reason = "one promise that its caller makes: nobody else writes a mapped file")]

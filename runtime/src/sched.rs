@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use sterna_hal::{Absent, Access};
 
 use crate::Error;
+use crate::cut::Cut;
 use crate::hmm::devmem::keep;
 use crate::hmm::discard::discard;
 use crate::hmm::hold;
@@ -250,24 +251,28 @@ fn launch(
     }
     drop(asked);
     places.resize(args.len(), Place::Migrate);
+    let faults = may_fault(mirror);
+    let placed: Vec<(Touch, Place)> = touches.into_iter().zip(places).collect();
+    let cut = Cut::new(p, mirror, &placed);
+    if !faults && cut.is_needed() {
+        return cut.run(free, record, p.groups, pending);
+    }
     for t in &p.touches {
         // No argument makes room for another.
         keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
     }
-    let faults = may_fault(mirror);
     let mut attempt = 0;
     loop {
         let mut full = false;
         let mut demand = false;
-        for (t, place) in touches.iter().zip(&places) {
+        for (t, place) in &placed {
             let place = if *place == Place::Demand && !faults { Place::Migrate } else { *place };
             demand |= place == Place::Demand;
             full |= populate_touch(free, record, t, place, now)?;
         }
         if full && !faults {
-            let needs = p.touches.iter().map(|t| t.seg.pages_of(&t.bytes).bytes()).sum();
-            let device = mirror.device().info().id.clone();
-            return Err(Error::WorkingSet { kernel: p.name, device, needs, budget });
+            // It would fit, but for something else that stays.
+            return cut.run(free, record, p.groups / 2, pending);
         }
         // On a device that faults, what was taken away again meanwhile comes by demand.
         attempt += 1;
@@ -291,7 +296,15 @@ fn launch(
 
 /// Populates one argument; says whether something found no room. Pages that are replaced only in part keep the rest of
 /// their bytes, so they are brought as for reading and writing.
-fn populate_touch(free: &mut Free, record: &InFlight, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
+pub(crate) fn populate_touch(free: &mut Free, record: &InFlight, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
+    match populate_parts(free, record, t, place, now) {
+        // Where addresses are memory, they say so.
+        Err(Error::OutOfDeviceMemory { .. }) if !may_fault(record.mirror()) => Ok(true),
+        done => done,
+    }
+}
+
+fn populate_parts(free: &mut Free, record: &InFlight, t: &Touch, place: Place, now: u64) -> Result<bool, Error> {
     let mirror = record.mirror();
     let pages = t.seg.pages_of(&t.bytes);
     let want = |access| Want { access, rank: now, cause: Cause::Launch, own: false };

@@ -59,6 +59,7 @@ pub(crate) struct Counters {
     pub(crate) evictions: AtomicU64,
     pub(crate) launches: AtomicU64,
     pub(crate) resident_launches: AtomicU64,
+    pub(crate) parts: AtomicU64,
 }
 
 impl Counters {
@@ -79,6 +80,7 @@ impl Counters {
             &self.evictions,
             &self.launches,
             &self.resident_launches,
+            &self.parts,
         ];
         for c in self.moved_in.iter().chain(&self.moved_out).chain(single) {
             c.store(0, Ordering::Relaxed);
@@ -100,6 +102,7 @@ impl Counters {
             evictions: get(&self.evictions),
             launches: get(&self.launches),
             resident_launches: get(&self.resident_launches),
+            parts: get(&self.parts),
         }
     }
 }
@@ -156,6 +159,8 @@ pub struct DeviceStats {
     pub launches: u64,
     /// Launches that found everything resident and were submitted by the calling thread.
     pub resident_launches: u64,
+    /// Parts of launches that were cut along their grid: they need more at once than the device has, and it cannot fault.
+    pub parts: u64,
 }
 
 /// What a runtime did since it was made.
@@ -217,6 +222,9 @@ impl fmt::Display for Stats {
                 d.device_faults,
                 d.evictions
             )?;
+            if d.parts > 0 {
+                write!(f, ", {} parts of launches that were cut", d.parts)?;
+            }
             for (what, bytes) in [("to the device", &d.to_device), ("to the host", &d.to_host)] {
                 write!(f, "\n  {} {what}", human(bytes.total()))?;
                 let causes: Vec<String> = Cause::ALL

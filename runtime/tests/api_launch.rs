@@ -156,15 +156,14 @@ fn devices_that_cannot_fault_take_turns_with_what_fits() {
     assert!(all[3].iter().enumerate().all(|(i, v)| *v == (i + 3 + 5) as u32));
     assert!(rt.stats().devices[0].evictions > 0);
 
+    // More than there is, in one launch or in several.
     let mut big = rt.shared_with(10 * MIB / 4, |i| i as u32).unwrap();
-    let e = rt.launch(&add(1), (&mut big,)).unwrap().wait().unwrap_err();
-    let Error::WorkingSet { kernel: "add", needs, budget, .. } = e else { panic!("{e:?}") };
-    assert_eq!((needs, budget), (10 << 20, 8 << 20));
-    big.fill_with(|i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut big,)).unwrap().wait().unwrap();
+    assert!(rt.stats().devices[0].parts > 1);
     for mut c in big.chunks_mut(MIB) {
         rt.launch(&add(1), (&mut c,)).unwrap();
     }
-    assert!(big.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+    assert!(big.iter().enumerate().all(|(i, v)| *v == i as u32 + 2));
 }
 
 #[test]

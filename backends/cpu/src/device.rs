@@ -286,7 +286,11 @@ impl Device for CpuDevice {
         let Some(pool) = &self.pool else { return Err(DeviceError::Lost(self.signals.loss())) };
         let own = |arg: &Arg<'_>| match *arg {
             Arg::Range { at, mapping, .. } => {
-                Ok(OwnArg::Buffer { at: self.mmu.pointer("submit", at)?, bytes: at.bytes, mapping })
+                let start = NonNull::new(std::ptr::with_exposed_provenance_mut(at.at.0 as usize));
+                if let Some(touched) = arg.touched(launch.groups) {
+                    self.mmu.pointer("submit", touched)?;
+                }
+                Ok(OwnArg::Buffer { at: start.unwrap_or(NonNull::dangling()), bytes: at.bytes, mapping })
             }
             Arg::Plain(bytes) => Ok(OwnArg::Plain(bytes.into())),
         };

@@ -15,7 +15,8 @@ use crate::{
 pub enum Arg<'a> {
     /// A range of the device's address space.
     Range {
-        /// Where it is.
+        /// Where it is. Only what the launch's groups may touch of it need be reserved: the rest of the range may lie where
+        /// nothing, or something else, is, and its start may have wrapped around.
         at: DevRange,
         /// Bytes an element.
         elem: u64,
@@ -26,6 +27,23 @@ pub enum Arg<'a> {
     },
     /// Bytes handed over by value.
     Plain(&'a [u8]),
+}
+
+impl Arg<'_> {
+    /// The addresses of it that `groups` may touch, in one stretch; `None` for a plain value, and where there are none.
+    #[must_use]
+    pub fn touched(&self, groups: Groups<'_>) -> Option<DevRange> {
+        let Self::Range { at, elem, mapping, .. } = *self else { return None };
+        let (first, last) = match groups {
+            Groups::All => return Some(at),
+            Groups::Range(first, end) => (first, end.checked_sub(1).filter(|last| *last >= first)?),
+            Groups::List(list) => (*list.iter().min()?, *list.iter().max()?),
+        };
+        let len = at.bytes / elem.max(1);
+        let (start, end) = (mapping.touched(u64::from(first), len).start, mapping.touched(u64::from(last), len).end);
+        let bytes = end.checked_sub(start).filter(|n| *n > 0)? * elem;
+        Some(DevRange { at: DevAddr(at.at.0.wrapping_add(start * elem)), bytes })
+    }
 }
 
 /// Which groups of the grid a launch runs. The kernel always sees the whole grid.
@@ -131,8 +149,8 @@ pub trait Device: Send + Sync {
     /// Launches of one device run in the order of their submission.
     ///
     /// # Safety
-    /// The arguments fit the kernel (count, kinds, sizes), their ranges are reserved until the point is reached, and nobody
-    /// else touches what they name in a way that conflicts with their access.
+    /// The arguments fit the kernel (count, kinds, sizes), what the groups touch of their ranges is reserved until the point is
+    /// reached, and nobody else touches what they name in a way that conflicts with their access.
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError>;
     /// How a launch ended; asked once, when its point is reached. Faults of a launch that missed are appended to `missed`.
     fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome;
@@ -146,5 +164,27 @@ pub trait Device: Send + Sync {
     /// addresses. The runtime owns the signal (SIGSEGV), serves the fault, and resumes the thread.
     fn window(&self) -> Option<Range<usize>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_touch_their_stretch() {
+        let range =
+            |mapping| Arg::Range { at: DevRange { at: DevAddr(1000), bytes: 400 }, elem: 4, access: Access::Read, mapping };
+        let touched = |mapping, groups| range(mapping).touched(groups).map(|r| (r.at.0, r.bytes));
+        let each = Mapping::Each { chunk: 30 };
+        assert_eq!(touched(each, Groups::All), Some((1000, 400)));
+        assert_eq!(touched(each, Groups::Range(1, 2)), Some((1120, 120)));
+        assert_eq!(touched(each, Groups::Range(2, 4)), Some((1240, 160)));
+        assert_eq!(touched(each, Groups::Range(2, 2)), None);
+        assert_eq!(touched(each, Groups::List(&[3, 1])), Some((1120, 280)));
+        assert_eq!(touched(each, Groups::List(&[])), None);
+        assert_eq!(touched(Mapping::Halo { chunk: 30, reach: 5 }, Groups::Range(1, 2)), Some((1100, 160)));
+        assert_eq!(touched(Mapping::Whole, Groups::Range(1, 2)), Some((1000, 400)));
+        assert_eq!(Arg::Plain(&[]).touched(Groups::All), None);
     }
 }

@@ -43,7 +43,14 @@ pub(crate) fn look_up<'a>(
                         at.bytes, can.max_storage
                     )));
                 }
-                let (buffer, offset) = of(at)?;
+                // What the launch's groups touch is there, as was looked at before: so this is cut.
+                let (buffer, offset) = of(at).map_err(|_| {
+                    bad(format!(
+                        "the device has only a part of argument {n} ({} bytes), as the launch needs more than its memory, and \
+                         bindings are for whole buffers; launch it over parts, or take buffers by address as sterna.glsl does",
+                        at.bytes
+                    ))
+                })?;
                 if offset % can.storage_alignment.max(1) != 0 {
                     return Err(bad(format!(
                         "argument {n} begins at a byte that is no multiple of {} (minStorageBufferOffsetAlignment); let views begin \

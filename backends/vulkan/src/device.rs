@@ -16,7 +16,7 @@ use std::time::Duration;
 use gpu_allocator::MemoryLocation;
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
-    Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
+    Absent, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
     KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket,
 };
 use sterna_host::copy::{Copier, INLINE, Owner, Pieces};
@@ -307,12 +307,10 @@ impl Device for VulkanDevice {
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         self.raw.present()?;
         self.signals.check("submit", after)?;
-        for arg in launch.args {
-            if let Arg::Range { at, .. } = *arg {
-                match &self.table {
-                    Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
-                    Table::Fixed(t) => drop(t.of("submit", at)?),
-                }
+        for at in launch.args.iter().filter_map(|a| a.touched(launch.groups)) {
+            match &self.table {
+                Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
+                Table::Fixed(t) => drop(t.of("submit", at)?),
             }
         }
         if let Mover::Staged(_) = self.mover

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Kernel, Params};
-use sterna_hal::{Absent, Access, Arg, Device, Groups, Launch};
+use sterna_hal::{Absent, Access, Arg, DevAddr, DevRange, Device, Groups, Launch};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
 use super::block::Body;
@@ -433,6 +433,11 @@ impl Attached {
             if o.bytes.start >= o.bytes.end || o.bytes.end > o.segment.bytes() {
                 return Err(Error::Invalid { what: "bytes that are none, or not in their segment" });
             }
+            let limit = self.mirror.caps().max_reservation;
+            if o.segment.bytes() > limit {
+                let what = "what the device can reserve in one piece";
+                return Err(Error::TooBig { requested: o.segment.bytes(), limit, what });
+            }
             groups = groups.or_else(|| p.mapping.groups((o.bytes.end - o.bytes.start) / p.elem.max(1)));
             touches.push(Touch { seg: Arc::clone(&o.segment), bytes: o.bytes.clone(), access: p.access });
         }
@@ -459,14 +464,16 @@ impl Attached {
             let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
             let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
             for (t, param) in touches.iter().zip(params) {
-                let view = self.mirror.view(&t.seg)?;
-                let at = view.part(t.bytes.start, t.bytes.end - t.bytes.start);
+                // Without addresses nothing of it is there: it is populated first.
+                let view = t.seg.view(self.mirror.slot());
+                let at =
+                    DevRange { at: view.map_or(DevAddr(0), |v| v.of(t.bytes.start)), bytes: t.bytes.end - t.bytes.start };
                 args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
             }
             self.mirror.reap();
             let launch = Launch { kernel, grid: [groups, 1, 1], groups: Groups::All, args: &args };
             let record = InFlight::new(RAW, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
-            match self.mirror.try_submit(&launch, &record, touches, faults, By::Caller) {
+            match self.mirror.try_submit(&launch, &record, (touches, touches), faults, By::Caller) {
                 Ok(()) => {
                     record.wait(&mut free, None);
                     record.mark_seen();
@@ -490,6 +497,7 @@ impl Attached {
                     self.mirror.ready(&t.seg, &t.bytes, t.access)
                 };
                 if faults {
+                    self.mirror.view(&t.seg)?;
                     self.mirror.flush_stale(&mut free, &t.seg)?;
                 } else if !ready {
                     let access = if t.access == Access::Write { Access::ReadWrite } else { t.access };

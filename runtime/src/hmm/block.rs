@@ -205,6 +205,12 @@ impl DevPages {
         self.frames[..PAGES_PER_BLOCK / per].iter().filter(|f| **f != 0).count() as u32
     }
 
+    /// The pages whose grains have frames there.
+    pub(crate) fn with_frames(&self, per: usize) -> Mask {
+        let held = (0..PAGES_PER_BLOCK / per).filter(|g| self.frames[*g] != 0);
+        held.fold(Mask::EMPTY, |m, g| m | Mask::range(g * per..(g + 1) * per))
+    }
+
     /// Entries that a launch may count on.
     fn staying(&self) -> Mask {
         #[cfg(feature = "planted")]

@@ -38,7 +38,7 @@ pub(crate) struct Reserved {
     frames: Vec<Frames>,
     next: usize,
     left: u32,
-    /// Where frames belong to addresses: the frame of the segment's first grain.
+    /// Where frames belong to addresses: the frame of the first.
     placed: Option<u32>,
 }
 
@@ -92,7 +92,7 @@ impl Reserved {
         self.left
     }
 
-    /// The next grain, for grain `number` of the segment. There must be one left.
+    /// The next grain, for grain `number` behind the place. There must be one left.
     pub(crate) fn pop(&mut self, number: u32) -> u32 {
         if let Some(first) = self.placed {
             self.left -= 1;
@@ -146,7 +146,11 @@ pub(crate) fn unseat_another(
             let l = &u.launch;
             l.mirror().slot() == slot && l.is_submitted() && !l.poll_only()
         });
-        if in_use {
+        let seated = {
+            let _driver = mirror.pods().lock.hold();
+            seg.is_seated(slot)
+        };
+        if in_use || seated {
             continue;
         }
         let home = Home::off(slot, true);

@@ -85,7 +85,7 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
 /// The page stays in the host's storage. `run` lies in one block.
 fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
     let (space, slot) = (seg.space(), mirror.slot());
-    let view = mirror.view(seg)?;
+    let (_seat, view) = mirror.seat(free, seg, run, 0)?;
     migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
@@ -110,7 +110,7 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
             .block(id)
             .pieces(id, mask)
             .map(|(r, offset)| Edit {
-                at: mirror.addresses(seg, view, id, &r),
+                at: view.run(seg, id, &r),
                 to: Target::Host(HostAt { region: mirror.region(), offset }),
                 access: Access::ReadWrite,
             })

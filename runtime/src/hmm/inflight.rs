@@ -108,6 +108,11 @@ impl InFlight {
         })
     }
 
+    /// What it uses, until it has ended.
+    pub(crate) fn touches(&self) -> SmallVec<[Touch; 4]> {
+        self.touches.lock().clone()
+    }
+
     pub(crate) fn mirror(&self) -> &Arc<DeviceMirror> {
         &self.mirror
     }

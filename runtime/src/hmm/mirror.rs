@@ -21,17 +21,18 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use sterna_hal::kernel::{Code, KernelId};
-use sterna_hal::{Absent, Access, Arg, Caps, DevAddr, DevRange, Device, DeviceError, Edit, Launch, RegionId, Target};
+use sterna_hal::{Absent, Access, Arg, Caps, Device, DeviceError, Edit, Launch, RegionId, Target};
 
-use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
+use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::{Block, Body};
 use super::hold;
-use super::inflight::InFlight;
+use super::inflight::{InFlight, Touch};
 use super::lock::Free;
 use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
-use super::segment::{Seat, Segment};
+use super::seat::Addresses;
+use super::segment::Segment;
 use super::space::{Slot, Space};
 use crate::Error;
 use crate::stats::Cause;
@@ -164,7 +165,7 @@ pub(crate) struct DeviceMirror {
     device: ManuallyDrop<Arc<dyn Device>>,
     region: RegionId,
     notifier: Notifier,
-    views: RwLock<BTreeMap<u64, (u64, Weak<Segment>)>>,
+    pub(super) views: RwLock<BTreeMap<u64, (Addresses, Weak<Segment>)>>,
     kernels: RwLock<HashMap<Code, KernelId>>,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
@@ -305,97 +306,6 @@ impl DeviceMirror {
         self.lost.load(Ordering::Acquire)
     }
 
-    // ── views ──
-
-    /// The device's addresses for `seg`, reserved at first use.
-    pub(crate) fn view(self: &Arc<Self>, seg: &Arc<Segment>) -> Result<DevRange, Error> {
-        if let Some(v) = seg.view(self.slot) {
-            return Ok(v);
-        }
-        // Entries are made by whole grains and a fault may bring in a granule: reserve what those cover.
-        let bytes = seg.bytes().max(1).next_multiple_of(self.caps().grain.max(GRANULE));
-        let range = self.device.reserve(bytes).map_err(|e| self.noticed(e))?;
-        let got = seg.set_view(self, range);
-        if got == range {
-            self.views.write().insert(range.at.0, (range.bytes, Arc::downgrade(seg)));
-        } else {
-            // SAFETY: reserved just now; another thread's reservation is the one in use.
-            unsafe { self.device.unreserve(range) };
-        }
-        Ok(got)
-    }
-
-    /// The device's addresses for `seg`, kept while the seat lives. Where addresses are memory, other segments of a rank below
-    /// `below` leave the device for them, whole.
-    pub(crate) fn seat(
-        self: &Arc<Self>,
-        free: &mut Free,
-        seg: &Arc<Segment>,
-        below: u64,
-    ) -> Result<(Seat, DevRange), Error> {
-        loop {
-            let seated = {
-                let _driver = self.pods().lock.hold();
-                seg.seat(self.slot)
-            };
-            if let Some(seated) = seated {
-                return Ok(seated);
-            }
-            match self.view(seg) {
-                Ok(_) => {}
-                Err(Error::OutOfDeviceMemory { .. }) if super::devmem::unseat_another(free, self, seg, below)? => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    /// The segments that have addresses here.
-    pub(crate) fn seated(&self) -> Vec<Arc<Segment>> {
-        self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect()
-    }
-
-    /// Gives back the addresses of a segment that has nothing here any more; says whether it had nothing, and nobody who is
-    /// bringing something.
-    pub(crate) fn unseat(&self, free: &mut Free, seg: &Segment) -> bool {
-        let per = self.pods().pages_per_grain();
-        for id in seg.claimed() {
-            let body = self.space.block(id).lock(free);
-            let dev = &body.dev[self.slot];
-            // Busy pages may be on their way from here; entries stay in the books until their edit has been made.
-            if dev.has_frames(per) || !dev.mapped.is_empty() || !body.busy.is_empty() {
-                return false;
-            }
-        }
-        let view = {
-            let _driver = self.pods().lock.hold();
-            if seg.is_seated(self.slot) { None } else { seg.give_up_view(self) }
-        };
-        if let Some(view) = view {
-            self.views.write().remove(&view.at.0);
-            // SAFETY: nothing of the segment is here, nobody brings anything, and no launch can be submitted over it: the
-            // addresses that it was prepared with are compared under the driver lock.
-            unsafe { self.device.unreserve(view) };
-        }
-        view.is_some()
-    }
-
-    /// The segment and page at a device address.
-    pub(crate) fn resolve(&self, at: DevAddr) -> Option<(Arc<Segment>, Page)> {
-        let views = self.views.read();
-        let (start, (bytes, seg)) = views.range(..=at.0).next_back()?;
-        let offset = at.0 - start;
-        if offset >= *bytes {
-            return None;
-        }
-        let seg = seg.upgrade()?;
-        Some((Arc::clone(&seg), Page((seg.offset() + offset) / PAGE)))
-    }
-
-    /// The device's addresses of pages `run` of a block.
-    pub(crate) fn addresses(&self, seg: &Segment, view: DevRange, block: BlockId, run: &Range<usize>) -> DevRange {
-        view.part(seg.view_offset(block, run.start), (run.len() as u64) * PAGE)
-    }
-
     // ── state of a block; all with the block's lock and the driver lock held ──
 
     /// Shows a block's masks to launches and recounts it in its view's `ready` words.
@@ -497,27 +407,27 @@ impl DeviceMirror {
         })
     }
 
-    /// Submits a launch if the driver lock shows that everything it touches is ready, or, with `faults`, that the device may
-    /// fault the rest in. The check and the submission are one step under that lock, as every revocation is.
+    /// Submits a launch if the driver lock shows that everything it `needs` is ready, or, with `faults`, that the device may
+    /// fault the rest in. `touches` are its arguments; a launch of some of its groups needs a part of each. The check and the submission are one step under that lock, as every revocation is.
     pub(crate) fn try_submit(
         &self,
         launch: &Launch<'_>,
         record: &Arc<InFlight>,
-        touches: &[super::inflight::Touch],
+        (touches, needs): (&[Touch], &[Touch]),
         faults: bool,
         by: By<'_>,
     ) -> Result<(), NotYet> {
         let _driver = self.pods().lock.hold();
         let given = launch.args.iter().filter_map(|a| if let Arg::Range { at, .. } = a { Some(at.at) } else { None });
-        for (t, given) in touches.iter().zip(given) {
+        for ((t, need), given) in touches.iter().zip(needs).zip(given) {
             // Addresses may have been taken away and others given since the arguments were made.
-            if t.seg.view(self.slot).is_none_or(|v| v.at.plus(t.bytes.start) != given) {
+            if t.seg.view(self.slot).is_none_or(|v| v.of(t.bytes.start) != given || !v.covers(&need.bytes)) {
                 return Err(NotYet::Populate);
             }
             let ok = if faults {
                 t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
             } else {
-                self.ready(&t.seg, &t.bytes, t.access)
+                self.ready(&t.seg, &need.bytes, t.access)
             };
             if !ok {
                 return Err(NotYet::Populate);
@@ -604,9 +514,9 @@ impl DeviceMirror {
                 super::migrate::bring_home(free, &seg, &pages, home, Cause::Mirror)?;
             }
             if let Some(view) = seg.give_up_view(self) {
-                self.views.write().remove(&view.at.0);
+                self.views.write().remove(&view.at.at.0);
                 // SAFETY: launches have ended, entries are gone.
-                unsafe { self.device.unreserve(view) };
+                unsafe { self.device.unreserve(view.at) };
             }
         }
         Ok(())
@@ -615,8 +525,8 @@ impl DeviceMirror {
     /// A dropped segment: removes its entries, frees its frames, gives its addresses back.
     pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
         let Some(view) = seg.view(self.slot) else { return };
-        self.views.write().remove(&view.at.0);
-        let whole = Edit { at: view, to: Target::Absent, access: Access::Read };
+        self.views.write().remove(&view.at.at.0);
+        let whole = Edit { at: view.at, to: Target::Absent, access: Access::Read };
         // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is given
         // back, which removes its entries too.
         let _ = self.remove(free, &[whole]);
@@ -635,7 +545,7 @@ impl DeviceMirror {
         // SAFETY: each grain stood in exactly one block's table, from which it was taken just now; no entry names it.
         unsafe { self.device.free(&frames) };
         // SAFETY: the segment is gone, its launches have retired.
-        unsafe { self.device.unreserve(view) };
+        unsafe { self.device.unreserve(view.at) };
     }
 
     /// The device is gone: pages that only it had are lost; every other page is the host's again.

@@ -10,6 +10,7 @@
 //! | `space` | the address space: the arena, its segments, devices and mirrors |
 //! | `segment` | one mapping |
 //! | `gate` | what `deref` asks before it hands out a reference |
+//! | `seat` | a segment's addresses on a device: of all of it or of a part |
 //! | `block` | page masks by holder, `busy`, `wanted`, `lost` |
 //! | `pfn` | the packed entry |
 //! | `mirror` | a device's view of the space; the driver lock |
@@ -67,6 +68,7 @@ pub(crate) mod remap;
 pub mod schedule;
 #[cfg(not(feature = "planted"))]
 pub(crate) mod schedule;
+pub(crate) mod seat;
 pub(crate) mod segment;
 pub(crate) mod source;
 pub(crate) mod space;

@@ -229,11 +229,9 @@ pub(crate) fn populate_within(
     let per = mirror.pods().pages_per_grain() as u64;
     let mut since = Instant::now();
     loop {
-        if !mirror.caps().placed {
-            mirror.view(seg)?;
-        }
         let mut moved = match place {
             Place::Demand => {
+                mirror.view(seg)?;
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
@@ -329,7 +327,7 @@ pub(crate) fn map_remote(
 ) -> Result<Moved, Error> {
     let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
     let pages = &pages.widened(per as u64);
-    let view = mirror.view(seg)?;
+    let (_seat, view) = mirror.seat(free, seg, pages, 0)?;
     let mut result = Moved::default();
     let needy = |body: &Body, want: Mask| {
         let dev = &body.dev[slot];
@@ -386,7 +384,7 @@ pub(crate) fn map_remote(
             let edits: smallvec::SmallVec<[Edit; 4]> = block
                 .pieces(id, fix)
                 .map(|(r, offset)| Edit {
-                    at: mirror.addresses(seg, view, id, &r),
+                    at: view.run(seg, id, &r),
                     to: Target::Host(HostAt { region: mirror.region(), offset }),
                     access: if access.writes() { Access::ReadWrite } else { Access::Read },
                 })

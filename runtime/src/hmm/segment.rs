@@ -20,7 +20,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use sterna_hal::DevRange;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, Grow, MAX_DEVICES};
@@ -29,6 +28,7 @@ use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::pin::PinKind;
+use super::seat::Addresses;
 use super::source::Sources;
 use super::space::Space;
 use crate::policy::{FaultRule, HintMap, Hints, Side};
@@ -101,20 +101,7 @@ pub(crate) enum Kind {
 }
 
 /// A segment's addresses on a device, and the device.
-type View = (DevRange, Arc<DeviceMirror>);
-
-/// Keeps a segment's addresses on a device while pages move there.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    seg: Arc<Segment>,
-    slot: usize,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.seg.seated[self.slot].fetch_sub(1, Ordering::AcqRel);
-    }
-}
+type View = (Addresses, Arc<DeviceMirror>);
 
 /// One mapping of the space.
 #[derive(Debug)]
@@ -131,7 +118,7 @@ pub struct Segment {
     /// the segment last.
     views: [RwLock<Option<View>>; MAX_DEVICES],
     /// Batches that are moving pages to those addresses. Raised under the driver lock.
-    seated: [AtomicU32; MAX_DEVICES],
+    pub(super) seated: [AtomicU32; MAX_DEVICES],
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
@@ -308,19 +295,12 @@ impl Segment {
     }
 
     /// The device's addresses for it, once [`DeviceMirror::view`](super::mirror::DeviceMirror::view) has reserved them.
-    pub(crate) fn view(&self, slot: usize) -> Option<DevRange> {
+    pub(crate) fn view(&self, slot: usize) -> Option<Addresses> {
         self.views[slot].read().as_ref().map(|(range, _)| *range)
     }
 
-    pub(crate) fn set_view(&self, mirror: &Arc<DeviceMirror>, range: DevRange) -> DevRange {
+    pub(crate) fn set_view(&self, mirror: &Arc<DeviceMirror>, range: Addresses) -> Addresses {
         self.views[mirror.slot()].write().get_or_insert_with(|| (range, Arc::clone(mirror))).0
-    }
-
-    /// Its addresses, kept while the seat lives. Under the driver lock.
-    pub(crate) fn seat(self: &Arc<Self>, slot: usize) -> Option<(Seat, DevRange)> {
-        let view = self.view(slot)?;
-        self.seated[slot].fetch_add(1, Ordering::AcqRel);
-        Some((Seat { seg: Arc::clone(self), slot }, view))
     }
 
     /// Whether somebody is bringing pages to its addresses. Under the driver lock.
@@ -329,7 +309,7 @@ impl Segment {
     }
 
     /// Takes its addresses away: the device is detached, or it has nothing of the segment any more.
-    pub(crate) fn give_up_view(&self, mirror: &DeviceMirror) -> Option<DevRange> {
+    pub(crate) fn give_up_view(&self, mirror: &DeviceMirror) -> Option<Addresses> {
         let view = self.views[mirror.slot()].write().take_if(|(_, m)| ptr::eq(&**m, mirror));
         view.map(|(range, _)| {
             self.rec().view[mirror.slot()].stale.store(0, Ordering::Release);
@@ -337,7 +317,7 @@ impl Segment {
         })
     }
 
-    /// Where bytes of a block lie on a device: the view's start plus the block's place in the segment.
+    /// Which byte of the segment a page of a block begins with.
     pub(crate) fn view_offset(&self, block: BlockId, page: usize) -> u64 {
         u64::from(block.0 - self.first.0) * BLOCK + page as u64 * PAGE
     }

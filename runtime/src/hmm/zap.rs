@@ -68,7 +68,7 @@ impl DeviceMirror {
             });
             zap.leaving.push((Arc::clone(seg), Span { block: id, mask: gone }));
             for r in gone.runs() {
-                zap.edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
+                zap.edits.push(Edit { at: view.run(seg, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
         if zap.edits.is_empty() {
@@ -80,11 +80,13 @@ impl DeviceMirror {
         if faults && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
             return;
         }
+        // Entries go by whole grains, and who cannot fault loses what lies beside the run.
+        let run = if faults { run.clone() } else { run.widened(per as u64) };
         let start = run.0.start * PAGE - seg.offset();
         let bytes = start..start + run.bytes();
         let uses = seg.uses.lock();
         let mine = uses.iter().filter(|u| u.launch.mirror().slot() == self.slot() && u.launch.is_submitted());
-        zap.after.extend(mine.filter(|u| !faults || overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
+        zap.after.extend(mine.filter(|u| overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
     }
 
     /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
@@ -205,7 +207,7 @@ impl DeviceMirror {
                 dev.writable &= !stale;
             });
             for r in stale.runs() {
-                edits.push(Edit { at: self.addresses(seg, view, id, &r), to: Target::Absent, access: Access::Read });
+                edits.push(Edit { at: view.run(seg, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
         let removed = self.remove(free, &edits);

@@ -121,12 +121,9 @@ fn elements_of_every_size_can_be_filled() {
 }
 
 #[test]
-fn demand_faults_serve_data_four_times_the_memory() {
+fn data_of_four_times_the_memory_is_faulted_in_or_comes_in_parts() {
     let _limit = limit();
     for (kind, rt) in runtimes(4 * MIB) {
-        if rt.devices()[0].caps().absent != Absent::Faults {
-            continue;
-        }
         let (width, height) = (1024, 2048);
         let mut now = rt.shared_with(width * height, |i| ((i * 7919) % 1000) as f32).unwrap();
         let mut next = rt.shared::<f32>(width * height).unwrap();
@@ -139,7 +136,9 @@ fn demand_faults_serve_data_four_times_the_memory() {
         let worst = now.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-3, "{kind}: off by {worst}");
         let stats = rt.stats();
-        assert!(stats.devices[0].device_faults > 0, "{kind}: nothing was faulted in: {stats:?}");
+        let device = &stats.devices[0];
+        let how = if rt.devices()[0].caps().absent == Absent::Faults { device.device_faults } else { device.parts };
+        assert!(how > 0, "{kind}: nothing was faulted in, or nothing cut: {stats:?}");
     }
 }
 

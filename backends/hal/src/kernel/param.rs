@@ -130,8 +130,9 @@ macro_rules! chunked {
                 // SAFETY: the caller's.
                 let (at, len, mapping) = unsafe { buffer::<T>(arg) };
                 let part = touched(mapping, group, len);
+                // The buffer may be there only in part, and then it begins where nothing is: hence no `add`.
                 // SAFETY: inside the buffer; parts of different groups are disjoint.
-                unsafe { $make(at.add(part.start), part.len()) }
+                unsafe { $make(at.wrapping_add(part.start), part.len()) }
             }
         }
         #[doc = concat!("Each group ", $what, " its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.")]
@@ -260,8 +261,9 @@ impl<T: Pod + Send + Sync> Param for Halo<T> {
             Mapping::Halo { chunk, .. } => touched(Mapping::Each { chunk }, group, len),
             _ => part.clone(),
         };
+        // As in `chunked`: the buffer may be there only in part.
         // SAFETY: inside the buffer, which nobody writes meanwhile.
-        let all = unsafe { slice::from_raw_parts(at.add(part.start).cast_const(), part.len()) };
+        let all = unsafe { slice::from_raw_parts(at.wrapping_add(part.start).cast_const(), part.len()) };
         HaloPart { all, own: (own.start - part.start, own.end - part.start), start: part.start }
     }
 }

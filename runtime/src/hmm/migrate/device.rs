@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use sterna_hal::{Access, DevRange, Edit, Target};
+use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::Body;
@@ -11,6 +11,7 @@ use super::super::devmem::{Reserved, keep};
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
+use super::super::seat::Addresses;
 use super::super::segment::Segment;
 use super::super::source;
 use super::copy::by_grain;
@@ -41,7 +42,7 @@ pub(crate) fn to_device(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let (_seat, view) = mirror.seat(free, seg, want.rank)?;
+    let (_seat, view) = mirror.seat(free, seg, pages, want.rank)?;
     // Before any frame is taken: what is there already must not make room for the rest.
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
@@ -60,7 +61,7 @@ pub(crate) fn to_device(
             continue;
         }
         let grains = missing_grains(free, mirror, seg, &part, want);
-        let mut reserved = match Reserved::take(free, mirror, view.at, grains, want) {
+        let mut reserved = match Reserved::take(free, mirror, view.at.at, grains, want) {
             Ok(r) => r,
             Err(Error::OutOfDeviceMemory { .. }) => {
                 // What fits goes; one block at a time finds out how much that is.
@@ -92,12 +93,12 @@ fn trickle(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let (_seat, view) = mirror.seat(free, seg, want.rank)?;
+    let (_seat, view) = mirror.seat(free, seg, pages, want.rank)?;
     let mut total = Moved::default();
     for (id, mask) in pages.blocks() {
         let part = pages_of(id, mask);
         let grains = missing_grains(free, mirror, seg, &part, want);
-        match Reserved::take(free, mirror, view.at, grains, want) {
+        match Reserved::take(free, mirror, view.at.at, grains, want) {
             Ok(mut reserved) => {
                 let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
                 total.add(batch.start(free)?.finalize_and_map(free)?);
@@ -147,7 +148,7 @@ fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: 
 /// Marks the pages that can move and gives them frames.
 fn collect(
     free: &mut Free,
-    (mirror, view): (&Arc<DeviceMirror>, DevRange),
+    (mirror, view): (&Arc<DeviceMirror>, Addresses),
     seg: &Arc<Segment>,
     pages: &Pages,
     want: Want,
@@ -205,7 +206,7 @@ fn collect(
                     continue;
                 }
                 body.admit(slot);
-                let number = seg.view_offset(id, g * per) / (per as u64 * PAGE);
+                let number = (seg.view_offset(id, g * per) - view.from) / (per as u64 * PAGE);
                 body.dev[slot].frames[g] = reserved.pop(number as u32) + 1;
             }
         }
@@ -225,7 +226,7 @@ fn collect(
 }
 
 impl Batch<Copying> {
-    pub(super) fn map_on_device(&mut self, free: &mut Free, m: &Arc<DeviceMirror>, view: DevRange) -> Result<(), Error> {
+    pub(super) fn map_on_device(&mut self, free: &mut Free, m: &Arc<DeviceMirror>, view: Addresses) -> Result<(), Error> {
         let (space, slot, per) = (self.space(), m.slot(), m.pods().pages_per_grain());
         let core = &mut self.core;
         let writes = core.access.writes();
@@ -237,7 +238,7 @@ impl Batch<Copying> {
             let enough = dev.mapped & !dev.leaving & !dev.alias & if writes { dev.writable } else { !dev.writable };
             for (g, r) in by_grain((s.mask & !enough).widened(per), per) {
                 edits.push(Edit {
-                    at: m.addresses(&core.seg, view, s.block, &r),
+                    at: view.run(&core.seg, s.block, &r),
                     to: Target::Frames { first: dev.frames[g] - 1 },
                     access: if writes { Access::ReadWrite } else { Access::Read },
                 });

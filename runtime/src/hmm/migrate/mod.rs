@@ -27,12 +27,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use sterna_hal::{Access, DevRange, Point};
+use sterna_hal::{Access, Point};
 
 use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::{Body, MAX_DEVICES};
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
+use super::seat::Addresses;
 use super::segment::Segment;
 use super::space::Space;
 use crate::Error;
@@ -110,7 +111,7 @@ pub(crate) struct Batch<Phase> {
 struct Core {
     seg: Arc<Segment>,
     /// `None`: the host.
-    to: Option<(Arc<DeviceMirror>, DevRange)>,
+    to: Option<(Arc<DeviceMirror>, Addresses)>,
     access: Access,
     /// The destination gets the pages for itself.
     moves: bool,

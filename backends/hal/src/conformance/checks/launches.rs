@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Checked, both, form, room, rust_forms, step, stepping};
 use crate::conformance::check::{Bench, Verdict, ensure, said};
-use crate::kernel::{Group, Kernel, Scatter, each_mut, each_out, scatter};
-use crate::{DeviceError, Groups, KernelError, Outcome, in_kernel};
+use crate::kernel::{EachMut, Group, Kernel, Scatter, each_mut, each_out, scatter};
+use crate::{DevAddr, DevRange, DeviceError, Groups, KernelError, Outcome, in_kernel};
 
 fn count(group: Group, _: (), counts: &[AtomicU32]) {
     counts[group.index()].fetch_add(1, Ordering::Relaxed);
@@ -30,16 +30,21 @@ pub fn every_group_runs_once(b: &Bench<'_>) -> Checked {
     Ok(Verdict::Passed)
 }
 
-/// A range and a list of groups run those and no others, and see the whole grid.
-pub fn parts_of_a_grid(b: &Bench<'_>) -> Checked {
+/// Each group leaves 1 + the number of groups of the whole grid in its two elements.
+fn marking() -> Kernel<(EachMut<u32>,)> {
     fn mark(group: Group, _: (), y: &mut [u32]) {
         let [x, y_, z] = group.grid;
         y.fill(1 + x * y_ * z);
     }
+    both(Kernel::new("mark", (), (each_mut::<u32>(2),), mark), form!("mark"))
+}
+
+/// A range and a list of groups run those and no others, and see the whole grid.
+pub fn parts_of_a_grid(b: &Bench<'_>) -> Checked {
     room!(b, 1);
     let seg = b.segment(1)?;
     let (grid, n) = ([10, 6, 2], 120_u32);
-    let kernel = both(Kernel::new("mark", (), (each_mut::<u32>(2),), mark), form!("mark"));
+    let kernel = marking();
     let list: Vec<u32> = (0..n).filter(|g| g % 7 == 3).rev().collect();
     let parts = [
         Groups::Range(0, n),
@@ -63,6 +68,27 @@ pub fn parts_of_a_grid(b: &Bench<'_>) -> Checked {
             let want = if ran(g) { 1 + n } else { 0 };
             let pair = &got[2 * g as usize..][..2];
             ensure!(pair == [want; 2], "{part:?}: group {g} left {pair:?} instead of {want}");
+        }
+    }
+    Ok(Verdict::Passed)
+}
+
+/// Some groups of a grid run over the addresses of their own elements, when nobody else's are reserved.
+pub fn a_part_needs_its_own_addresses(b: &Bench<'_>) -> Checked {
+    room!(b, 2);
+    let seg = b.segment(2)?;
+    let kernel = marking();
+    // Groups 1000 to 1999 of 3000 have addresses.
+    let (n, here) = (3000_u32, 1000 * 8);
+    let all = DevRange { at: DevAddr(seg.at.at.0.wrapping_sub(here)), bytes: 3 * here };
+    let some: Vec<u32> = (1000..2000).filter(|g| g % 3 == 0).collect();
+    for part in [Groups::Range(1000, 2000), Groups::List(&some)] {
+        seg.write(&[0_u32; 2000])?;
+        let ticket = b.submit(&kernel, [n, 1, 1], part, &[all], &[])?;
+        ensure!(matches!(b.ended(ticket)?, Outcome::Done), "{part:?} failed");
+        for (g, pair) in (1000..).zip(seg.read::<u32>(2000)?.chunks(2)) {
+            let want = if matches!(part, Groups::Range(..)) || g % 3 == 0 { 1 + n } else { 0 };
+            ensure!(pair == [want; 2], "group {g} left {pair:?} instead of {want}");
         }
     }
     Ok(Verdict::Passed)

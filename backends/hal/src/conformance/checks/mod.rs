@@ -26,7 +26,7 @@ macro_rules! list {
 list! {
     caps_are_sane, addresses_are_aligned_and_come_back, too_big_a_reservation_is_told_apart, allocation_is_all_or_nothing,
     frames_come_back, copies_keep_every_byte, large_copies_of_odd_length, many_runs_in_one_copy, zero_is_a_source, copies_wait_for_their_points,
-    points_are_reached_in_order, waiting_can_time_out, every_group_runs_once, parts_of_a_grid, plain_values_arrive,
+    points_are_reached_in_order, waiting_can_time_out, every_group_runs_once, parts_of_a_grid, a_part_needs_its_own_addresses, plain_values_arrive,
     launches_run_in_order, launches_wait_for_copies, entries_can_be_changed, read_only_entries_can_be_read,
     host_storage_can_be_aliased, frames_of_a_place_are_its_own, coherent_frames_are_one_memory, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
     threads_may_call_at_once,
