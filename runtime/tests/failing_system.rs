@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{MIB, add, copy_add, device, eventually, over, small, storage};
-use sterna::cpu::CpuDevice;
+use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::Device as _;
 use sterna::hmm::inject;
 use sterna::{Error, Runtime};
@@ -102,41 +102,47 @@ fn each_call_fails_once() {
         std::fs::write(&path, sterna::bytemuck::cast_slice(&vec![7_u32; N])).unwrap();
         let keep = over(&device(small(4 * MIB)));
         scenario(&keep, &path).unwrap();
-        let empty = storage();
-        // A runtime more, once, so that what the process keeps for good is there.
-        scenario(&over(&device(small(MIB))), &path).unwrap();
-        eventually("segments are gone", || keep.space().segments() == 0);
-        let before = holdings();
-        for (who, calls) in [("engine", &inject::CALLS), ("device", &sterna::cpu::CALLS)] {
-            for (name, code) in ERRORS {
-                let (mut recovered, mut told) = (0, 0);
-                for n in 0.. {
-                    calls.fail(n, code);
-                    let mut made = None;
-                    let result = CpuDevice::new(0, small(MIB))
-                        .map_err(|source| Error::Device { device: "cpu:0".into(), source })
-                        .and_then(|d| Runtime::builder().open_device(Arc::clone(made.insert(Arc::new(d))) as _).build())
-                        .and_then(|rt| scenario(&rt, &path));
-                    // What gives things back is part of it.
-                    if let Some(d) = made {
-                        eventually("device memory is given back", || d.memory().in_use == 0);
-                        eventually("the device is let go", || Arc::strong_count(&d) == 1);
+        for (kind, tiny) in [("private", small(MIB)), ("coherent", CpuConfig { coherent: true, ..small(MIB) })] {
+            let empty = storage();
+            // A runtime more, once, so that what the process keeps for good is there.
+            scenario(&over(&device(tiny.clone())), &path).unwrap();
+            eventually("segments are gone", || keep.space().segments() == 0);
+            let before = holdings();
+            for (who, calls) in [("engine", &inject::CALLS), ("device", &sterna::cpu::CALLS)] {
+                for (name, code) in ERRORS {
+                    let (mut recovered, mut told) = (0, 0);
+                    for n in 0.. {
+                        calls.fail(n, code);
+                        let mut made = None;
+                        let result = CpuDevice::new(0, tiny.clone())
+                            .map_err(|source| Error::Device { device: "cpu:0".into(), source })
+                            .and_then(|d| Runtime::builder().open_device(Arc::clone(made.insert(Arc::new(d))) as _).build())
+                            .and_then(|rt| scenario(&rt, &path));
+                        // What gives things back is part of it.
+                        if let Some(d) = made {
+                            eventually("device memory is given back", || d.memory().in_use == 0);
+                            eventually("the device is let go", || Arc::strong_count(&d) == 1);
+                        }
+                        let (_, failed) = calls.stop();
+                        match result {
+                            Ok(()) => recovered += 1,
+                            Err(e) if failed && is_told(&e) && may_be_told(&e, code) => told += 1,
+                            Err(e) => panic!("{m}, {kind}, {who}, call {n}, {name}: {e:?}"),
+                        }
+                        eventually("segments are gone", || keep.space().segments() == 0);
+                        eventually("storage is given back", || storage() <= empty);
+                        nothing_is_left(before);
+                        if !failed {
+                            break; // the scenario makes fewer calls
+                        }
                     }
-                    let (_, failed) = calls.stop();
-                    match result {
-                        Ok(()) => recovered += 1,
-                        Err(e) if failed && is_told(&e) && may_be_told(&e, code) => told += 1,
-                        Err(e) => panic!("{m}, {who}, call {n}, {name}: {e:?}"),
-                    }
-                    eventually("segments are gone", || keep.space().segments() == 0);
-                    eventually("storage is given back", || storage() <= empty);
-                    nothing_is_left(before);
-                    if !failed {
-                        break; // the scenario makes fewer calls
-                    }
+                    println!(
+                        "{m}, {kind}, {who}, {name}: {} calls, {} recovered, {told} told",
+                        recovered + told - 1,
+                        recovered - 1
+                    );
+                    assert!(recovered > 1, "{m}: nothing was injected");
                 }
-                println!("{m}, {who}, {name}: {} calls, {} recovered, {told} told", recovered + told - 1, recovered - 1);
-                assert!(recovered > 1, "{m}: nothing was injected");
             }
         }
         // Nothing has been spoilt.

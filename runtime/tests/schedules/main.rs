@@ -81,12 +81,15 @@ struct Scenario {
     host_readable: bool,
     /// The pages are advised so: the host may load them beside devices' copies.
     mostly_read: bool,
+    /// The host uses the devices' memory in place.
+    coherent: bool,
 }
 
-const SCENARIOS: [Scenario; 8] = {
+const SCENARIOS: [Scenario; 11] = {
     use Absent::{Faults, Undefined};
     let (absent, frames) = ([Faults, Faults], 64);
-    let s = Scenario { name: "declared", policy: "declared", absent, frames, host_readable: true, mostly_read: false };
+    let (policy, host_readable, mostly_read, coherent) = ("declared", true, false, false);
+    let s = Scenario { name: "declared", policy, absent, frames, host_readable, mostly_read, coherent };
     [
         s,
         Scenario { name: "demand", policy: "demand", ..s },
@@ -96,6 +99,9 @@ const SCENARIOS: [Scenario; 8] = {
         Scenario { name: "unreadable frames", host_readable: false, ..s },
         Scenario { name: "mostly read", mostly_read: true, ..s },
         Scenario { name: "mostly read, by demand", policy: "demand", mostly_read: true, ..s },
+        Scenario { name: "coherent", coherent: true, ..s },
+        Scenario { name: "coherent, hardly any memory", policy: "demand", frames: 0, coherent: true, ..s },
+        Scenario { name: "coherent, mostly read", policy: "demand", mostly_read: true, coherent: true, ..s },
     ]
 };
 
@@ -108,6 +114,7 @@ fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, St
             workers: 1,
             absent: s.absent[i],
             host_readable: s.host_readable,
+            coherent: s.coherent,
             window: 1 << 30,
             ..CpuConfig::default()
         };
@@ -162,8 +169,10 @@ fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, St
                 Box::new(|| {
                     for round in 1..=ROUNDS {
                         slowly(Group::nth(0, [1; 3]), round, &mut third);
-                        // Fetched by this thread itself, not by the one that serves faults.
-                        drop(third.host(..).unwrap());
+                        // Fetched by this thread itself, not by the one that serves faults. What is used in place stays there.
+                        if !s.coherent || s.mostly_read {
+                            drop(third.host(..).unwrap());
+                        }
                         schedule::point();
                     }
                     left.fetch_sub(1, Ordering::SeqCst);
@@ -246,7 +255,9 @@ fn finds(test: &str, name: &str, defect: &'static AtomicBool) {
         defect.store(true, Ordering::SeqCst);
         let m = std::env::var("STERNA_HOST_FAULTS").unwrap().parse().unwrap();
         let (start, seeds) = (Instant::now(), 0..);
-        for (n, (seed, s)) in seeds.flat_map(|seed| SCENARIOS.map(|s| (seed, s))).enumerate() {
+        let only_coherent = std::ptr::eq(defect, &planted::FRAMES_NOT_HIDDEN);
+        let scenarios = SCENARIOS.iter().filter(|s| s.coherent || !only_coherent);
+        for (n, (seed, s)) in seeds.flat_map(|seed| scenarios.clone().map(move |s| (seed, *s))).enumerate() {
             if let Err(e) = schedule(s, m, seed) {
                 println!("found after {n} schedules, {:?}: {}, seed {seed}: {e}", start.elapsed(), s.name);
                 return;
@@ -313,5 +324,14 @@ fn finds_a_launch_that_does_not_wait_for_another_device() {
         "finds_a_launch_that_does_not_wait_for_another_device",
         "a launch that does not wait for another device",
         &planted::NO_ORDER_BETWEEN_DEVICES,
+    );
+}
+
+#[test]
+fn finds_pages_that_leave_while_the_window_shows_them() {
+    finds(
+        "finds_pages_that_leave_while_the_window_shows_them",
+        "pages that leave while the window shows them",
+        &planted::FRAMES_NOT_HIDDEN,
     );
 }

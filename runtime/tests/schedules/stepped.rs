@@ -116,6 +116,9 @@ impl Device for Stepped {
     fn frames_base(&self) -> Option<NonNull<u8>> {
         self.inner.frames_base()
     }
+    fn frames_file(&self) -> Option<i32> {
+        self.inner.frames_file()
+    }
     unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
         schedule::point();
         // SAFETY: the caller's.
