@@ -12,6 +12,7 @@
 //
 // A buffer `x` is `x.at[i]`, with `x_len` elements, of which a group owns `x_chunk`. Lengths are below 2^31.
 #extension GL_EXT_buffer_reference : require
+#extension GL_EXT_buffer_reference_uvec2 : require
 #extension GL_GOOGLE_include_directive : require
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer U32 { uint at[]; };
@@ -23,6 +24,10 @@ layout(buffer_reference, std430, buffer_reference_align = 4) buffer SternaStatus
 
 #define LAUNCH uint sterna_first; uint sterna_end; uint sterna_grid_x; uint sterna_grid_yz; SternaStatus sterna_status;
 #define BUFFER(type, name) type name; uint name##_len; uint name##_chunk;
+
+// A buffer of a block in memory, where arguments do not fit push constants: `U32(x_at)` is the buffer. As a word pair, since
+// glslang takes a pointer in memory to be aligned as what it points to.
+#define BUFFER_AT(name) uvec2 name##_at; uint name##_len; uint name##_chunk;
 
 #define LANES (gl_WorkGroupSize.x)
 #define lane() (gl_LocalInvocationID.x)

@@ -1,5 +1,7 @@
 //! Whether a page table works here: a small launch over entries that change, looked at when a device is opened.
 
+use std::io::Write;
+use std::sync::Once;
 use std::time::Duration;
 
 use sterna_hal::kernel::{Code, Mapping, Spirv, Takes};
@@ -9,15 +11,14 @@ use sterna_host::sys::invalid;
 use crate::VulkanDevice;
 use crate::fixed::GRAIN;
 
-const CODE: Code = Code {
-    name: "probe",
-    rust: None,
-    spirv: Some(Spirv::new(include_bytes!("../glsl/probe.spv"))),
-    takes: Takes {
-        buffers: [Some((Access::Read, 4)), Some((Access::ReadWrite, 4)), None, None, None, None, None, None],
-        value: 0,
-    },
-};
+const CODE: Code = code("probe", include_bytes!("../glsl/probe.spv"));
+const ROUNDS: Code = code("rounds", include_bytes!("../glsl/rounds.spv"));
+
+const fn code(name: &'static str, module: &'static [u8]) -> Code {
+    let buffers = [Some((Access::Read, 4)), Some((Access::ReadWrite, 4)), None, None, None, None, None, None];
+    Code { name, rust: None, spirv: Some(Spirv::new(module)), takes: Takes { buffers, value: 0 } }
+}
+
 const N: u64 = 256;
 
 /// Runs `y = x + 1` over zeros; where frames can be entered anywhere also with the entries of x and y exchanged.
@@ -45,9 +46,9 @@ fn attempt(device: &VulkanDevice, range: sterna_hal::DevRange, frames: &[Frames]
         access: Access::ReadWrite,
     };
     let zero = |first: u32| CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 0 }, bytes: GRAIN };
-    let id = device.load(&CODE)?;
+    let (id, rounds) = (device.load(&CODE)?, device.load(&ROUNDS)?);
     // SAFETY: addresses and frames of the probe's own; everything is waited for.
-    let launch = || unsafe {
+    let launch = |kernel| unsafe {
         let arg = |i: u64, access| Arg::Range {
             at: range.part(i * GRAIN, 4 * N),
             elem: 4,
@@ -55,7 +56,7 @@ fn attempt(device: &VulkanDevice, range: sterna_hal::DevRange, frames: &[Frames]
             mapping: Mapping::Each { chunk: N },
         };
         let args = [arg(0, Access::Read), arg(1, Access::ReadWrite)];
-        let ticket = device.submit(&Launch { kernel: id, grid: [1; 3], groups: Groups::All, args: &args }, &[])?;
+        let ticket = device.submit(&Launch { kernel, grid: [1; 3], groups: Groups::All, args: &args }, &[])?;
         if !device.wait(ticket.point, Duration::from_secs(20))? {
             return Err(invalid("probe", "a small launch does not end"));
         }
@@ -70,11 +71,11 @@ fn attempt(device: &VulkanDevice, range: sterna_hal::DevRange, frames: &[Frames]
         device.wait(point, Duration::from_secs(20))?;
         device.edit(&[entry(0, grains[0]), entry(1, grains[1])], &[])?;
     }
-    launch()?;
+    launch(id)?;
     let Some(base) = device.frames_base() else { return Ok(()) };
     // SAFETY: as above. Now x is what y was: 1, and y becomes 2.
     unsafe { device.edit(&[entry(0, grains[1]), entry(1, grains[0])], &[])? };
-    launch()?;
+    launch(id)?;
     for (grain, want) in [(grains[1], 1_u32), (grains[0], 2)] {
         // SAFETY: frames of the probe's own, readable by plain loads, which nothing writes now.
         let got = unsafe { base.add(grain as usize * GRAIN as usize).cast::<[u32; N as usize]>().read() };
@@ -83,5 +84,24 @@ fn attempt(device: &VulkanDevice, range: sterna_hal::DevRange, frames: &[Frames]
             return Err(invalid("probe", text));
         }
     }
+    launch(rounds)?;
+    // x is 1 everywhere now.
+    let want = (0..70_000).fold(1_u32, |v, _| v.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) ^ (v >> 7));
+    // SAFETY: as above; y is in this frame.
+    let got = unsafe { base.add(grains[0] as usize * GRAIN as usize).cast::<u32>().read() };
+    if got != want {
+        SAID.call_once(|| say_that_loops_end_early(&device.info().name));
+    }
     Ok(())
+}
+
+static SAID: Once = Once::new();
+
+fn say_that_loops_end_early(device: &str) {
+    // Not by a macro, which panics where standard error is closed.
+    let _ = writeln!(
+        std::io::stderr(),
+        "sterna: {device} does not run loops to their end (lavapipe of Mesa 22.3 stops a shader after 65535 rounds): kernels with \
+         longer loops give wrong results there; use a newer driver"
+    );
 }

@@ -13,6 +13,9 @@ use crate::fixed::Fixed;
 use crate::pool::usage;
 use crate::raw::Raw;
 
+/// Imports are not made shorter than this to please a driver.
+const LEAST_PIECE: u64 = 64 << 20;
+
 /// One of the kinds.
 #[derive(Debug)]
 pub(crate) enum Table {
@@ -82,8 +85,20 @@ impl HostAddresses {
     fn import(&self, range: DevRange) -> Result<Vec<Import>, DeviceError> {
         let can = &self.raw.gpu.can;
         let unit = can.import_alignment.max(64 << 10);
-        let piece = (can.max_allocation.min(1 << 30) / unit).max(1) * unit;
+        let mut piece = (can.max_allocation.min(1 << 30) / unit).max(1) * unit;
         let bytes = range.bytes.max(1).next_multiple_of(unit);
+        loop {
+            match self.import_in(range, bytes, piece) {
+                // A driver may not take what it says is its longest.
+                Err(DeviceError::Driver { .. }) if piece.min(bytes) > LEAST_PIECE => {
+                    piece = (piece / 2).next_multiple_of(unit)
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn import_in(&self, range: DevRange, bytes: u64, piece: u64) -> Result<Vec<Import>, DeviceError> {
         let mut imports = Vec::new();
         for offset in (0..bytes).step_by(to_usize(piece)) {
             match self.import_piece(range.at.0 + offset, piece.min(bytes - offset)) {

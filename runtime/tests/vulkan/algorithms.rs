@@ -8,7 +8,7 @@ use sterna::kernels::{
 use crate::common::{MIB, limit};
 use crate::kernels::about;
 use crate::random::Random;
-use crate::runtimes;
+use crate::{lacks_bytes, runtimes};
 
 #[test]
 fn copies_and_gathers() {
@@ -27,8 +27,13 @@ fn copies_and_gathers() {
         }
         let bytes: Vec<u8> = (0..70_001_u32).map(|i| (i * 7) as u8).collect();
         let (dx, mut y) = (rt.shared_from(&bytes).unwrap(), rt.shared::<u8>(bytes.len()).unwrap());
-        rt.launch(&copy(), (&dx, &mut y)).unwrap();
-        assert!(y[..] == bytes[..], "{kind}: bytes");
+        match rt.launch(&copy(), (&dx, &mut y)) {
+            Err(e) if lacks_bytes(&e) => println!("SKIP {kind}: bytes: {e}"),
+            copied => {
+                copied.unwrap();
+                assert!(y[..] == bytes[..], "{kind}: bytes");
+            }
+        }
         let index = rt.shared_from(&[0_u32, 70_001]).unwrap();
         let (x, mut y) = (rt.shared::<u32>(70_001).unwrap(), rt.shared::<u32>(2).unwrap());
         let e = rt.launch(&gather(), (&index, &x, &mut y)).unwrap().wait().unwrap_err().to_string();

@@ -2,7 +2,7 @@
 #version 460
 #include "sterna.glsl"
 layout(local_size_x = 64) in;
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Rest { BUFFER(U32, y) uint table[2048]; };
+layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Rest { BUFFER_AT(y) uint table[2048]; };
 layout(push_constant) uniform Args { LAUNCH Rest rest; };
 
 void main() {
@@ -10,5 +10,5 @@ void main() {
     if (!this_group(group)) return;
     uint end = part_end(group, rest.y_chunk, rest.y_len);
     for (uint i = part_start(group, rest.y_chunk, rest.y_len) + lane(); i < end; i += LANES)
-        rest.y.at[i] = rest.table[i % 2048u];
+        U32(rest.y_at).at[i] = rest.table[i % 2048u];
 }
