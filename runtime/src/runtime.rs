@@ -343,6 +343,7 @@ impl Drop for Inner {
             }
             m.reap();
         }
+        crate::hmm::mirror::give_up(std::mem::take(&mut self.devices));
     }
 }
 

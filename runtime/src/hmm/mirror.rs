@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use sterna_hal::kernel::{Code, KernelId};
@@ -174,6 +175,7 @@ pub(crate) struct DeviceMirror {
     /// Where in a block the next grain is taken from that leaves alone.
     pub(crate) hand: AtomicU32,
     lost: AtomicBool,
+    ended: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for DeviceMirror {
@@ -248,6 +250,7 @@ impl DeviceMirror {
             used: Mutex::default(),
             hand: AtomicU32::new(0),
             lost: AtomicBool::new(false),
+            ended: Arc::default(),
         });
         space.add_device(&this);
         if let Some(window) = this.device.window() {
@@ -583,16 +586,39 @@ impl DeviceMirror {
     }
 }
 
+/// How long to wait for threads of the engine that have a mirror in hand for a moment. Who has it for longer is the program.
+const IN_HAND: Duration = Duration::from_millis(20);
+
+/// How long a device may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// Gives mirrors up and waits until their devices have ended, unless the program has them elsewhere.
+///
+/// A thread that has just served a fault may be the last to let go; the device must not end beside the end of the process, which
+/// takes the driver's own state away.
+pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
+    let ends: Vec<_> = mirrors.iter().map(|m| (Arc::clone(&m.ended), Arc::downgrade(m))).collect();
+    drop(mirrors);
+    let begin = Instant::now();
+    for (ended, mirror) in ends {
+        let most = || if mirror.strong_count() == 0 { ENDING } else { IN_HAND };
+        while !ended.load(Ordering::Acquire) && begin.elapsed() < most() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
 impl Drop for DeviceMirror {
     fn drop(&mut self) {
         // SAFETY: taken once, here; nobody can use the mirror any more.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        let (space, slot) = (self.space, self.slot);
+        let (space, slot, ended) = (self.space, self.slot, Arc::clone(&self.ended));
         let end = move || {
             // A lost device ends its workers, which may be parked in a fault: faults are answered until it is gone.
             drop(device);
             space.device_faults.unwatch(slot);
             space.give_slot(slot);
+            ended.store(true, Ordering::Release);
         };
         if os::serves_faults() {
             // This thread is the one that answers them. If no other can be had, the device stays for ever.
