@@ -310,6 +310,7 @@ impl<'a> Cut<'a> {
             match self.prepared.submit_groups(mirror, own, (Groups::Range(groups.start, groups.end), &touches), false, by) {
                 Ok(()) => return Ok(true),
                 Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
+                Err(NotYet::Pinned) => return Err(Error::Pinned),
                 Err(NotYet::Populate) if mirror.is_lost() => {
                     return Err(Error::Lost { device: mirror.device().info().id.clone() });
                 }

@@ -206,7 +206,7 @@ impl Runtime {
                     }
                     return Ok(Pending(record));
                 }
-                Err(NotYet::Populate | NotYet::Held) => record.record(),
+                Err(NotYet::Populate | NotYet::Held | NotYet::Pinned) => record.record(),
                 Err(NotYet::Failed(e)) => {
                     record.refuse(mirror.noticed(e));
                     return Ok(Pending(record));

@@ -280,6 +280,7 @@ fn launch(
         match p.submit(mirror, record, may, By::Scheduler(pending)) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
+            Err(NotYet::Pinned) => return Err(Error::Pinned),
             Err(NotYet::Populate) if mirror.is_lost() => {
                 return Err(Error::Lost { device: mirror.device().info().id.clone() });
             }

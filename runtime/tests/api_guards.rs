@@ -5,6 +5,7 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::FromRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use sterna::Error;
@@ -138,6 +139,50 @@ fn beside(rt: &sterna::Runtime, mid: usize, n: usize, how: &str) {
     let more = |i: usize| if i < mid { 5 } else { 10 + if i == mid { 5 } else { 0 } };
     let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + more(*i));
     assert_eq!(wrong, None, "{how}, {mid} of {n}");
+}
+
+/// Fails if a launch waits for a page that a guard keeps, while the guard's holder waits for the launch.
+#[test]
+fn a_guard_and_a_launch_that_cannot_share_its_pages_do_not_wait_for_each_other() {
+    use sterna::kernel::{Group, Kernel, each_mut};
+    static HOLDS: [Hold; 2] = [Hold::new(), Hold::new()];
+    fn held(_: Group, n: u32, y: &mut [u32]) {
+        HOLDS[n as usize].wait();
+        y.iter_mut().for_each(|y| *y += 1);
+    }
+    let _limit = limit();
+    for (n, policy) in ["demand", "declared"].into_iter().enumerate() {
+        let device = device(CpuConfig { map_host: false, ..small(8 * MIB) });
+        let rt = sterna::Runtime::builder().open_device(device).policy(policy).unwrap().build().unwrap();
+        if !faults(&rt) {
+            return; // two sides cannot share a page there
+        }
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        let (mut a, mut b) = x.split_at_mut(20_500).unwrap();
+        {
+            // The guard first: the launch is refused, by the pages that are missing and by those that it has.
+            let guard = b.host_mut(..).unwrap();
+            assert!(matches!(rt.launch(&add(1), (&mut a,)).unwrap().wait(), Err(Error::Pinned)), "{policy}");
+            drop(guard);
+            a.fill_with(|i| i as u32).unwrap();
+        }
+        // The launch first: the guard comes behind it.
+        let p = rt.launch(&Kernel::new("held", n as u32, (each_mut(1 << 20),), held), (&mut a,)).unwrap();
+        HOLDS[n].entered();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut guard = b.host_mut(..).unwrap();
+                done.store(true, Ordering::SeqCst);
+                guard[0] += 5;
+                p.wait().unwrap();
+            });
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!done.load(Ordering::SeqCst), "{policy}: the guard did not wait");
+            HOLDS[n].release();
+        });
+        assert_eq!((x[0], x[20_499], x[20_500], x[99_999]), (1, 20_500, 20_505, 99_999), "{policy}");
+    }
 }
 
 #[test]

@@ -485,6 +485,7 @@ impl Attached {
                     record.mark_seen();
                     return Err(e);
                 }
+                Err(NotYet::Pinned) => return Err(Error::Pinned),
                 Err(NotYet::Held) => {
                     touches.iter().for_each(|t| hold::wait(&t.seg, self.mirror.slot()));
                     continue;

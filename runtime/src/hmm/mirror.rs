@@ -32,6 +32,7 @@ use super::lock::Free;
 use super::migrate::Home;
 use super::notifier::Notifier;
 use super::os;
+use super::pin;
 use super::seat::Addresses;
 use super::segment::Segment;
 use super::space::{Slot, Space};
@@ -200,6 +201,8 @@ pub(crate) enum NotYet {
     Populate,
     /// A fault waits for a moment without launches; see [`hold`].
     Held,
+    /// A long pin keeps at home what the device cannot use there.
+    Pinned,
     /// The device refused it.
     Failed(DeviceError),
 }
@@ -437,6 +440,9 @@ impl DeviceMirror {
             }
             if hold::held(&t.seg, self.slot) {
                 return Err(NotYet::Held);
+            }
+            if pin::bars(self, &t.seg, &t.bytes) {
+                return Err(NotYet::Pinned);
             }
         }
         match by {

@@ -6,7 +6,12 @@
 //!
 //! **Who needs pages elsewhere** waits for a short pin for up to a second, then fails with [`Pinned`](Error::Pinned): another
 //! device's launch, a long pin. Faults wait for as long as it takes. Eviction passes such pages over.
+//!
+//! **Launches** on a device that cannot use host pages in place would wait for a long pin without end, and whoever holds the pin
+//! perhaps for them. So a long pin comes behind those that were asked for before it, and one that comes behind a long pin is
+//! refused: under the driver lock, which a pin takes once between marking its pages and looking for launches.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +19,10 @@ use sterna_hal::Access;
 
 use super::addr::Pages;
 use super::host::coherent::resident;
+use super::inflight::InFlight;
 use super::lock::Free;
 use super::migrate::{self, Home};
+use super::mirror::DeviceMirror;
 use super::prot;
 use super::segment::Segment;
 use super::space::Space;
@@ -43,7 +50,7 @@ pub struct Pin {
 impl Pin {
     /// Brings pages of one segment home as `home` says, and keeps them. Waits for pages that are being moved.
     pub(crate) fn long(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home) -> Result<Self, Error> {
-        let this = Self::mark(free, seg, pages, PinKind::Long);
+        let this = Self::behind_launches(free, seg, pages);
         let start = Instant::now();
         #[cfg(feature = "planted")]
         let home = Home { keep: super::planted::on(&super::planted::LONG_PIN_IN_PLACE), ..home };
@@ -80,6 +87,22 @@ impl Pin {
         Self::mark(free, seg, pages, PinKind::Short)
     }
 
+    /// Pages for a long pin, of which no launch that could not use them at home is unfinished.
+    fn behind_launches(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
+        loop {
+            while let Some(l) = barred(seg, pages) {
+                l.wait(free, None);
+            }
+            let this = Self::mark(free, seg, pages, PinKind::Long);
+            for m in seg.space().devices().iter().filter(|m| !m.may_alias()) {
+                drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
+            }
+            if barred(seg, pages).is_none() {
+                return this;
+            }
+        }
+    }
+
     /// Has pages stay where they are from here on. What was on its way before has arrived.
     fn mark(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, kind: PinKind) -> Self {
         let this = Self { parts: vec![(Arc::clone(seg), pages.clone(), kind)] };
@@ -88,6 +111,24 @@ impl Pin {
         migrate::wait_arrived(free, seg, pages);
         this
     }
+}
+
+/// A launch that uses the pages on a device that cannot use them at home.
+fn barred(seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>> {
+    let uses = seg.uses.lock();
+    let found = uses.iter().find(|u| {
+        let m = u.launch.mirror();
+        let per = m.pods().pages_per_grain() as u64;
+        !m.may_alias() && seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per)) && !u.launch.poll_only()
+    });
+    found.map(|u| Arc::clone(&u.launch))
+}
+
+/// Whether a long pin keeps at home what a device that cannot use it there wants for `bytes` of a segment.
+pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>) -> bool {
+    let per = mirror.pods().pages_per_grain() as u64;
+    let wanted = || seg.pages_of(bytes).widened(per);
+    !mirror.may_alias() && seg.pins.lock().iter().any(|(p, kind)| *kind == PinKind::Long && p.intersects(&wanted()))
 }
 
 /// Maps pages that coherent devices have, and that stay there; false if there is no mapping for all of them.

@@ -10,7 +10,7 @@ use sterna::hmm::names::{self, hmm_mirror_register, hmm_mirror_register_locked, 
 use sterna::hmm::{Action, MigrateFlags, Mirror, MirrorOps, PAGE, Pages, Pfn, Prot, Range, Segment};
 
 use crate::access::ONCE;
-use crate::device::Errno;
+use crate::device::{Errno, eventually};
 use crate::memory::{Memory, WORDS};
 use crate::{Ctx, N, Outcome, Test, adapted, direct};
 
@@ -93,10 +93,11 @@ fn userfaultfd_read(ctx: &Ctx<'_>) -> Outcome {
 fn userfaultfd_timeout(ctx: &Ctx<'_>) -> Outcome {
     let (dev, m, driver) = (ctx.dev(0), ctx.filled(N), Driver::default());
     let mirror = hmm_mirror_register(ctx.space, driver);
-    dev.cpu.inject().delay_copies(Duration::from_millis(300));
+    dev.cpu.inject().delay_copies(Duration::from_millis(800));
+    let before = dev.cpu.inject().copies();
     std::thread::scope(|s| {
         s.spawn(|| dev.attached.migrate(&m.pages(m.all())).unwrap());
-        std::thread::sleep(Duration::from_millis(100));
+        eventually(|| dev.cpu.inject().copies() > before);
         let ask = |timeout| {
             let mut range = Range::new(&mirror, m.pages(m.all())).expect("no window is open");
             range.fault_within(false, timeout).map_err(Errno::from)
