@@ -336,6 +336,8 @@ pub(crate) fn map_remote(
         (want & !ready & !(dev.valid & !body.kept_from(slot))).widened(per)
     };
     let deadline = Instant::now() + BUDGET;
+    // A short pin keeps a page on a coherent device, for one operation.
+    let mut kept = false;
     loop {
         if let Some(blocked) = source::prepare(free, seg, pages, access, false)? {
             result.blocked = result.blocked.or(Some(blocked));
@@ -350,7 +352,9 @@ pub(crate) fn map_remote(
         }
         for run in runs_of(&copied) {
             let home = Home { map: false, wait: false, ..Home::EXCLUSIVE };
-            result.blocked = result.blocked.or(migrate::bring_home(free, seg, &run, home, Cause::Launch)?.blocked);
+            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?;
+            result.blocked = result.blocked.or(moved.blocked);
+            kept |= moved.pinned;
         }
         let Some(seq) = mirror.notifier().read_begin(free, pages, BUDGET) else {
             return Err(Error::Busy { budget: BUDGET });
@@ -415,7 +419,10 @@ pub(crate) fn map_remote(
             return Ok(result);
         }
         if Instant::now() > deadline {
-            return Err(Error::Busy { budget: BUDGET });
+            return Err(if kept { Error::Pinned } else { Error::Busy { budget: BUDGET } });
+        }
+        if kept {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 }

@@ -224,7 +224,7 @@ fn short_pins(ctx: &Ctx<'_>) -> Outcome {
     m.expect(4..8, 1);
     let mut out = vec![0; 4 * WORDS];
     let start = Instant::now();
-    assert_eq!(other.read(&m, 4..8, &mut out).err(), Some(Errno::Busy));
+    assert_eq!(other.read(&m, 4..8, &mut out).err(), Some(Errno::Pinned));
     assert_eq!(dev.attached.make_exclusive(&m.pages(4..8)).map_err(Errno::from), Err(Errno::Pinned));
     assert_eq!(ctx.space.pin(&m.pages(5..6), PinKind::Long, true).map(drop).map_err(Errno::from), Err(Errno::Pinned));
     assert_eq!(dev.attached.release_memory().map_err(Errno::from), Err(Errno::Pinned));

@@ -19,6 +19,7 @@ use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::space::Space;
 use super::Mechanism;
+use super::coherent::resident;
 use super::duplicate::CONTRADICTED;
 use crate::stats::Cause;
 
@@ -80,7 +81,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     }
     let at_home = !body.revoked & block.limit();
     let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
-    let region = region & !(body.busy | body.lost | body.framed | body.held) & !others_work;
+    let stay = body.framed | (body.held & resident(space, &body));
+    let region = region & !(body.busy | body.lost | stay) & !others_work;
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");
