@@ -331,6 +331,10 @@ impl Body {
 
     /// The first invariant that does not hold.
     pub(crate) fn check(&self, faults: bool) -> Result<(), &'static str> {
+        #[cfg(feature = "planted")]
+        if super::planted::on(&super::planted::UNCHECKED) {
+            return Ok(());
+        }
         let claim = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
         let mut valid = Mask::EMPTY;
         let mut dirty = Mask::EMPTY;

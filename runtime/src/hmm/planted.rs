@@ -63,6 +63,9 @@ pub static FRAMES_LEFT_MAPPED: AtomicBool = AtomicBool::new(false);
 /// A long pin leaves pages in a coherent device's memory.
 pub static LONG_PIN_IN_PLACE: AtomicBool = AtomicBool::new(false);
 
+/// The books are not checked, as in a release build: no defect, but what a defect does is then seen by its outcome alone.
+pub static UNCHECKED: AtomicBool = AtomicBool::new(false);
+
 /// A defect by its name, for tests that run others in processes of their own.
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static AtomicBool> {

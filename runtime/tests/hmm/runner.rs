@@ -17,8 +17,9 @@ const FORCED: &str = "STERNA_HOST_FAULTS";
 const ONLY: &str = "STERNA_HMM_ONLY";
 /// A planted defect that the child switches on.
 pub(crate) const PLANT: &str = "STERNA_HMM_PLANT";
-/// A cell that takes longer hangs.
+/// A cell that takes longer hangs; with a defect some do.
 const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT_PLANTED: Duration = Duration::from_secs(8);
 
 /// The mechanisms that serve faults: without faults there is nothing to test.
 pub(crate) fn mechanisms() -> Vec<Mechanism> {
@@ -37,7 +38,12 @@ pub(crate) fn say(text: &str) {
 }
 
 pub(crate) fn chosen(name: &str) -> bool {
-    std::env::var(ONLY).map_or(true, |only| name.contains(&only))
+    std::env::var(ONLY).map_or(true, |only| fits(name, &only))
+}
+
+/// With a `=` before it the whole name.
+fn fits(name: &str, only: &str) -> bool {
+    only.strip_prefix('=').map_or_else(|| name.contains(only), |whole| name == whole)
 }
 
 static CELLS: AtomicU64 = AtomicU64::new(0);
@@ -57,10 +63,11 @@ pub(crate) fn child() {
         let text: String = text.replace('\n', " ").chars().take(240).collect();
         say(&format!("WHY\t{at}: {text}\n"));
     }));
-    std::thread::spawn(|| {
+    let limit = if std::env::var(PLANT).is_ok_and(|p| !p.is_empty()) { LIMIT_PLANTED } else { LIMIT };
+    std::thread::spawn(move || {
         loop {
             let seen = CELLS.load(Ordering::SeqCst);
-            std::thread::sleep(LIMIT);
+            std::thread::sleep(limit);
             if CELLS.load(Ordering::SeqCst) == seen {
                 say("WHY\tit hangs\n");
                 std::process::abort();
@@ -109,10 +116,10 @@ pub(crate) fn all() -> Table {
     table
 }
 
-/// The cells of one mechanism, test by test and configuration by configuration, of the tests whose name contains `only`; with a
-/// planted defect if one is named.
+/// The cells of one mechanism, test by test and configuration by configuration, of the tests whose name contains `only`, or is
+/// `only` behind a `=`; with a planted defect if one is named.
 pub(crate) fn mechanism(m: Mechanism, only: &str, plant: Option<&str>) -> Vec<Cell> {
-    let expected = tests().into_iter().filter(|t| t.name.contains(only)).count() * CONFIGS.len();
+    let expected = tests().into_iter().filter(|t| fits(t.name, only)).count() * CONFIGS.len();
     let mut cells = Vec::new();
     while cells.len() < expected {
         let before = cells.len();
@@ -144,6 +151,9 @@ pub(crate) fn mechanism(m: Mechanism, only: &str, plant: Option<&str>) -> Vec<Ce
         if cells.len() < expected {
             // It ended inside a cell: that one has failed, and the rest is run by another process.
             cells.push(Cell::Fail(format!("its process ended: {status} {why}")));
+            if plant.is_some() {
+                break; // caught; the rest would end it, too
+            }
         }
     }
     cells
