@@ -26,7 +26,7 @@
 //! | `remap` | pages that get other addresses |
 //! | `attached` | a device, for driver writers |
 //! | `source` | pages that begin with a file's bytes, or another segment's |
-//! | `host` | the window: faults, revocation, restoration |
+//! | `host` | the window: faults, revocation, restoration; device memory that the host uses in place |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
 //! | `fork` | what a forked child is told |

@@ -16,7 +16,8 @@
 //! The window is registered for *minor* faults: a page that has storage and is not mapped. A page without storage that
 //! leaves for a device would come back as silent zeros, so a block with such pages is also registered for *missing* faults,
 //! before it is unmapped. Guards need no such thing: they stand where a page was taken away, with storage or without. Blocks whose
-//! pages the host may load beside devices' replicas also report stores (`duplicate`).
+//! pages the host may load beside devices' replicas also report stores (`duplicate`). What a coherent device has the window shows in
+//! that device's memory (`coherent`).
 
 pub(crate) mod coherent;
 mod duplicate;
