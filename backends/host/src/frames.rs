@@ -15,10 +15,11 @@ use smallvec::SmallVec;
 use sterna_hal::Frames;
 
 /// Chunks that were handed out for the first time, as (first, count).
-pub(crate) type Fresh = SmallVec<[(u32, u32); 4]>;
+pub type Fresh = SmallVec<[(u32, u32); 4]>;
 
+/// Free grains of device memory.
 #[derive(Debug)]
-pub(crate) struct FrameTable {
+pub struct FrameTable {
     /// Grains a chunk: 1, 2, 4 … 512.
     per_chunk: u32,
     /// Words of `free` a chunk.
@@ -33,7 +34,9 @@ pub(crate) struct FrameTable {
 }
 
 impl FrameTable {
-    pub(crate) fn new(total: u32, per_chunk: u32) -> Self {
+    /// All of `total` grains are free; `per_chunk` of them are 2 MiB.
+    #[must_use]
+    pub fn new(total: u32, per_chunk: u32) -> Self {
         let chunks = total.div_ceil(per_chunk) as usize;
         let words = per_chunk.div_ceil(64) as usize;
         let mut this = Self {
@@ -49,12 +52,14 @@ impl FrameTable {
         this
     }
 
-    pub(crate) fn in_use(&self) -> u32 {
+    /// Grains that are taken.
+    #[must_use]
+    pub fn in_use(&self) -> u32 {
         self.total - self.available
     }
 
     /// Takes `grains` grains and appends them to `out`; false, and nothing taken, if there are not as many.
-    pub(crate) fn alloc(&mut self, grains: u32, out: &mut Vec<Frames>, fresh: &mut Fresh) -> bool {
+    pub fn alloc(&mut self, grains: u32, out: &mut Vec<Frames>, fresh: &mut Fresh) -> bool {
         if grains > self.available {
             return false;
         }
@@ -73,7 +78,7 @@ impl FrameTable {
     }
 
     /// Gives grains back.
-    pub(crate) fn free(&mut self, frames: Frames) {
+    pub fn free(&mut self, frames: Frames) {
         let end = u64::from(frames.first) + u64::from(frames.grains);
         debug_assert!(end <= u64::from(self.total), "{frames:?} is not of this device");
         if end <= u64::from(self.total) {

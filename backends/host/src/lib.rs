@@ -13,7 +13,7 @@
 #![cfg(target_os = "linux")]
 
 pub mod copy;
-mod frames;
+pub mod frames;
 mod memory;
 pub mod mmu;
 pub mod regions;

@@ -10,6 +10,8 @@ pub enum PageTable {
     /// Device addresses are host addresses, and entries are mappings of this process; an access to an absent page faults. Drivers
     /// that run on the host's processors only.
     Mmu,
+    /// One sparse buffer an allocation, whose pages are bound to device memory as they are needed. Most GPUs.
+    Sparse,
     /// One contiguous buffer an allocation, all of it in device memory. Every device.
     Fixed,
 }
@@ -20,6 +22,7 @@ impl PageTable {
     pub fn name(self) -> &'static str {
         match self {
             Self::Mmu => "mmu",
+            Self::Sparse => "sparse",
             Self::Fixed => "fixed",
         }
     }
@@ -34,14 +37,14 @@ impl fmt::Display for PageTable {
 impl FromStr for PageTable {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Mmu, Self::Fixed]
+        [Self::Mmu, Self::Sparse, Self::Fixed]
             .into_iter()
             .find(|k| k.name() == text)
-            .ok_or_else(|| format!("there is no page table `{text}`; there are: mmu, fixed"))
+            .ok_or_else(|| format!("there is no page table `{text}`; there are: mmu, sparse, fixed"))
     }
 }
 
-/// How bytes get into the memory of a device with page table *fixed*.
+/// How bytes get into the memory of a device with page table *sparse* or *fixed*.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Copies {
     /// The host's processors write and read it where it is: memory that they can reach and that is theirs too.

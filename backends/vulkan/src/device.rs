@@ -34,11 +34,14 @@ use crate::pool::Pool;
 use crate::probe;
 use crate::raw::Raw;
 use crate::signals::{Semaphore, Signals};
+use crate::sparse::Sparse;
 use crate::staging::Stager;
 use crate::table::{HostAddresses, Table};
 
 /// Addresses of a device of kind *mmu*, in bytes.
 const WINDOW: u64 = 1 << 40;
+/// Device memory of page table *sparse* on drivers that run on the host, in bytes: a page is a mapping there.
+const MOST_BOUND: u64 = 3 << 30;
 /// More threads than this do not copy faster.
 const COPY_THREADS: usize = 8;
 
@@ -81,8 +84,8 @@ impl VulkanDevice {
         let gpu = gpu::find(gpu::list(&instance)?, name)?;
         let wanted = match config.page_table {
             Some(kind) => vec![kind],
-            None if gpu.kind == DeviceKind::Software => vec![PageTable::Mmu, PageTable::Fixed],
-            None => vec![PageTable::Fixed],
+            None if gpu.kind == DeviceKind::Software => vec![PageTable::Mmu, PageTable::Sparse, PageTable::Fixed],
+            None => vec![PageTable::Sparse, PageTable::Fixed],
         };
         let mut last = None;
         for kind in wanted {
@@ -103,9 +106,9 @@ impl VulkanDevice {
     fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
         let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
         let pool = Pool::new(&raw)?;
-        let copied = Semaphore::new(&raw)?;
-        let compute = Compute::new(&raw, &pool, copied.raw, &config.pipeline_cache)?;
-        let signals = Arc::new(Signals::new(&raw, compute, copied));
+        let [copied, bound] = [Arc::new(Semaphore::new(&raw)?), Arc::new(Semaphore::new(&raw)?)];
+        let compute = Compute::new(&raw, &pool, &config.pipeline_cache)?;
+        let signals = Arc::new(Signals::new(&raw, compute, [copied, Arc::clone(&bound)]));
         let software = gpu.kind == DeviceKind::Software;
         let budget = config.memory.unwrap_or(if software { gpu.memory / 4 } else { gpu.memory / 10 * 9 });
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -127,32 +130,41 @@ impl VulkanDevice {
                 let mmu = Mmu::new(WINDOW, budget, fixed::GRAIN, true)?;
                 (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
             }
-            PageTable::Fixed => {
+            PageTable::Sparse | PageTable::Fixed => {
                 let copies = config.copies.unwrap_or(if gpu.can.unified { Copies::Mapped } else { Copies::Staged });
                 let (location, mover) = match copies {
                     Copies::Mapped => (MemoryLocation::GpuToCpu, by_host()),
                     Copies::Staged => (MemoryLocation::GpuOnly, Mover::Staged(Stager::new(&raw, &pool, owner()))),
                 };
-                (Table::Fixed(Fixed::new(Arc::clone(&pool), location, budget, gpu.can.max_allocation)), mover)
+                let table = if kind == PageTable::Sparse {
+                    // Each page may become a mapping of this process, of which there are 65530.
+                    let budget = if software { budget.min(MOST_BOUND) } else { budget };
+                    Table::Sparse(Sparse::new(&raw, &pool, bound, location, budget)?)
+                } else {
+                    Table::Fixed(Fixed::new(Arc::clone(&pool), location, budget, gpu.can.max_allocation))
+                };
+                (table, mover)
             }
         };
         let faults = matches!(table, Table::Mmu(_));
+        let sparse = if let Table::Sparse(t) = &table { Some(t) } else { None };
         let caps = Caps {
             absent: if faults { Absent::Faults } else { Absent::Undefined },
-            grain: fixed::GRAIN,
-            queued_edits: false,
+            grain: sparse.map_or(fixed::GRAIN, Sparse::grain),
+            queued_edits: sparse.is_some(),
             map_host: faults,
             coherent: false,
-            placed: !faults,
+            placed: kind == PageTable::Fixed,
             read_only: faults,
             max_reservation: match &table {
                 Table::Mmu(t) => t.mmu.window_bytes(),
+                Table::Sparse(t) => t.max_reservation(),
                 Table::Fixed(t) => t.max_reservation(),
             },
             // The driver's worker threads and the one that feeds them.
             min_frames: if faults { min_frames(processors + 1) } else { 0 },
             form: Form::Spirv,
-            queues: vec![Role::Compute, Role::Copy],
+            queues: vec![Role::Compute, Role::Copy, Role::Table],
         };
         let info = DeviceInfo {
             id: format!("vulkan:{}", gpu.index),
@@ -190,9 +202,16 @@ impl VulkanDevice {
         self.signals.let_go(issued);
     }
 
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.signals.compute
+    }
+
     fn host_pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
         match &self.table {
             Table::Mmu(t) => t.mmu.pieces(runs),
+            Table::Sparse(t) => {
+                self.regions.look().pieces(&t.cut(runs), |first, offset, bytes| t.pointer(first, offset, bytes))
+            }
             Table::Fixed(t) => self.regions.look().pieces(runs, |first, offset, bytes| t.pointer(first, offset, bytes)),
         }
     }
@@ -210,6 +229,7 @@ impl Device for VulkanDevice {
     fn memory(&self) -> Memory {
         match &self.table {
             Table::Mmu(t) => t.mmu.memory(),
+            Table::Sparse(t) => t.memory(),
             Table::Fixed(t) => t.memory(),
         }
     }
@@ -218,7 +238,7 @@ impl Device for VulkanDevice {
         self.raw.present()?;
         let regions = match &self.table {
             Table::Mmu(t) => t.mmu.regions(),
-            Table::Fixed(_) => &self.regions,
+            Table::Sparse(_) | Table::Fixed(_) => &self.regions,
         };
         // SAFETY: the caller's.
         unsafe { regions.attach(base, bytes, memfd) }
@@ -228,6 +248,7 @@ impl Device for VulkanDevice {
         self.raw.present()?;
         match &self.table {
             Table::Mmu(t) => t.reserve(bytes),
+            Table::Sparse(t) => t.reserve(bytes),
             Table::Fixed(t) => t.reserve(bytes),
         }
     }
@@ -236,6 +257,7 @@ impl Device for VulkanDevice {
         match &self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.unreserve(range) },
+            Table::Sparse(t) => t.unreserve(range),
             Table::Fixed(t) => t.unreserve(range),
         }
     }
@@ -244,6 +266,7 @@ impl Device for VulkanDevice {
         self.raw.present()?;
         match &self.table {
             Table::Mmu(t) => t.mmu.alloc(grains, out),
+            Table::Sparse(t) => t.alloc(grains, out),
             Table::Fixed(t) => t.alloc(place, grains, out),
         }
     }
@@ -251,6 +274,7 @@ impl Device for VulkanDevice {
     unsafe fn free(&self, frames: &[Frames]) {
         match &self.table {
             Table::Mmu(t) => t.mmu.free(frames),
+            Table::Sparse(t) => t.free(frames),
             // They stay with their place.
             Table::Fixed(_) => {}
         }
@@ -259,19 +283,23 @@ impl Device for VulkanDevice {
     fn frames_base(&self) -> Option<NonNull<u8>> {
         match &self.table {
             Table::Mmu(t) => Some(t.mmu.frames_base()),
-            Table::Fixed(_) => None,
+            Table::Sparse(_) | Table::Fixed(_) => None,
         }
     }
 
     unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
         self.raw.present()?;
         self.signals.check("edit", after)?;
+        if let Table::Sparse(t) = &self.table {
+            return t.edit(edits, &self.signals.waits(after));
+        }
         if !after.iter().all(|p| self.signals.reached(*p)) {
             return Err(sys::invalid("edit", "edits happen at once: every point in `after` must be reached"));
         }
         match &self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.mmu.edit(edits, |resolve| resolve(), || {})? },
+            Table::Sparse(_) => unreachable!("edited above"),
             Table::Fixed(t) => edits.iter().try_for_each(|e| t.check(e))?,
         }
         // Lost meanwhile: the window did not take the edits.
@@ -282,10 +310,12 @@ impl Device for VulkanDevice {
     unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
         self.raw.present()?;
         self.signals.check("copy", after)?;
-        let copier = match (&self.mover, &self.table) {
-            (Mover::Host(copier), _) => copier,
-            (Mover::Staged(stager), Table::Fixed(t)) => return stager.copy(t, &self.regions, runs, after),
-            (Mover::Staged(_), Table::Mmu(_)) => unreachable!("page table mmu is not staged"),
+        let copier = match &self.mover {
+            Mover::Host(copier) => copier,
+            Mover::Staged(stager) => {
+                let cut = if let Table::Sparse(t) = &self.table { Some(t.cut(runs)) } else { None };
+                return stager.copy(&self.table, &self.regions, cut.as_deref().unwrap_or(runs), after);
+            }
         };
         let pieces = self.host_pieces(runs)?;
         let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
@@ -310,6 +340,7 @@ impl Device for VulkanDevice {
         for at in launch.args.iter().filter_map(|a| a.touched(launch.groups)) {
             match &self.table {
                 Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
+                Table::Sparse(t) => drop(t.of("submit", at)?),
                 Table::Fixed(t) => drop(t.of("submit", at)?),
             }
         }
@@ -320,7 +351,7 @@ impl Device for VulkanDevice {
             let copies = after.iter().filter(|p| p.queue == COPY);
             copies.into_iter().try_for_each(|p| self.signals.wait(*p, Duration::MAX).map(drop))?;
         }
-        self.signals.compute.submit(launch, after, &|range| self.table.buffer_of(range))
+        self.signals.compute.submit(launch, &self.signals.waits(after), &|range| self.table.buffer_of(range))
     }
 
     fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
@@ -342,7 +373,7 @@ impl Device for VulkanDevice {
     fn window(&self) -> Option<Range<usize>> {
         match &self.table {
             Table::Mmu(t) => Some(t.mmu.addresses()),
-            Table::Fixed(_) => None,
+            Table::Sparse(_) | Table::Fixed(_) => None,
         }
     }
 }

@@ -37,7 +37,7 @@ struct State {
 /// A buffer with its place among addresses and frames.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    pub(crate) buffer: Buffer,
+    pub(crate) buffer: Arc<Buffer>,
     /// Its first address: the buffer's, rounded up to a grain.
     at: u64,
     bytes: u64,
@@ -93,7 +93,7 @@ impl Fixed {
         let grains = (whole / GRAIN) as u32;
         let at = buffer.address.next_multiple_of(GRAIN);
         let first = gap(&state.by_frame, grains);
-        let made = Arc::new(Reservation { buffer, at, bytes: whole, first, grains });
+        let made = Arc::new(Reservation { buffer: Arc::new(buffer), at, bytes: whole, first, grains });
         state.by_address.insert(at, Arc::clone(&made));
         state.by_frame.insert(first, made);
         Ok(DevRange { at: DevAddr(at), bytes })
@@ -146,8 +146,8 @@ impl Fixed {
         }
     }
 
-    /// Where frames are: the reservation, and the offset within its buffer.
-    pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Reservation>, u64), DeviceError> {
+    /// Where frames are: the buffer, and the offset within.
+    pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
         let state = self.state.lock();
         let outside = || invalid("copy", format!("{bytes} bytes at {offset} behind grain {first} are outside the memory"));
         let r = state.by_frame.range(..=first).next_back().map(|(_, r)| r).filter(|r| first - r.first < r.grains);
@@ -156,13 +156,13 @@ impl Fixed {
         if at.checked_add(bytes).is_none_or(|end| end > r.bytes) {
             return Err(outside());
         }
-        Ok((Arc::clone(r), r.skip() + at))
+        Ok((Arc::clone(&r.buffer), r.skip() + at))
     }
 
     /// Where the host reaches frames, on a device whose memory is mapped.
     pub(crate) fn pointer(&self, first: u32, offset: u64, bytes: u64) -> Result<NonNull<u8>, DeviceError> {
-        let (r, at) = self.locate(first, offset, bytes)?;
-        let mapped = r.buffer.mapped.ok_or_else(|| invalid("copy", "this memory is not mapped"))?;
+        let (buffer, at) = self.locate(first, offset, bytes)?;
+        let mapped = buffer.mapped.ok_or_else(|| invalid("copy", "this memory is not mapped"))?;
         // SAFETY: inside the buffer, all of which is mapped.
         Ok(unsafe { mapped.add(to_usize(at)) })
     }

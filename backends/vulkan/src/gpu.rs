@@ -82,6 +82,12 @@ pub(crate) struct Can {
     pub(crate) api: u32,
     /// Longest allocation in bytes.
     pub(crate) max_allocation: u64,
+    /// Longest buffer in bytes.
+    pub(crate) max_buffer: u64,
+    /// Buffers whose pages are bound one by one, also to memory that other buffers have.
+    pub(crate) sparse: bool,
+    /// Bytes of all such buffers together.
+    pub(crate) sparse_space: u64,
     pub(crate) max_invocations: u32,
     pub(crate) max_local: [u32; 3],
     pub(crate) max_groups: [u32; 3],
@@ -219,6 +225,10 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
     if gpu.can.host_import {
         properties = properties.push_next(&mut import);
     }
+    let mut longest = vk::PhysicalDeviceMaintenance4Properties::default();
+    if plain.api_version >= vk::API_VERSION_1_3 {
+        properties = properties.push_next(&mut longest);
+    }
     // SAFETY: as above; only structures that the device knows are chained.
     unsafe { vk.get_physical_device_properties2(raw, &mut properties) };
     gpu.uuid = id.device_uuid.iter().map(|b| format!("{b:02x}")).collect();
@@ -227,6 +237,8 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
         gpu.pci = Some(format!("{:04x}:{:02x}:{:02x}.{}", pci.pci_domain, pci.pci_bus, pci.pci_device, pci.pci_function));
     }
     gpu.can.max_allocation = three.max_memory_allocation_size;
+    gpu.can.max_buffer = if plain.api_version >= vk::API_VERSION_1_3 { longest.max_buffer_size } else { 1 << 31 };
+    gpu.can.sparse_space = limits.sparse_address_space_size;
     if subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE) {
         gpu.can.subgroup = subgroup.supported_operations;
     }
@@ -267,6 +279,8 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
     }
     // SAFETY: as above.
     let families = unsafe { vk.get_physical_device_queue_family_properties(raw) };
+    can.sparse = [base.sparse_binding, base.sparse_residency_buffer, base.sparse_residency_aliased].into_iter().all(on)
+        && families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::SPARSE_BINDING));
     if !families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE)) {
         gpu.lacks = Some("a compute queue".into());
     }

@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
@@ -28,11 +28,14 @@ use crate::error::VulkanError;
 use crate::pipeline::{Kernels, Loaded};
 use crate::pool::{Buffer, Pool};
 use crate::raw::Raw;
+use crate::signals::Semaphore;
 
 /// The number of the compute queue.
 pub(crate) const COMPUTE: u32 = 0;
 /// The number of the copy queue.
 pub(crate) const COPY: u32 = 1;
+/// The number of the queue of page-table edits, where they are queued.
+pub(crate) const TABLE: u32 = 2;
 
 /// Bytes of a slot's block: status words, then arguments that do not fit push constants.
 const BLOCK: u64 = 4096;
@@ -116,32 +119,22 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Compute {
     raw: Arc<Raw>,
-    pool: Arc<Pool>,
+    pub(crate) pool: Arc<Pool>,
     kernels: Kernels,
-    semaphore: vk::Semaphore,
-    /// The copies that launches may have to wait for.
-    copies: vk::Semaphore,
-    reached: AtomicU64,
+    /// Reached by launches.
+    pub(crate) done: Semaphore,
     failed: AtomicUsize,
     state: Mutex<State>,
 }
 
 impl Compute {
-    /// `copies` is the semaphore of the copy queue, which outlives this.
-    pub(crate) fn new(
-        raw: &Arc<Raw>,
-        pool: &Arc<Pool>,
-        copies: vk::Semaphore,
-        cache: &CacheFolder,
-    ) -> Result<Self, VulkanError> {
+    pub(crate) fn new(raw: &Arc<Raw>, pool: &Arc<Pool>, cache: &CacheFolder) -> Result<Self, VulkanError> {
         let kernels = Kernels::new(raw, cache)?;
         Ok(Self {
             raw: Arc::clone(raw),
             pool: Arc::clone(pool),
             kernels,
-            semaphore: raw.semaphore()?,
-            copies,
-            reached: AtomicU64::new(0),
+            done: Semaphore::new(raw)?,
             failed: AtomicUsize::new(0),
             state: Mutex::default(),
         })
@@ -151,13 +144,17 @@ impl Compute {
         self.kernels.load(code)
     }
 
-    /// Submits a launch whose ranges were checked. `of` finds buffers for modules that bind them.
-    pub(crate) fn submit(&self, launch: &Launch<'_>, after: &[Point], of: BufferOf<'_>) -> Result<Ticket, DeviceError> {
+    /// Submits a launch whose ranges were checked, after these values of semaphores. `of` finds buffers for modules that bind them.
+    pub(crate) fn submit(
+        &self,
+        launch: &Launch<'_>,
+        after: &[(vk::Semaphore, u64)],
+        of: BufferOf<'_>,
+    ) -> Result<Ticket, DeviceError> {
         let loaded = self.kernels.get(launch.kernel);
         let loaded =
             loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
         let parts = parts_of(launch.grid, launch.groups)?;
-        let copies = after.iter().filter(|p| p.queue == COPY).map(|p| p.value).max().filter(|v| *v > 0);
         let args = match &loaded.descriptors {
             None => Packed::Address(pack(&loaded, launch.args)?),
             Some((d, _)) => {
@@ -173,7 +170,7 @@ impl Compute {
             Packed::Descriptor(bound) => self.record_descriptors(&mut slot, &loaded, launch.grid, &parts, &bound),
         };
         let submitted =
-            recorded.and_then(|()| self.queue(&slot, value, copies).map_err(|code| self.raw.failed("vkQueueSubmit")(code)));
+            recorded.and_then(|()| self.queue(&slot, value, after).map_err(|code| self.raw.failed("vkQueueSubmit")(code)));
         if let Err(e) = submitted {
             // Not in flight: to the front, where it is free at once.
             slot.value = 0;
@@ -292,17 +289,15 @@ impl Compute {
         recorded().map_err(self.raw.failed("vkEndCommandBuffer"))
     }
 
-    fn queue(&self, slot: &Slot, value: u64, copies: Option<u64>) -> Result<(), vk::Result> {
-        let (waits, values) = ([self.copies], [copies.unwrap_or(0)]);
-        let n = usize::from(copies.is_some());
-        let stages = [vk::PipelineStageFlags::ALL_COMMANDS];
-        let (signals, signalled, commands) = ([self.semaphore], [value], [slot.cmd]);
-        let mut timeline = vk::TimelineSemaphoreSubmitInfo::default()
-            .wait_semaphore_values(&values[..n])
-            .signal_semaphore_values(&signalled);
+    fn queue(&self, slot: &Slot, value: u64, after: &[(vk::Semaphore, u64)]) -> Result<(), vk::Result> {
+        let (waits, values): (SmallVec<[_; 3]>, SmallVec<[_; 3]>) = after.iter().copied().unzip();
+        let stages = [vk::PipelineStageFlags::ALL_COMMANDS; 3];
+        let (signals, signalled, commands) = ([self.done.raw], [value], [slot.cmd]);
+        let mut timeline =
+            vk::TimelineSemaphoreSubmitInfo::default().wait_semaphore_values(&values).signal_semaphore_values(&signalled);
         let info = [vk::SubmitInfo::default()
-            .wait_semaphores(&waits[..n])
-            .wait_dst_stage_mask(&stages[..n])
+            .wait_semaphores(&waits)
+            .wait_dst_stage_mask(&stages[..waits.len()])
             .command_buffers(&commands)
             .signal_semaphores(&signals)
             .push_next(&mut timeline)];
@@ -314,7 +309,7 @@ impl Compute {
     /// A slot that is not in flight.
     fn slot(&self, state: &mut State) -> Result<Slot, DeviceError> {
         if let Some(front) = state.slots.front()
-            && self.is_reached(front.value)
+            && self.done.is_reached(front.value)
             && let Some(mut slot) = state.slots.pop_front()
         {
             if let Some((value, error)) = slot.harvest() {
@@ -373,38 +368,6 @@ impl Compute {
         }
         Outcome::Done
     }
-
-    pub(crate) fn is_reached(&self, value: u64) -> bool {
-        if self.reached.load(Ordering::Acquire) >= value {
-            return true;
-        }
-        // SAFETY: a semaphore of this device.
-        match unsafe { self.raw.device.get_semaphore_counter_value(self.semaphore) } {
-            Ok(now) => {
-                self.reached.fetch_max(now, Ordering::AcqRel);
-                now >= value
-            }
-            Err(code) => {
-                self.raw.failed("vkGetSemaphoreCounterValue")(code);
-                false
-            }
-        }
-    }
-
-    /// Waits for `value`, at most so many nanoseconds.
-    pub(crate) fn wait(&self, value: u64, nanos: u64) -> Result<bool, DeviceError> {
-        let (semaphores, values) = ([self.semaphore], [value]);
-        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
-        // SAFETY: a semaphore of this device.
-        match unsafe { self.raw.device.wait_semaphores(&info, nanos) } {
-            Ok(()) => {
-                self.reached.fetch_max(value, Ordering::AcqRel);
-                Ok(true)
-            }
-            Err(vk::Result::TIMEOUT) => Ok(false),
-            Err(code) => Err(self.raw.failed("vkWaitSemaphores")(code)),
-        }
-    }
 }
 
 impl Drop for Compute {
@@ -416,7 +379,6 @@ impl Drop for Compute {
                 device.destroy_command_pool(slot.pool, None);
                 device.destroy_descriptor_pool(slot.sets, None);
             }
-            device.destroy_semaphore(self.semaphore, None);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | [`devices`], [`Gpu`] | which devices there are, and what each is |
 //! | [`VulkanDevice`] | a device, as the engine drives it |
 //! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
-//! | `table`, `fixed` | page tables: host addresses, contiguous buffers |
+//! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
 //! | `pool` | buffers, with memory from gpu-allocator |
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
 //! | `launch`, `bind` | the compute queue; arguments by descriptor |
@@ -16,7 +16,8 @@
 //!
 //! **Page tables.** *mmu*: device addresses are host addresses, entries are mappings of this process, and an access to an absent
 //! page faults and is resumed. Only drivers that run on the host's processors can do that. *fixed*: a contiguous buffer an
-//! allocation, on any device with Vulkan 1.2, buffer device addresses and timeline semaphores.
+//! allocation, on any device with Vulkan 1.2, buffer device addresses and timeline semaphores. *sparse*: as *fixed*, with memory for the
+//! pages in use only, on devices with sparse residency of buffers.
 //!
 //! **Loading.** The Vulkan loader is opened at run time, when a device is asked for. Without one everything else works.
 //!
@@ -42,6 +43,7 @@ mod pool;
 mod probe;
 mod raw;
 mod signals;
+mod sparse;
 mod staging;
 mod table;
 

@@ -74,17 +74,31 @@ impl Pool {
     }
 
     pub(crate) fn buffer(self: &Arc<Self>, bytes: u64, location: MemoryLocation, name: &str) -> Result<Buffer, DeviceError> {
+        self.chunk(bytes, location, name, u32::MAX, 1)
+    }
+
+    /// A buffer in memory of one of the `types`, beginning at a multiple of `alignment` of it.
+    pub(crate) fn chunk(
+        self: &Arc<Self>,
+        bytes: u64,
+        location: MemoryLocation,
+        name: &str,
+        types: u32,
+        alignment: u64,
+    ) -> Result<Buffer, DeviceError> {
         let raw = &self.raw;
-        let families = [raw.compute.0, raw.transfer.0];
+        let families = raw.families();
         let mut info = vk::BufferCreateInfo::default().size(bytes).usage(usage());
-        if families[0] != families[1] {
+        if families.len() > 1 {
             info = info.sharing_mode(vk::SharingMode::CONCURRENT).queue_family_indices(&families);
         }
         // SAFETY: the structures are alive.
         let made = unsafe { raw.device.create_buffer(&info, None) }.map_err(raw.failed("vkCreateBuffer"))?;
         let mut buffer = Buffer { raw: made, address: 0, bytes, mapped: None, allocation: None, pool: Arc::clone(self) };
         // SAFETY: a buffer of this device.
-        let requirements = unsafe { raw.device.get_buffer_memory_requirements(made) };
+        let mut requirements = unsafe { raw.device.get_buffer_memory_requirements(made) };
+        requirements.alignment = requirements.alignment.max(alignment);
+        requirements.memory_type_bits &= types;
         let desc = AllocationCreateDesc {
             name,
             requirements,
@@ -102,6 +116,14 @@ impl Pool {
             buffer.address = raw.device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(made));
         }
         Ok(buffer)
+    }
+}
+
+impl Buffer {
+    /// Its memory, and where in it the buffer begins.
+    pub(crate) fn memory(&self) -> (vk::DeviceMemory, u64) {
+        // SAFETY: the handle is used while the buffer lives.
+        self.allocation.as_ref().map_or((vk::DeviceMemory::null(), 0), |a| unsafe { (a.memory(), a.offset()) })
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Raw {
     pub(crate) compute: (u32, Shared),
     /// Where copies go: a family of its own, a second queue, or the same queue as launches.
     pub(crate) transfer: (u32, Shared),
+    /// Where sparse buffers are bound, if the device has such: a family or a queue of its own if it can be had.
+    pub(crate) sparse: Option<(u32, Shared)>,
     pub(crate) instance: Arc<Instance>,
     lost: AtomicBool,
 }
@@ -50,16 +52,29 @@ impl Raw {
         let launches = launches
             .ok_or_else(|| VulkanError::MissingFeature { device: gpu.name.clone(), feature: "a compute queue".into() })?;
         let copies = find(vk::QueueFlags::TRANSFER, compute | graphics).unwrap_or(launches);
-        let both = copies == launches && families[launches as usize].queue_count > 1;
-        let priorities = [1.0, 1.0];
-        let mut queues = vec![
-            vk::DeviceQueueCreateInfo::default()
-                .queue_family_index(launches)
-                .queue_priorities(&priorities[..if both { 2 } else { 1 }]),
-        ];
-        if copies != launches {
-            queues.push(vk::DeviceQueueCreateInfo::default().queue_family_index(copies).queue_priorities(&priorities[..1]));
-        }
+        let binding = vk::QueueFlags::SPARSE_BINDING;
+        let binds = find(binding, compute | graphics)
+            .or_else(|| families[launches as usize].queue_flags.contains(binding).then_some(launches))
+            .or_else(|| find(binding, vk::QueueFlags::empty()))
+            .filter(|_| gpu.can.sparse);
+        // Each role has a queue of its own, as far as there are so many in its family.
+        let mut asked: Vec<(u32, u32)> = Vec::new();
+        let mut role = |family: u32| match asked.iter_mut().find(|(f, _)| *f == family) {
+            Some((_, n)) => {
+                *n = (*n + 1).min(families[family as usize].queue_count);
+                (family, *n - 1)
+            }
+            None => {
+                asked.push((family, 1));
+                (family, 0)
+            }
+        };
+        let (launches, copies, binds) = (role(launches), role(copies), binds.map(&mut role));
+        let priorities = [1.0; 3];
+        let queue = |(family, n): &(u32, u32)| {
+            vk::DeviceQueueCreateInfo::default().queue_family_index(*family).queue_priorities(&priorities[..*n as usize])
+        };
+        let queues: Vec<_> = asked.iter().map(queue).collect();
         let can = &gpu.can;
         let mut extensions = Vec::new();
         if can.host_import {
@@ -89,6 +104,9 @@ impl Raw {
         let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(can.robust2);
         let base = vk::PhysicalDeviceFeatures::default()
             .robust_buffer_access(can.robust)
+            .sparse_binding(can.sparse)
+            .sparse_residency_buffer(can.sparse)
+            .sparse_residency_aliased(can.sparse)
             .shader_int64(can.int64)
             .shader_int16(can.int16)
             .shader_float64(can.float64);
@@ -108,19 +126,25 @@ impl Raw {
         // SAFETY: the device is of this instance; everything that the structures point to is alive.
         let device = unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))?;
         let import = can.host_import.then(|| ext::external_memory_host::Device::new(&instance.raw, &device));
-        // SAFETY: queues that were asked for above.
-        let queue = |family, index| unsafe { Arc::new(Mutex::new(device.get_device_queue(family, index))) };
-        let first: Shared = queue(launches, 0);
-        let second = if copies == launches && !both { Arc::clone(&first) } else { queue(copies, u32::from(both)) };
-        Ok(Arc::new(Self {
-            import,
-            compute: (launches, first),
-            transfer: (copies, second),
-            device,
-            gpu,
-            instance,
-            lost: AtomicBool::new(false),
-        }))
+        let mut made: Vec<((u32, u32), Shared)> = Vec::new();
+        let mut queue = |(family, index): (u32, u32)| {
+            if let Some((_, queue)) = made.iter().find(|(of, _)| *of == (family, index)) {
+                return (family, Arc::clone(queue));
+            }
+            // SAFETY: queues that were asked for above.
+            let queue = unsafe { Arc::new(Mutex::new(device.get_device_queue(family, index))) };
+            made.push(((family, index), Arc::clone(&queue)));
+            (family, queue)
+        };
+        let (compute, transfer, sparse) = (queue(launches), queue(copies), binds.map(&mut queue));
+        Ok(Arc::new(Self { import, compute, transfer, sparse, device, gpu, instance, lost: AtomicBool::new(false) }))
+    }
+
+    /// The families of the queues that use buffers, each once.
+    pub(crate) fn families(&self) -> Vec<u32> {
+        let mut families = vec![self.compute.0, self.transfer.0];
+        families.dedup();
+        families
     }
 
     /// Notes the loss of the device, if `error` is that.

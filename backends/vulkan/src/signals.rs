@@ -1,32 +1,68 @@
-//! The two timelines of a device: launches on the driver's, copies on the host's.
+//! The timelines of a device: launches and edits on the driver's, copies on the host's.
 //!
 //! **Guarantee:** a copy's value is reached on the host's timeline first, then on a semaphore, so that launches can wait for it
 //! without a thread of ours. A lost device ends every wait. **Lock:** `signalled`, around one signal.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ash::vk;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use sterna_hal::{DeviceError, Point};
 use sterna_host::copy::Owner;
 use sterna_host::sys::invalid;
 use sterna_host::timeline::{Timeline, Waited};
 
 use crate::error::VulkanError;
-use crate::launch::{COMPUTE, COPY, Compute};
+use crate::launch::{COMPUTE, COPY, Compute, TABLE};
 use crate::raw::Raw;
 
-/// A semaphore that is destroyed with its device's other things.
+/// A timeline that the device reaches, destroyed with its other things.
 #[derive(Debug)]
 pub(crate) struct Semaphore {
     pub(crate) raw: vk::Semaphore,
+    /// The highest value that it was seen at.
+    seen: AtomicU64,
     device: Arc<Raw>,
 }
 
 impl Semaphore {
     pub(crate) fn new(device: &Arc<Raw>) -> Result<Self, VulkanError> {
-        Ok(Self { raw: device.semaphore()?, device: Arc::clone(device) })
+        Ok(Self { raw: device.semaphore()?, seen: AtomicU64::new(0), device: Arc::clone(device) })
+    }
+
+    pub(crate) fn is_reached(&self, value: u64) -> bool {
+        if self.seen.load(Ordering::Acquire) >= value {
+            return true;
+        }
+        // SAFETY: a semaphore of this device.
+        match unsafe { self.device.device.get_semaphore_counter_value(self.raw) } {
+            Ok(now) => {
+                self.seen.fetch_max(now, Ordering::AcqRel);
+                now >= value
+            }
+            Err(code) => {
+                self.device.failed("vkGetSemaphoreCounterValue")(code);
+                false
+            }
+        }
+    }
+
+    /// Waits for `value`, at most so many nanoseconds.
+    pub(crate) fn wait(&self, value: u64, nanos: u64) -> Result<bool, DeviceError> {
+        let (semaphores, values) = ([self.raw], [value]);
+        let info = vk::SemaphoreWaitInfo::default().semaphores(&semaphores).values(&values);
+        // SAFETY: a semaphore of this device.
+        match unsafe { self.device.device.wait_semaphores(&info, nanos) } {
+            Ok(()) => {
+                self.seen.fetch_max(value, Ordering::AcqRel);
+                Ok(true)
+            }
+            Err(vk::Result::TIMEOUT) => Ok(false),
+            Err(code) => Err(self.device.failed("vkWaitSemaphores")(code)),
+        }
     }
 }
 
@@ -41,20 +77,22 @@ impl Drop for Semaphore {
 pub(crate) struct Signals {
     pub(crate) compute: Compute,
     copies: Timeline,
-    copied: Semaphore,
+    copied: Arc<Semaphore>,
+    /// Edits of a page table that is edited on a queue.
+    bound: Arc<Semaphore>,
     /// The semaphore's value: it must grow with each signal.
     signalled: Mutex<u64>,
     pub(crate) raw: Arc<Raw>,
 }
 
 impl Signals {
-    pub(crate) fn new(raw: &Arc<Raw>, compute: Compute, copied: Semaphore) -> Self {
-        Self { compute, copies: Timeline::default(), copied, signalled: Mutex::new(0), raw: Arc::clone(raw) }
+    pub(crate) fn new(raw: &Arc<Raw>, compute: Compute, [copied, bound]: [Arc<Semaphore>; 2]) -> Self {
+        Self { compute, copies: Timeline::default(), copied, bound, signalled: Mutex::new(0), raw: Arc::clone(raw) }
     }
 
     /// Refuses points of queues that do not exist.
     pub(crate) fn check(&self, call: &'static str, points: &[Point]) -> Result<(), DeviceError> {
-        match points.iter().find(|p| p.queue > COPY) {
+        match points.iter().find(|p| p.queue > TABLE) {
             Some(p) => Err(invalid(call, format!("{p:?} is of no queue of this device"))),
             None => Ok(()),
         }
@@ -63,8 +101,9 @@ impl Signals {
     pub(crate) fn reached(&self, point: Point) -> bool {
         point.value == 0
             || match point.queue {
-                COMPUTE => self.compute.is_reached(point.value),
+                COMPUTE => self.compute.done.is_reached(point.value),
                 COPY => self.copies.is_reached(point.value),
+                TABLE => self.bound.is_reached(point.value),
                 _ => false,
             }
     }
@@ -86,7 +125,8 @@ impl Signals {
             self.raw.present()?;
             let left = end.map_or(Duration::MAX, |e| e.saturating_duration_since(Instant::now()));
             let piece = left.min(Duration::from_millis(200));
-            if self.compute.wait(point.value, piece.as_nanos() as u64)? {
+            let on = if point.queue == TABLE { &self.bound } else { &self.compute.done };
+            if on.wait(point.value, piece.as_nanos() as u64)? {
                 return Ok(true);
             }
             if left <= piece {
@@ -99,6 +139,23 @@ impl Signals {
     pub(crate) fn let_go(&self, issued: u64) {
         self.copies.wake_all();
         self.signal(issued);
+    }
+
+    /// What a submission to the driver waits for, so that it comes behind `after`.
+    pub(crate) fn waits(&self, after: &[Point]) -> SmallVec<[(vk::Semaphore, u64); 3]> {
+        let mut waits: SmallVec<[(vk::Semaphore, u64); 3]> = SmallVec::new();
+        for p in after.iter().filter(|p| !self.reached(**p)) {
+            let on = match p.queue {
+                COMPUTE => &self.compute.done,
+                COPY => &self.copied,
+                _ => &self.bound,
+            };
+            match waits.iter_mut().find(|(raw, _)| *raw == on.raw) {
+                Some((_, value)) => *value = p.value.max(*value),
+                None => waits.push((on.raw, p.value)),
+            }
+        }
+        waits
     }
 
     fn signal(&self, value: u64) {

@@ -24,11 +24,11 @@ use sterna_host::copy::Owner;
 use sterna_host::regions::Regions;
 use sterna_host::sys::{invalid, to_usize};
 
-use crate::fixed::{Fixed, Reservation};
 use crate::launch::COPY;
 use crate::pool::{Buffer, Pool};
 use crate::raw::Raw;
 use crate::signals::Semaphore;
+use crate::table::Table;
 
 /// Bytes of a stage, and how many there are: enough that the host copies while the device does.
 const STAGE: u64 = 4 << 20;
@@ -37,7 +37,7 @@ const STAGES: usize = 4;
 /// One end of a copy, resolved.
 #[derive(Clone, Debug)]
 enum End {
-    Device(Arc<Reservation>, u64),
+    Device(Arc<Buffer>, u64),
     Host(NonNull<u8>),
     Zero,
 }
@@ -84,14 +84,14 @@ impl Stager {
 
     pub(crate) fn copy(
         self: &Arc<Self>,
-        fixed: &Fixed,
+        table: &Table,
         regions: &Regions,
         runs: &[CopyRun],
         after: &[Point],
     ) -> Result<Point, DeviceError> {
         let look = regions.look();
         let end = |place: Place, bytes: u64| match place {
-            Place::Frames { first, offset } => fixed.locate(first, offset, bytes).map(|(r, at)| End::Device(r, at)),
+            Place::Frames { first, offset } => table.locate(first, offset, bytes).map(|(b, at)| End::Device(b, at)),
             Place::Host(at) => look.host("copy", at, bytes).map(End::Host),
             Place::Zero => Ok(End::Zero),
         };
@@ -251,7 +251,7 @@ impl Stages {
             (End::Device(a, x), End::Device(b, y)) => {
                 self.begin()?;
                 let region = [vk::BufferCopy { src_offset: x + done, dst_offset: y + done, size: left }];
-                let (cmd, from, to) = (self.list[self.next].cmd, a.buffer.raw, b.buffer.raw);
+                let (cmd, from, to) = (self.list[self.next].cmd, a.raw, b.raw);
                 // SAFETY: recording; both places are inside their buffers.
                 unsafe { self.raw.device.cmd_copy_buffer(cmd, from, to, &region) };
                 return Ok(left);
@@ -259,7 +259,7 @@ impl Stages {
             (End::Zero, End::Device(b, y)) if (y + done).is_multiple_of(4) && left >= 4 => {
                 self.begin()?;
                 let bytes = left & !3;
-                let (cmd, to) = (self.list[self.next].cmd, b.buffer.raw);
+                let (cmd, to) = (self.list[self.next].cmd, b.raw);
                 // SAFETY: as above; offset and length are multiples of 4.
                 unsafe { self.raw.device.cmd_fill_buffer(cmd, to, y + done, bytes, 0) };
                 return Ok(bytes);
@@ -290,19 +290,19 @@ impl Stages {
                 unsafe { staged.copy_from_nonoverlapping(host(from), to_usize(bytes)) };
                 let region = [vk::BufferCopy { src_offset: at, dst_offset: y + done, size: bytes }];
                 // SAFETY: recording; both places are inside their buffers.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.buffer.raw, &region) };
+                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.raw, &region) };
             }
             (End::Zero, End::Device(b, y)) => {
                 // SAFETY: as above.
                 unsafe { staged.write_bytes(0, to_usize(bytes)) };
                 let region = [vk::BufferCopy { src_offset: at, dst_offset: y + done, size: bytes }];
                 // SAFETY: as above.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.buffer.raw, &region) };
+                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.raw, &region) };
             }
             (End::Device(a, x), End::Host(to)) => {
                 let region = [vk::BufferCopy { src_offset: x + done, dst_offset: at, size: bytes }];
                 // SAFETY: as above.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, a.buffer.raw, own, &region) };
+                unsafe { self.raw.device.cmd_copy_buffer(cmd, a.raw, own, &region) };
                 stage.outs.push((at, host(to), bytes));
             }
             _ => unreachable!("the other pairs are above"),

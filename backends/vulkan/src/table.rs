@@ -10,8 +10,9 @@ use sterna_host::mmu::Mmu;
 use sterna_host::sys::{invalid, to_usize};
 
 use crate::fixed::Fixed;
-use crate::pool::usage;
+use crate::pool::{Buffer, usage};
 use crate::raw::Raw;
+use crate::sparse::Sparse;
 
 /// Imports are not made shorter than this to please a driver.
 const LEAST_PIECE: u64 = 64 << 20;
@@ -20,6 +21,7 @@ const LEAST_PIECE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) enum Table {
     Mmu(Box<HostAddresses>),
+    Sparse(Sparse),
     Fixed(Fixed),
 }
 
@@ -47,7 +49,19 @@ impl Table {
     pub(crate) fn buffer_of(&self, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
         match self {
             Self::Mmu(t) => t.buffer_of(range),
+            Self::Sparse(t) => t.of("submit", range),
             Self::Fixed(t) => t.of("submit", range).map(|r| (r.buffer.raw, range.at.0 - r.buffer.address)),
+        }
+    }
+}
+
+impl Table {
+    /// Where frames are, for the device's copies: the buffer, and the offset within.
+    pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
+        match self {
+            Self::Mmu(_) => unreachable!("page table mmu is not staged"),
+            Self::Sparse(t) => t.locate(first, offset, bytes),
+            Self::Fixed(t) => t.locate(first, offset, bytes),
         }
     }
 }

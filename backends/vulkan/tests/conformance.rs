@@ -27,6 +27,17 @@ fn mmu() {
 }
 
 #[test]
+fn sparse() {
+    conforms(VulkanConfig { page_table: Some(PageTable::Sparse), ..VulkanConfig::default() }, 6);
+}
+
+#[test]
+fn sparse_and_staged() {
+    let copies = Some(Copies::Staged);
+    conforms(VulkanConfig { page_table: Some(PageTable::Sparse), copies, ..VulkanConfig::default() }, 6);
+}
+
+#[test]
 fn fixed() {
     conforms(VulkanConfig { page_table: Some(PageTable::Fixed), ..VulkanConfig::default() }, 6);
 }

@@ -44,7 +44,7 @@ fn run(sheet: &mut Sheet) -> Result<()> {
     let _pinned = Pinned::to(Pinned::first_cpu());
     let gpu = &all[0];
     sheet.add(&Line::new(Verdict::Info, "device").figure(gpu.name.clone()));
-    for kind in [PageTable::Mmu, PageTable::Fixed] {
+    for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
         let config = VulkanConfig { memory: Some(256 << 20), page_table: Some(kind), ..VulkanConfig::default() };
         let device = match VulkanDevice::open(&gpu.index.to_string(), &config) {
             Ok(device) => Arc::new(device),

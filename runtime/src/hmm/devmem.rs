@@ -121,7 +121,7 @@ impl Drop for Reserved {
     }
 }
 
-/// Takes another segment of a rank below `below` off a device whose addresses are memory: the one whose last use is longest ago,
+/// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one whose last use is longest ago,
 /// and no one that submitted launches use. Waits for one of those if there is no other. False if none is left.
 pub(crate) fn unseat_another(
     free: &mut Free,
@@ -129,7 +129,7 @@ pub(crate) fn unseat_another(
     wants: &Segment,
     below: u64,
 ) -> Result<bool, Error> {
-    if !mirror.caps().placed {
+    if mirror.caps().absent != Absent::Undefined {
         return Ok(false);
     }
     mirror.settle_ranks(free);

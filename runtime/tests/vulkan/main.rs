@@ -50,7 +50,7 @@ fn name() -> Option<String> {
 fn runtimes(memory: usize) -> Vec<(PageTable, Runtime)> {
     let Some(name) = name() else { return Vec::new() };
     let mut all = Vec::new();
-    for kind in [PageTable::Mmu, PageTable::Fixed] {
+    for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
         let config = VulkanConfig { memory: Some(memory as u64), page_table: Some(kind), ..VulkanConfig::default() };
         match VulkanDevice::open(&name, &config) {
             Ok(device) => all.push((kind, Runtime::builder().open_device(Arc::new(device)).build().expect("a runtime"))),

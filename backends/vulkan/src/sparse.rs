@@ -1,0 +1,452 @@
+//! Page table *sparse*: a sparse buffer a reservation, whose pages are bound to memory one by one.
+//!
+//! **Guarantee:** an entry names the frames that the last edit gave it, or nothing; edits happen in the order of their points. Frames
+//! are grains of plain buffers, called chunks, which copies read and write: device memory is reached in two ways, never by import, which
+//! sparse buffers do not take.
+//!
+//! **States:** a frame is free or handed out; a chunk is not there until one of its frames is handed out, and then stays. A
+//! reservation is there or not, and knows which of its grains are bound: once none is, all of it is unbound in one stretch, since
+//! drivers on the host keep a mapping for each stretch that was bound or unbound by itself.
+//!
+//! **Unbound pages** may keep what a kernel writes there and give it back later, without a word (seen on lavapipe): nothing here
+//! notices a kernel that touches what it does not declare.
+//!
+//! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; `memory` over bookkeeping of frames and over the
+//! driver's allocation of a chunk. Never both at once; the queue's own inside `state`.
+
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use ash::vk;
+use gpu_allocator::MemoryLocation;
+use parking_lot::Mutex;
+use sterna_hal::{CopyRun, DevAddr, DevRange, DeviceError, Edit, Frames, Memory, Place, Point, Target};
+use sterna_host::frames::FrameTable;
+use sterna_host::sys::{invalid, to_usize};
+
+use crate::error::VulkanError;
+use crate::fixed::GRAIN;
+use crate::launch::TABLE;
+use crate::pool::{Buffer, Pool, usage};
+use crate::raw::{Raw, Shared};
+use crate::signals::Semaphore;
+
+/// Reservations begin at multiples of it, as the contract wants.
+const ALIGNMENT: u64 = 2 << 20;
+/// Bytes of a chunk.
+const CHUNK: u64 = 64 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Sparse {
+    pool: Arc<Pool>,
+    raw: Arc<Raw>,
+    queue: Shared,
+    /// Reached by edits.
+    bound: Arc<Semaphore>,
+    location: MemoryLocation,
+    /// What the driver binds by, and what is bound here: at least 64 KiB.
+    unit: u64,
+    grain: u64,
+    budget: u64,
+    /// Longest reservation, and all of them together.
+    limit: u64,
+    space: u64,
+    /// Memory types that sparse buffers take.
+    types: u32,
+    state: Mutex<State>,
+    memory: Mutex<Chunks>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    issued: u64,
+    reserved: u64,
+    by_address: BTreeMap<u64, Region>,
+}
+
+#[derive(Debug)]
+struct Chunks {
+    frames: FrameTable,
+    /// Grains a chunk.
+    per: u32,
+    list: Vec<Option<Arc<Buffer>>>,
+}
+
+/// A sparse buffer and what of it is bound.
+#[derive(Debug)]
+struct Region {
+    buffer: vk::Buffer,
+    /// The buffer's first address.
+    base: u64,
+    /// The first address that is given out.
+    at: u64,
+    bytes: u64,
+    bound: Vec<u64>,
+    count: u64,
+}
+
+impl Region {
+    fn mark(&mut self, grains: std::ops::Range<u64>, is_bound: bool) {
+        for g in grains {
+            let (word, bit) = (&mut self.bound[to_usize(g / 64)], 1 << (g % 64));
+            if (*word & bit != 0) != is_bound {
+                *word ^= bit;
+                self.count = if is_bound { self.count + 1 } else { self.count - 1 };
+            }
+        }
+    }
+}
+
+/// The binds of one buffer.
+#[derive(Debug)]
+struct Binds {
+    buffer: vk::Buffer,
+    list: Vec<vk::SparseMemoryBind>,
+}
+
+impl Binds {
+    /// Adds one, or makes the last one longer.
+    fn push(&mut self, bind: vk::SparseMemoryBind) {
+        if let Some(last) = self.list.last_mut()
+            && last.resource_offset + last.size == bind.resource_offset
+            && last.memory == bind.memory
+            && (bind.memory == vk::DeviceMemory::null() || last.memory_offset + last.size == bind.memory_offset)
+        {
+            last.size += bind.size;
+            return;
+        }
+        self.list.push(bind);
+    }
+}
+
+impl Sparse {
+    pub(crate) fn new(
+        raw: &Arc<Raw>,
+        pool: &Arc<Pool>,
+        bound: Arc<Semaphore>,
+        location: MemoryLocation,
+        budget: u64,
+    ) -> Result<Self, VulkanError> {
+        let lacking = |what: &str| VulkanError::Device(invalid("probe", format!("the device has no {what}")));
+        let Some((_, queue)) = &raw.sparse else { return Err(lacking("sparse buffers, or no queue that binds them")) };
+        let can = &raw.gpu.can;
+        // What such buffers need, by a small one.
+        let small = Self::buffer(raw, ALIGNMENT)?;
+        // SAFETY: made just now, used for nothing.
+        let needs = unsafe {
+            let needs = raw.device.get_buffer_memory_requirements(small);
+            raw.device.destroy_buffer(small, None);
+            needs
+        };
+        let grain = needs.alignment.max(GRAIN);
+        if grain > ALIGNMENT || !grain.is_power_of_two() {
+            return Err(lacking("sparse pages of at most 2 MiB"));
+        }
+        let space = can.sparse_space;
+        let limit = can.max_buffer.min(space).saturating_sub(ALIGNMENT) & !(grain - 1);
+        let grains = (budget / grain).clamp(1, u64::from(u32::MAX) / 2) as u32;
+        let budget = u64::from(grains) * grain;
+        let per = (CHUNK.min(budget) / grain) as u32;
+        let chunks = Chunks {
+            frames: FrameTable::new(grains, (ALIGNMENT / grain) as u32),
+            per,
+            list: vec![None; grains.div_ceil(per) as usize],
+        };
+        Ok(Self {
+            pool: Arc::clone(pool),
+            raw: Arc::clone(raw),
+            queue: Arc::clone(queue),
+            bound,
+            location,
+            unit: needs.alignment.max(1),
+            grain,
+            budget,
+            limit,
+            space,
+            types: needs.memory_type_bits,
+            state: Mutex::default(),
+            memory: Mutex::new(chunks),
+        })
+    }
+
+    fn buffer(raw: &Raw, bytes: u64) -> Result<vk::Buffer, DeviceError> {
+        let flags = vk::BufferCreateFlags::SPARSE_BINDING
+            | vk::BufferCreateFlags::SPARSE_RESIDENCY
+            | vk::BufferCreateFlags::SPARSE_ALIASED;
+        let families = raw.families();
+        let mut info = vk::BufferCreateInfo::default().flags(flags).size(bytes).usage(usage());
+        if families.len() > 1 {
+            info = info.sharing_mode(vk::SharingMode::CONCURRENT).queue_family_indices(&families);
+        }
+        // SAFETY: the structures are alive.
+        unsafe { raw.device.create_buffer(&info, None) }.map_err(|code| match code {
+            vk::Result::ERROR_OUT_OF_DEVICE_MEMORY => DeviceError::OutOfMemory { requested: bytes, in_use: 0, budget: 0 },
+            code => raw.failed("vkCreateBuffer")(code),
+        })
+    }
+
+    pub(crate) fn grain(&self) -> u64 {
+        self.grain
+    }
+
+    pub(crate) fn max_reservation(&self) -> u64 {
+        self.limit
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        Memory { budget: self.budget, in_use: u64::from(self.memory.lock().frames.in_use()) * self.grain }
+    }
+
+    pub(crate) fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
+        if bytes > self.limit {
+            return Err(DeviceError::TooBig { requested: bytes, limit: self.limit });
+        }
+        let whole = bytes.max(1).next_multiple_of(self.grain);
+        let exhausted = |in_use| DeviceError::OutOfMemory { requested: whole, in_use, budget: self.space };
+        {
+            let mut state = self.state.lock();
+            if whole + ALIGNMENT > self.space - state.reserved {
+                return Err(exhausted(state.reserved));
+            }
+            state.reserved += whole + ALIGNMENT;
+        }
+        let made = Self::buffer(&self.raw, whole + ALIGNMENT);
+        let mut state = self.state.lock();
+        let buffer = made.map_err(|e| {
+            state.reserved -= whole + ALIGNMENT;
+            match e {
+                DeviceError::OutOfMemory { .. } => exhausted(state.reserved),
+                e => e,
+            }
+        })?;
+        // SAFETY: a buffer of this device that was made for having an address.
+        let base =
+            unsafe { self.raw.device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(buffer)) };
+        let at = base.next_multiple_of(ALIGNMENT);
+        let bound = vec![0; to_usize((whole / self.grain).div_ceil(64))];
+        state.by_address.insert(at, Region { buffer, base, at, bytes: whole, bound, count: 0 });
+        // Binds begin where the driver wants, which may be finer than the grain.
+        if !(at - base).is_multiple_of(self.unit) {
+            drop(state);
+            self.unreserve(DevRange { at: DevAddr(at), bytes });
+            return Err(invalid("reserve", format!("sparse buffers begin at {base:#x}, within a page")));
+        }
+        Ok(DevRange { at: DevAddr(at), bytes })
+    }
+
+    pub(crate) fn unreserve(&self, range: DevRange) {
+        let gone = {
+            let mut state = self.state.lock();
+            let gone = state.by_address.remove(&range.at.0);
+            debug_assert!(gone.is_some(), "{range:?} is not of this device");
+            if let Some(r) = &gone {
+                state.reserved -= r.bytes + ALIGNMENT;
+            }
+            gone
+        };
+        if let Some(r) = gone {
+            // SAFETY: no launch uses it any more, and its edits were waited for.
+            unsafe { self.raw.device.destroy_buffer(r.buffer, None) };
+        }
+    }
+
+    fn region<'a>(
+        by_address: &'a mut BTreeMap<u64, Region>,
+        call: &'static str,
+        range: DevRange,
+    ) -> Result<&'a mut Region, DeviceError> {
+        let inside = |r: &Region| range.at.0.checked_add(range.bytes).is_some_and(|end| end <= r.at + r.bytes);
+        let found = by_address.range_mut(..=range.at.0).next_back().map(|(_, r)| r).filter(|r| inside(r));
+        found.ok_or_else(|| invalid(call, format!("{range:x?} is outside every reservation")))
+    }
+
+    /// The buffer that has all of `range`, and how far into it the range begins.
+    pub(crate) fn of(&self, call: &'static str, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
+        let mut state = self.state.lock();
+        Self::region(&mut state.by_address, call, range).map(|r| (r.buffer, range.at.0 - r.base))
+    }
+
+    pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
+        let mut memory = self.memory.lock();
+        let start = out.len();
+        if !memory.frames.alloc(grains, out, &mut smallvec::SmallVec::new()) {
+            let in_use = u64::from(memory.frames.in_use()) * self.grain;
+            return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
+        }
+        let per = memory.per;
+        let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
+        for chunk in chunks {
+            if memory.list[chunk as usize].is_some() {
+                continue;
+            }
+            let bytes = (self.budget - u64::from(chunk * per) * self.grain).min(u64::from(per) * self.grain);
+            match self.pool.chunk(bytes, self.location, "frames", self.types, self.grain) {
+                Ok(buffer) => memory.list[chunk as usize] = Some(Arc::new(buffer)),
+                Err(e) => {
+                    out.drain(start..).for_each(|f| memory.frames.free(f));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn free(&self, frames: &[Frames]) {
+        let mut memory = self.memory.lock();
+        frames.iter().for_each(|f| memory.frames.free(*f));
+    }
+
+    /// Where frames are: the chunk, and the offset within. Runs do not go beyond a chunk: see [`cut`](Self::cut).
+    pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
+        let memory = self.memory.lock();
+        let outside = || invalid("copy", format!("{bytes} bytes at {offset} behind grain {first} are outside the memory"));
+        let at = (u64::from(first) * self.grain).checked_add(offset).ok_or_else(outside)?;
+        let per = u64::from(memory.per) * self.grain;
+        let chunk = memory.list.get(to_usize(at / per)).and_then(Option::as_ref).ok_or_else(outside)?;
+        if at.checked_add(bytes).is_none_or(|end| end > self.budget) || at % per + bytes > per {
+            return Err(outside());
+        }
+        Ok((Arc::clone(chunk), at % per))
+    }
+
+    /// Where the host reaches frames, on a device whose memory is mapped.
+    pub(crate) fn pointer(&self, first: u32, offset: u64, bytes: u64) -> Result<NonNull<u8>, DeviceError> {
+        let (chunk, at) = self.locate(first, offset, bytes)?;
+        let mapped = chunk.mapped.ok_or_else(|| invalid("copy", "this memory is not mapped"))?;
+        // SAFETY: inside the buffer, all of which is mapped and stays as long as the device.
+        Ok(unsafe { mapped.add(to_usize(at)) })
+    }
+
+    /// The runs, none of which goes beyond a chunk.
+    pub(crate) fn cut(&self, runs: &[CopyRun]) -> Vec<CopyRun> {
+        let per = u64::from(self.memory.lock().per) * self.grain;
+        let left = |p: Place| match p {
+            Place::Frames { first, offset } => per - (u64::from(first) * self.grain).saturating_add(offset) % per,
+            _ => u64::MAX,
+        };
+        let mut out = Vec::with_capacity(runs.len());
+        for run in runs {
+            let (mut from, mut to, mut bytes) = (run.from, run.to, run.bytes);
+            if bytes > self.budget {
+                out.push(*run); // of no frames here, as whoever looks for them says
+                continue;
+            }
+            while bytes > 0 {
+                let n = bytes.min(left(from)).min(left(to));
+                out.push(CopyRun { from, to, bytes: n });
+                for place in [&mut from, &mut to] {
+                    match place {
+                        Place::Frames { offset, .. } => *offset = offset.saturating_add(n),
+                        Place::Host(at) => at.offset = at.offset.saturating_add(n),
+                        Place::Zero => {}
+                    }
+                }
+                bytes -= n;
+            }
+        }
+        out
+    }
+
+    /// Binds, after these values of semaphores.
+    pub(crate) fn edit(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+        let mut ranges: Vec<(u64, u64)> = edits.iter().map(|e| (e.at.at.0, e.at.bytes)).collect();
+        ranges.sort_unstable();
+        let mut point = Point::REACHED;
+        if ranges.windows(2).any(|w| w[0].0 + w[0].1 > w[1].0) {
+            // Binds of one batch have no order among each other.
+            for (i, e) in edits.iter().enumerate() {
+                let before = [(self.bound.raw, point.value)];
+                point = self.batch(std::slice::from_ref(e), if i == 0 { after } else { &before })?;
+            }
+        } else if !edits.is_empty() {
+            point = self.batch(edits, after)?;
+        }
+        Ok(point)
+    }
+
+    fn batch(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+        // What they name, before anything changes.
+        let mut all = Vec::with_capacity(edits.len());
+        for e in edits {
+            let uneven = |n: u64| !n.is_multiple_of(self.grain);
+            if e.at.bytes == 0 || uneven(e.at.at.0) || uneven(e.at.bytes) {
+                return Err(invalid("edit", format!("{:x?} is not made of grains of {}", e.at, self.grain)));
+            }
+            let run = match e.to {
+                Target::Absent => vec![(None, 0, e.at.bytes)],
+                Target::Frames { first } => {
+                    let from = Place::Frames { first, offset: 0 };
+                    let runs = self.cut(&[CopyRun { from, to: Place::Zero, bytes: e.at.bytes }]);
+                    let place = |r: CopyRun| match r.from {
+                        Place::Frames { first, offset } => {
+                            self.locate(first, offset, r.bytes).map(|(c, at)| (Some(c), at, r.bytes))
+                        }
+                        _ => unreachable!("frames stay frames"),
+                    };
+                    runs.into_iter().map(place).collect::<Result<Vec<_>, _>>()?
+                }
+                Target::Host(_) => return Err(invalid("edit", "this device cannot map host storage")),
+            };
+            all.push((e.at, run));
+        }
+        let mut state = self.state.lock();
+        let State { by_address, issued, .. } = &mut *state;
+        for (at, _) in &all {
+            Self::region(by_address, "edit", *at)?;
+        }
+        let mut binds: Vec<Binds> = Vec::new();
+        for (at, run) in all {
+            let region = Self::region(by_address, "edit", at)?;
+            let of = binds.iter().position(|b| b.buffer == region.buffer).unwrap_or_else(|| {
+                binds.push(Binds { buffer: region.buffer, list: Vec::new() });
+                binds.len() - 1
+            });
+            let mut offset = at.at.0 - region.base;
+            let first = (at.at.0 - region.at) / self.grain;
+            region.mark(first..first + at.bytes / self.grain, run[0].0.is_some());
+            for (chunk, place, bytes) in run {
+                let memory = chunk.as_ref().map(|c| c.memory());
+                binds[of].push(
+                    vk::SparseMemoryBind::default()
+                        .resource_offset(offset)
+                        .size(bytes)
+                        .memory(memory.map_or(vk::DeviceMemory::null(), |m| m.0))
+                        .memory_offset(memory.map_or(0, |m| m.1 + place)),
+                );
+                offset += bytes;
+            }
+            if region.count == 0 {
+                let all = vk::SparseMemoryBind::default().resource_offset(region.at - region.base).size(region.bytes);
+                binds[of].list = vec![all];
+            }
+        }
+        let infos: Vec<vk::SparseBufferMemoryBindInfo<'_>> =
+            binds.iter().map(|b| vk::SparseBufferMemoryBindInfo::default().buffer(b.buffer).binds(&b.list)).collect();
+        let (waits, values): (Vec<_>, Vec<_>) = after.iter().filter(|(_, value)| *value > 0).copied().unzip();
+        let value = *issued + 1;
+        let (signals, signalled) = ([self.bound.raw], [value]);
+        let mut timeline =
+            vk::TimelineSemaphoreSubmitInfo::default().wait_semaphore_values(&values).signal_semaphore_values(&signalled);
+        let info = [vk::BindSparseInfo::default()
+            .wait_semaphores(&waits)
+            .buffer_binds(&infos)
+            .signal_semaphores(&signals)
+            .push_next(&mut timeline)];
+        let queue = self.queue.lock();
+        // SAFETY: buffers and memory of this device, inside their bounds; the queue is locked.
+        unsafe { self.raw.device.queue_bind_sparse(*queue, &info, vk::Fence::null()) }
+            .map_err(self.raw.failed("vkQueueBindSparse"))?;
+        *issued = value;
+        Ok(Point { queue: TABLE, value })
+    }
+}
+
+impl Drop for Sparse {
+    fn drop(&mut self) {
+        for r in std::mem::take(&mut self.state.get_mut().by_address).into_values() {
+            // SAFETY: the device is idle, as its owner has seen to.
+            unsafe { self.raw.device.destroy_buffer(r.buffer, None) };
+        }
+    }
+}
