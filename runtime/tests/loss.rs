@@ -243,12 +243,11 @@ fn a_prefetch_and_a_fetch_home_meet_the_loss() {
     assert!(is_lost(&x.try_read().unwrap_err()));
 }
 
-/// A reference was handed out before the loss: its load cannot return.
-#[test]
-fn a_load_that_meets_a_lost_page_ends_the_process() {
-    let name = "a_load_that_meets_a_lost_page_ends_the_process";
+/// A load that meets a lost page on a device of this configuration, in a process of its own, which it ends; the page is touched
+/// before the loss, or not.
+fn ends_the_process(name: &str, config: CpuConfig, touched: bool) {
     if is_child() {
-        let dev = device(CpuConfig { host_readable: false, ..small(8 * MIB) });
+        let dev = device(config);
         let rt = over(&dev);
         let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
         rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
@@ -257,6 +256,9 @@ fn a_load_that_meets_a_lost_page_ends_the_process() {
             return;
         }
         let slice = &x[..];
+        if touched {
+            assert_eq!(slice[50_000], 50_001);
+        }
         dev.inject().lose();
         meet(&rt);
         println!("alive {}", slice[50_000]);
@@ -272,4 +274,18 @@ fn a_load_that_meets_a_lost_page_ends_the_process() {
         text.contains("sterna: a load met a page whose only copy was lost with its device") && !text.contains("alive"),
         "{text}"
     );
+}
+
+/// A reference was handed out before the loss: its load cannot return.
+#[test]
+fn a_load_that_meets_a_lost_page_ends_the_process() {
+    let config = CpuConfig { host_readable: false, ..small(8 * MIB) };
+    ends_the_process("a_load_that_meets_a_lost_page_ends_the_process", config, false);
+}
+
+/// The host had the page mapped in the device's memory: what that shows now counts for nothing.
+#[test]
+fn a_load_of_a_lost_devices_memory_ends_the_process() {
+    let config = CpuConfig { coherent: true, ..small(8 * MIB) };
+    ends_the_process("a_load_of_a_lost_devices_memory_ends_the_process", config, true);
 }

@@ -281,12 +281,10 @@ fn names_do_what_they_say(ctx: &Ctx<'_>) -> Outcome {
     let pin = ctx.space.pin(&m.pages(3..4), sterna::hmm::PinKind::Long, false).unwrap();
     let flags = names::migrate_vma(&dev.attached, &m.pages(0..4)).unwrap();
     let there = MigrateFlags::MIGRATE | MigrateFlags::DEVICE;
-    if !ctx.config.coherent {
-        assert_eq!(flags[0] & !MigrateFlags::VALID, there | MigrateFlags::WRITE);
-        assert_eq!(flags[1], there | MigrateFlags::WRITE | MigrateFlags::VALID);
-        assert_eq!(flags[2] & !MigrateFlags::VALID, there, "what may not be written is not there either");
-        assert!(!flags[3].contains(MigrateFlags::MIGRATE), "a pinned page");
-    }
+    assert_eq!(flags[0] & !MigrateFlags::VALID, there | MigrateFlags::WRITE);
+    assert_eq!(flags[1], there | MigrateFlags::WRITE | MigrateFlags::VALID);
+    assert_eq!(flags[2] & !MigrateFlags::VALID, there, "what may not be written is not there either");
+    assert!(!flags[3].contains(MigrateFlags::MIGRATE), "a pinned page");
     drop(pin);
     names::migrate_device_range(&dev.attached).unwrap();
     dev.expect_frames(0);

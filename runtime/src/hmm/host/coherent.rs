@@ -22,6 +22,9 @@
 //! *busy*; the storage by `unframe`, when the bytes are there and nobody else has them. A touch between that call and the
 //! registration behind it finds the right bytes and needs no service. What must not be touched is closed first, where it is.
 //!
+//! **Other devices** do not use such a page where it is: their entries can name the host's storage alone, so it comes home first, as
+//! from any device. A look-up shows it to them as what it is.
+//!
 //! **How many mappings.** A touch shows as much of its block as one mapping can: the whole block when all of it is the device's
 //! in consecutive frames, else the run of such pages around it, page by page if they lie scattered. Neighbours that continue each
 //! other are joined by the kernel. An eighth of what the process may have (`vm.max_map_count`) is the most; beyond that a page
