@@ -1,35 +1,40 @@
 //! Bytes as a program of public operations, run against plain vectors.
 //!
 //! The first byte chooses the policy, the second and third the kinds of the two devices; each operation takes the bytes that it
-//! needs. What bytes there are is a program: none is refused.
+//! needs, and some hand over to the next thread. What bytes there are is a program: none is refused.
 
 use arbitrary::{Result, Unstructured};
 
-use crate::common::{kinds, limit};
-use crate::world::{Op, World};
+use crate::common::kinds;
+use crate::world::{Op, Program};
 
 /// More operations than this are cut: a program must end soon.
 const MOST: usize = 60;
+/// And no more threads than these.
+const MOST_THREADS: usize = 3;
 
 /// Runs the program that the bytes stand for.
 ///
 /// # Panics
 /// If the shared allocations do not hold what the vectors hold, or a call fails.
 pub fn run(data: &[u8]) {
-    let _limit = limit();
     let mut u = Unstructured::new(data);
     let policy = sterna::policy::NAMES[below(&mut u, sterna::policy::NAMES.len()).unwrap_or(0)];
     let kinds = kinds(1).len();
-    let (first, second) = (below(&mut u, kinds).unwrap_or(0), below(&mut u, kinds).unwrap_or(0));
-    let mut world = World::new(policy, first, second);
+    let devices = [below(&mut u, kinds).unwrap_or(0), below(&mut u, kinds).unwrap_or(0)];
+    let mut threads = vec![Vec::new()];
     for _ in 0..MOST {
         if u.is_empty() {
             break;
         }
-        let Ok(op) = op(&mut u) else { break };
-        world.run(&op);
+        match op(&mut u) {
+            Ok(Some(op)) => threads.last_mut().expect("there is one").push(op),
+            Ok(None) if threads.len() < MOST_THREADS => threads.push(Vec::new()),
+            Ok(None) => {}
+            Err(_) => break,
+        }
     }
-    world.check();
+    Program { policy, devices, threads }.run();
 }
 
 /// A number below `n`, from one byte.
@@ -37,12 +42,13 @@ fn below(u: &mut Unstructured<'_>, n: usize) -> Result<usize> {
     Ok(usize::from(u.arbitrary::<u8>()?) % n)
 }
 
-fn op(u: &mut Unstructured<'_>) -> Result<Op> {
-    let kind = below(u, 21)?;
+/// An operation, or `None` where another thread begins.
+fn op(u: &mut Unstructured<'_>) -> Result<Option<Op>> {
+    let kind = below(u, 28)?;
     let of = below(u, 4)?;
     let dev = |u: &mut Unstructured<'_>| below(u, 2);
     let value = |u: &mut Unstructured<'_>| Ok(u32::from(u.arbitrary::<u16>()?) % 1000);
-    Ok(match kind {
+    Ok(Some(match kind {
         0 => Op::Allocate {
             pages: usize::from(u.arbitrary::<u16>()?) % 299 + 1,
             odd: usize::from(u.arbitrary::<u16>()?) % 1024,
@@ -66,6 +72,13 @@ fn op(u: &mut Unstructured<'_>) -> Result<Op> {
         17 => Op::Sync,
         18 => Op::Clone { of },
         19 => Op::Advise { of, dev: dev(u)?, at: u.arbitrary()?, len: u.arbitrary()?, what: below(u, 10)? },
+        20 => Op::ReadOnly { of, dev: dev(u)? },
+        21 => Op::ReadFile { of },
+        22 => Op::ForkPolicy { of, what: below(u, 3)? },
+        23 => Op::Fork,
+        24 => Op::Budget { dev: dev(u)?, left: u.arbitrary()? },
+        25 => Op::Lose { dev: dev(u)? },
+        26 => return Ok(None),
         _ => Op::Map { of },
-    })
+    }))
 }

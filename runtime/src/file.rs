@@ -13,6 +13,9 @@ use crate::hmm::source;
 use crate::runtime::Runtime;
 use crate::shared::Shared;
 
+/// Bytes of a file that are read at once.
+const PIECE: usize = 1 << 20;
+
 impl Runtime {
     /// A shared allocation with the contents of a file, read now.
     ///
@@ -35,7 +38,19 @@ impl Runtime {
         let mut file = File::open(&path).map_err(|e| Error::file(&name, e))?;
         let mut x = self.shared(elements::<T>(&file, &name)?)?;
         let mut read = Ok(());
-        x.0.replace(0..x.len(), |to: &mut [T]| read = file.read_exact(bytemuck::cast_slice_mut(to)))?;
+        x.0.replace(0..x.len(), |to: &mut [T]| {
+            // By way of memory that a system call may write under every mechanism.
+            let to: &mut [u8] = bytemuck::cast_slice_mut(to);
+            let mut piece = vec![0; PIECE.min(to.len())];
+            for part in to.chunks_mut(PIECE) {
+                let piece = &mut piece[..part.len()];
+                read = file.read_exact(piece);
+                if read.is_err() {
+                    return;
+                }
+                part.copy_from_slice(piece);
+            }
+        })?;
         read.map_err(|e| Error::file(&name, e))?;
         Ok(x)
     }

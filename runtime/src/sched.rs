@@ -281,9 +281,7 @@ fn launch(
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
             Err(NotYet::Pinned) => return Err(Error::Pinned),
-            Err(NotYet::Populate) if mirror.is_lost() => {
-                return Err(Error::Lost { device: mirror.device().info().id.clone() });
-            }
+            Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
             Err(NotYet::Populate) => {}
         }

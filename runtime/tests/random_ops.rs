@@ -1,11 +1,14 @@
-//! Random programs against plain vectors.
+//! Random programs against plain vectors. Those that once failed run first; a failing one shrinks to a short one, which is printed
+//! as text that can be kept with them.
 
 mod common;
+#[path = "world/regressions.rs"]
+mod regressions;
 mod world;
 
-use common::*;
 use proptest::prelude::*;
-use world::{Op, World};
+use regressions::regressions;
+use world::{Op, Program};
 
 fn op() -> impl Strategy<Value = Op> {
     let (of, dev, value) = (0..4_usize, 0..2_usize, 0..1000_u32);
@@ -38,54 +41,71 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(of, dev, at, len, what)| Op::Advise { of, dev, at, len, what }),
         1 => (of, dev, any::<u16>(), value).prop_map(|(of, dev, at, value)| Op::BesideGuard { of, dev, at, value }),
         1 => Just(Op::Sync),
+        1 => (0..4_usize, 0..2_usize).prop_map(|(of, dev)| Op::ReadOnly { of, dev }),
+        1 => (0..4_usize).prop_map(|of| Op::ReadFile { of }),
+        1 => (0..4_usize, 0..3_usize).prop_map(|(of, what)| Op::ForkPolicy { of, what }),
+        1 => Just(Op::Fork),
+        2 => (0..2_usize, any::<u8>()).prop_map(|(dev, left)| Op::Budget { dev, left }),
+        1 => (0..2_usize).prop_map(|dev| Op::Lose { dev }),
     ]
 }
 
-fn programs(policy: &str, second: usize) {
-    let _limit = limit();
+fn programs(policy: &'static str, devices: [usize; 2], threads: usize) {
     // `PROPTEST_CASES` asks for more.
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(120 / threads as u32);
     let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
-    proptest!(config, |(ops in prop::collection::vec(op(), 1..40))| {
-        let mut world = World::new(policy, 0, second);
-        for op in &ops {
-            world.run(op);
-        }
-        world.check();
-    });
+    let ops = prop::collection::vec(op(), 1..40);
+    let program = prop::collection::vec(ops, threads).prop_map(move |threads| Program { policy, devices, threads });
+    proptest!(config, |(program in program)| program.run());
+}
+
+#[test]
+fn those_that_once_failed() {
+    regressions().iter().for_each(Program::run);
 }
 
 #[test]
 fn declared() {
-    programs("declared", 0);
+    programs("declared", [0, 0], 1);
 }
 
 #[test]
 fn on_demand() {
-    programs("demand", 0);
+    programs("demand", [0, 0], 1);
 }
 
 #[test]
 fn in_place_and_page_grain() {
-    programs("remote", 1);
+    programs("remote", [0, 1], 1);
 }
 
 #[test]
 fn beside_a_device_that_cannot_fault() {
-    programs("declared", 5);
+    programs("declared", [0, 5], 1);
 }
 
 #[test]
 fn beside_unreadable_frames() {
-    programs("demand", 4);
+    programs("demand", [0, 4], 1);
+}
+
+/// Each thread has allocations of its own; all use the same devices, and take their memory from each other.
+#[test]
+fn by_several_threads() {
+    programs("declared", [0, 6], 3);
+}
+
+#[test]
+fn by_several_threads_on_demand() {
+    programs("demand", [1, 4], 3);
 }
 
 #[test]
 fn beside_a_coherent_device() {
-    programs("declared", 8);
+    programs("declared", [0, 8], 1);
 }
 
 #[test]
 fn on_demand_beside_a_coherent_device() {
-    programs("demand", 8);
+    programs("demand", [0, 8], 1);
 }

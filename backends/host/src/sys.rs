@@ -231,7 +231,7 @@ impl Mapped {
     pub(crate) fn advise(&self, offset: u64, bytes: u64, advice: i32) -> bool {
         debug_assert!(offset + bytes <= self.bytes);
         // SAFETY: a part of our own mapping, and none of the advice used here changes its contents.
-        again(-1, || unsafe { libc::madvise(self.at(offset).as_ptr().cast(), to_usize(bytes), advice) }).is_ok()
+        once(-1, || unsafe { libc::madvise(self.at(offset).as_ptr().cast(), to_usize(bytes), advice) }).is_ok()
     }
 }
 

@@ -104,7 +104,7 @@ impl Attached {
     fn parts(&self, pages: &Pages) -> Result<Vec<(Arc<Segment>, Pages)>, Error> {
         fork::check()?;
         if self.mirror.is_lost() {
-            return Err(Error::Lost { device: self.device().info().id.clone() });
+            return Err(self.mirror.loss());
         }
         self.space().segments_in(pages)
     }

@@ -237,6 +237,14 @@ impl DevPages {
 }
 
 impl Body {
+    /// What was lost of `pages` need not be found again: what the host's storage has counts from now on. Who is kept from reading it
+    /// is the segment's business.
+    pub(crate) fn forgive(&mut self, pages: Mask) {
+        let lost = self.lost & pages;
+        self.lost &= !lost;
+        self.gone &= !lost;
+    }
+
     /// Device `slot` gets a part in the block.
     pub(crate) fn admit(&mut self, slot: usize) {
         self.known |= 1 << slot;

@@ -258,7 +258,9 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
     let block = seg.claim(id);
     let now = os::now_ns();
     // A store to a page that is mapped for reading: the processor did not say that it was a store.
-    let (region, access, fresh) = {
+    let least = Mask::page(p).widened(mirror.pods().pages_per_grain());
+    give_up(free, &seg, id, least, r.slot);
+    let (region, access) = {
         let body = block.lock(free);
         let dev = &body.dev[r.slot];
         let mut access = r.access;
@@ -286,13 +288,12 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
             // The host would not notice that a neighbour was taken: only what launches were given may come.
             region &= launched(&seg, id, r.slot).widened(mirror.pods().pages_per_grain());
         }
+        region &= !body.lost;
         // One stretch: what lies between two parts of the region may be somebody else's.
         let stretch = (region & !body.busy).runs().find(|r| r.contains(&p)).unwrap_or(p..p + 1);
-        (Mask::range(stretch), access, body.lost.has(p))
+        (Mask::range(stretch), access)
     };
-    let access = if fresh { Access::Write } else { access };
     let first = id.first_page().0;
-    let least = Mask::page(p).widened(mirror.pods().pages_per_grain());
     // In a small memory neighbours would only push out what other workers' instructions need.
     let (grain, budget) = (mirror.caps().grain, mirror.device().memory().budget);
     let region = if u64::from(region.count()) * PAGE > (budget / 4).max(grain) { least } else { region };
@@ -308,6 +309,24 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
         Err(e @ Error::File { .. }) => os::die(&format!("sterna: a page that a kernel touched cannot be fetched: {e}\n")),
         Err(_) => Err(os::now_ns() + AGAIN_NS),
     }
+}
+
+/// Pages that were lost come as they are: a launch that reads them fails, one that replaces them needs nothing of them, and what
+/// shares a grain with them is nobody's business here.
+fn give_up(free: &mut Free, seg: &super::segment::Segment, id: super::addr::BlockId, pages: Mask, slot: usize) {
+    let lost = {
+        let body = seg.claim(id).lock(free);
+        body.lost & pages & !body.busy
+    };
+    if lost.is_empty() {
+        return;
+    }
+    let first = id.first_page().0;
+    let uses: Vec<_> = seg.uses.lock().iter().filter(|u| u.launch.mirror().slot() == slot && !u.replaces).cloned().collect();
+    for u in uses.iter().filter(|u| seg.pages_of(&u.bytes).part_of(id).meets(lost)) {
+        u.launch.spoil(seg.loss(&Pages(first..first + PAGES_PER_BLOCK as u64)));
+    }
+    seg.claim(id).lock(free).forgive(lost);
 }
 
 /// The pages of a block that unfinished launches on device `slot` were given.

@@ -76,8 +76,17 @@ pub(crate) fn check() -> Result<(), Error> {
 /// Says what children find where bytes `bytes` of a segment are, instead of what was said before of any of them.
 pub(crate) fn keep(seg: &Arc<Segment>, bytes: &Range<u64>, policy: ForkPolicy) {
     let mut plan = PLAN.lock();
-    plan.kept
-        .retain(|k| k.seg.upgrade().is_some_and(|s| !Arc::ptr_eq(&s, seg) || !super::segment::overlap(&k.bytes, bytes)));
+    let here = Arc::downgrade(seg);
+    for k in std::mem::take(&mut plan.kept) {
+        if !k.seg.ptr_eq(&here) {
+            plan.kept.push(k);
+            continue;
+        }
+        // The rest of what was said stays: a part may have another owner.
+        let rest = super::segment::without(&k.bytes, bytes);
+        plan.kept.extend(rest.map(|bytes| Kept { seg: Weak::clone(&k.seg), bytes, policy: k.policy }));
+    }
+    plan.kept.retain(|k| k.seg.strong_count() > 0);
     if policy != ForkPolicy::DontFork {
         plan.kept.push(Kept { seg: Arc::downgrade(seg), bytes: bytes.clone(), policy });
     }

@@ -159,6 +159,11 @@ impl InFlight {
         self.tainted.get().map_or(Ok(()), |e| Err(upstream(e)))
     }
 
+    /// It has read what `error` says is not to be had: it fails, however it ends.
+    pub(crate) fn spoil(&self, error: Error) {
+        let _ = self.tainted.set(error);
+    }
+
     /// The device has it.
     pub(crate) fn submitted(&self, ticket: Ticket) {
         let _ = self.ticket.set(ticket);
@@ -295,7 +300,7 @@ impl InFlight {
         for t in &touches {
             match &result {
                 Err(e) if t.access.writes() => t.seg.add_taint(t.bytes.clone(), e.clone()),
-                Ok(()) if t.access == Access::Write => t.seg.heal(&t.bytes),
+                Ok(()) if t.access == Access::Write => t.seg.heal_but_lost(&t.bytes),
                 _ => {}
             }
             {

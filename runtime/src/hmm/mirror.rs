@@ -177,6 +177,8 @@ pub(crate) struct DeviceMirror {
     pub(crate) hand: AtomicU32,
     lost: AtomicBool,
     ended: Arc<AtomicBool>,
+    /// Held while what was lost with the device is written off.
+    ending: Mutex<()>,
 }
 
 impl fmt::Debug for DeviceMirror {
@@ -254,6 +256,7 @@ impl DeviceMirror {
             hand: AtomicU32::new(0),
             lost: AtomicBool::new(false),
             ended: Arc::default(),
+            ending: Mutex::new(()),
         });
         space.add_device(&this);
         if let Some(window) = this.device.window() {
@@ -300,12 +303,22 @@ impl DeviceMirror {
         &self.notifier
     }
 
-    /// Turns a device error into the runtime's, and takes note if the device is gone.
+    /// Turns a device error into the runtime's, and takes note if the device is gone: whoever gets that error finds everything
+    /// marked that was lost.
     pub(crate) fn noticed(&self, error: DeviceError) -> Error {
-        if matches!(error, DeviceError::Lost(_)) && !self.lost.swap(true, Ordering::AcqRel) {
-            self.write_off(&mut Free::at_entry());
+        if matches!(error, DeviceError::Lost(_)) {
+            let _one = self.ending.lock();
+            if !self.lost.swap(true, Ordering::AcqRel) {
+                self.write_off(&mut Free::at_entry());
+            }
         }
         Error::device(&self.device, error)
+    }
+
+    /// The error of a device that is known to be lost, once everything is marked.
+    pub(crate) fn loss(&self) -> Error {
+        drop(self.ending.lock());
+        Error::Lost { device: self.device.info().id.clone() }
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -562,6 +575,7 @@ impl DeviceMirror {
         let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
         for seg in segs {
             let mut lost = Vec::new();
+            seg.note_lost();
             for id in seg.claimed() {
                 let block = self.space.block(id);
                 let mut body = block.lock(free);

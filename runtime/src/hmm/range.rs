@@ -326,7 +326,7 @@ pub(crate) fn map_remote(
     access: Access,
 ) -> Result<Moved, Error> {
     let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
-    let pages = &pages.widened(per as u64);
+    let (asked, pages) = (pages, &pages.widened(per as u64));
     let (_seat, view) = mirror.seat(free, seg, pages, 0)?;
     let mut result = Moved::default();
     let needy = |body: &Body, want: Mask| {
@@ -370,10 +370,13 @@ pub(crate) fn map_remote(
                 !out.is_empty()
             };
             result.denied |= refuse(body.denied(access));
-            result.lost |= refuse(body.lost);
+            result.lost |= refuse(body.lost & asked.part_of(id));
             if refuse(body.busy) {
                 result.blocked = result.blocked.or(Some((id, block.epoch())));
             }
+            // The rest of a grain comes along, whatever is in it.
+            let along = mask & !asked.part_of(id) & !body.busy;
+            body.forgive(along);
             // A copy made since: it comes home in the next round.
             let yet = if access.writes() { body.unread | body.lent } else { body.unread };
             again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)) | yet);

@@ -130,6 +130,8 @@ pub struct Segment {
     altered: AtomicBool,
     /// Some of its pages were remapped.
     remapped: AtomicBool,
+    /// Some of its pages were lost with a device once.
+    lossy: AtomicBool,
     pub(super) sources: Sources,
 }
 
@@ -190,6 +192,7 @@ impl Segment {
             hints: Mutex::default(),
             altered: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
+            lossy: AtomicBool::new(false),
             sources: Sources::default(),
         });
         space.publish(&this);
@@ -373,6 +376,23 @@ impl Segment {
         }
     }
 
+    /// As [`heal`](Self::heal), for a launch that has ended: what it wrote may have been lost since, with its device or with one
+    /// that wrote it later.
+    pub(crate) fn heal_but_lost(&self, bytes: &Range<u64>) {
+        let mut whole = vec![bytes.clone()];
+        if self.lossy.load(Ordering::Acquire) {
+            let free = &mut Free::at_entry();
+            for (id, mask) in self.pages_of(bytes).blocks() {
+                let lost = self.claim(id).lock(free).lost & mask;
+                for r in lost.runs() {
+                    let at = |page: usize| id.offset() - self.offset() + page as u64 * PAGE;
+                    whole = whole.iter().flat_map(|w| without(w, &(at(r.start)..at(r.end)))).collect();
+                }
+            }
+        }
+        whole.iter().for_each(|w| self.heal(w));
+    }
+
     /// `pages` are about to be replaced by the host, which gives them storage: what was lost of them need not be found again.
     pub(crate) fn forgive(&self, free: &mut Free, pages: &Pages) {
         let mut pages = pages.clone();
@@ -382,9 +402,7 @@ impl Segment {
         for id in self.claimed() {
             let mask = pages.part_of(id);
             let mut body = self.space.block(id).lock(free);
-            let lost = body.lost & mask;
-            body.lost &= !lost;
-            body.gone &= !lost;
+            body.forgive(mask);
             body.hole &= !mask;
         }
     }
@@ -463,6 +481,11 @@ impl Segment {
     /// The window over it is not as it was when the segment was made.
     pub(crate) fn note_altered(&self) {
         self.altered.store(true, Ordering::Relaxed);
+    }
+
+    /// Some of its pages may be lost.
+    pub(crate) fn note_lost(&self) {
+        self.lossy.store(true, Ordering::Release);
     }
 
     pub(crate) fn note_remapped(&self) {

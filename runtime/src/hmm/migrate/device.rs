@@ -195,7 +195,10 @@ fn collect(
         refuse(pinned, &mut result.pinned);
         refuse(body.denied(access), &mut result.denied);
         if access.reads() {
-            refuse(body.lost, &mut result.lost);
+            refuse(body.lost & mask, &mut result.lost);
+            // The rest of a grain comes along, whatever is in it.
+            let along = body.lost & fix;
+            body.forgive(along);
         }
         for g in 0..PAGES_PER_BLOCK / per {
             if fix.has(g * per) && body.dev[slot].frames[g] == 0 {
