@@ -78,7 +78,7 @@ impl Vulkano {
 impl Peer for Vulkano {
     fn round(&mut self, round: usize) -> Result<f64> {
         let [x, y, result] = &self.host;
-        inputs(round, &mut *x.write()?, &mut *y.write()?);
+        inputs(round, &mut x.write()?, &mut y.write()?);
         let usage = CommandBufferUsage::OneTimeSubmit;
         let family = self.queue.queue_family_index();
         let mut commands = AutoCommandBufferBuilder::primary(Arc::clone(&self.commands) as _, family, usage)?;
