@@ -60,8 +60,7 @@ fn parts_of_a_grid_run_where_they_belong() {
     let id = device.load(kernel.code()).unwrap();
     let args = [Arg::Plain(kernel.value()), arg(&kernel, range, 4)];
     let mut want = [0_u32; 60];
-    for groups in
-        [Groups::All, Groups::Range(3, 27), Groups::Range(59, 60), Groups::List(&[7, 0, 44]), Groups::Range(9, 9)]
+    for groups in [Groups::All, Groups::Range(3, 27), Groups::Range(59, 60), Groups::List(&[7, 0, 44]), Groups::Range(9, 9)]
     {
         launch(&device, id, grid, groups, &args).unwrap();
         match groups {
