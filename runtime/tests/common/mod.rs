@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::Absent;
-use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Whole, each, each_mut, each_out, whole};
+use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Spirv, Whole, each, each_mut, each_out, whole};
 use sterna::{Mechanism, Runtime};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -132,7 +132,9 @@ pub(crate) fn add(a: u32) -> Kernel<(EachMut<u32>,)> {
     fn body(_: Group, a: u32, y: &mut [u32]) {
         y.iter_mut().for_each(|y| *y = y.wrapping_add(a));
     }
-    Kernel::new("add", a, (each_mut(4096),), body)
+    let kernel = Kernel::new("add", a, (each_mut(4096),), body);
+    // SAFETY: the module does what `body` does, to the group's own part.
+    unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/add.spv"))) }
 }
 
 /// `y[i] = x[i] + a`.
@@ -143,7 +145,9 @@ pub(crate) fn copy_add(a: u32) -> Kernel<(Each<u32>, EachOut<u32>)> {
             *y = x.wrapping_add(a);
         }
     }
-    Kernel::new("copy_add", a, (each(4096), each_out(4096)), body)
+    let kernel = Kernel::new("copy_add", a, (each(4096), each_out(4096)), body);
+    // SAFETY: as above.
+    unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/copy_add.spv"))) }
 }
 
 /// `y[0] = Σ x`.

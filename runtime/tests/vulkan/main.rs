@@ -180,6 +180,14 @@ fn add_one() -> Kernel<(sterna::kernel::EachMut<u32>,)> {
     unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/add_one.spv"))) }
 }
 
+/// Adds `a` to every element, on devices that run Rust only.
+fn add_in_rust(a: u32) -> Kernel<(sterna::kernel::EachMut<u32>,)> {
+    fn body(_: sterna::kernel::Group, a: u32, y: &mut [u32]) {
+        y.iter_mut().for_each(|y| *y += a);
+    }
+    Kernel::new("add in Rust", a, (each_mut(16 * 1024),), body)
+}
+
 #[test]
 fn what_a_shader_refuses_fails_its_launch_and_taints() {
     let _limit = limit();
@@ -246,14 +254,71 @@ fn a_kernel_without_a_form_goes_to_a_device_that_runs_it() {
     // In turn on both devices: pages pass from one to the other.
     for round in 0..4_u32 {
         rt.launch(&add_one(), (&mut y,)).unwrap();
-        rt.launch(&common::add(10), (&mut y,)).unwrap();
+        rt.launch(&add_in_rust(10), (&mut y,)).unwrap();
         assert_eq!(y[17], 17 + 11 * (round + 1));
     }
     assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 44));
     let launches = |d: &sterna::Device| rt.stats().devices.iter().find(|s| s.device == d.id()).unwrap().launches;
     assert_eq!((launches(gpu), launches(cpu)), (4, 4));
-    let e = rt.on(gpu).launch(&common::add(1), (&mut y,)).unwrap_err().to_string();
+    let e = rt.on(gpu).launch(&add_in_rust(1), (&mut y,)).unwrap_err().to_string();
     assert!(e.contains("no SPIR-V form"), "{e}");
+}
+
+/// The same device with each page table, every other device that the loader lists, and the CPU device, in one runtime: pages pass
+/// from each to each, where memory is short in parts, and launches over the same bytes keep their order.
+#[test]
+fn pages_pass_between_devices_of_every_kind() {
+    let (_limit, n) = (limit(), 2 * MIB);
+    let Some(name) = name() else { return };
+    let open = |name: &str, page_table, memory: usize| {
+        let config = VulkanConfig { memory: Some(memory as u64), page_table, ..VulkanConfig::default() };
+        VulkanDevice::open(name, &config).map(Arc::new)
+    };
+    let mut builder = Runtime::builder();
+    let mut there = Vec::new();
+    // 8 MiB of data: the second and the third have less.
+    for (kind, memory) in [(PageTable::Mmu, 32 * MIB), (PageTable::Sparse, 4 * MIB), (PageTable::Fixed, 3 * MIB)] {
+        match open(&name, Some(kind), memory) {
+            Ok(device) => {
+                there.push(device.gpu().uuid.clone());
+                builder = builder.open_device(device);
+            }
+            Err(e) => println!("SKIP {kind}: {e}"),
+        }
+    }
+    for gpu in sterna::vulkan::devices().unwrap().iter().filter(|g| g.lacks.is_none()) {
+        if !there.contains(&gpu.uuid) && there.len() < 6 {
+            println!("and {} ({})", gpu.name, gpu.driver);
+            there.push(gpu.uuid.clone());
+            builder = builder.open_device(open(&gpu.index.to_string(), None, 16 * MIB).unwrap());
+        }
+    }
+    let rt = builder.open_device(common::device(common::small(16 * MIB))).build().unwrap();
+    let devices = rt.devices();
+    println!("{} devices", devices.len());
+    assert!(devices.len() >= 2);
+    let mut y = rt.shared_with(n, |i| i as u32).unwrap();
+    let mut launches = 0_u32;
+    for from in &devices {
+        for to in &devices {
+            rt.on(from).launch(&add_one(), (&mut y,)).unwrap();
+            rt.on(to).launch(&add_one(), (&mut y,)).unwrap();
+            launches += 2;
+            let at = (launches as usize * 77_777) % n;
+            assert_eq!(y[at], at as u32 + launches, "from {} to {}", from.id(), to.id());
+        }
+    }
+    // Each a part of its own, at the same time.
+    let per = (n / devices.len()).next_multiple_of(64 << 10);
+    for round in 0..3 {
+        for (d, mut part) in devices.iter().cycle().skip(round).zip(y.chunks_mut(per)) {
+            rt.on(d).launch(&add_one(), (&mut part,)).unwrap();
+        }
+    }
+    y.try_read().unwrap();
+    assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + launches + 3));
+    let stats = rt.stats();
+    assert!(stats.devices.iter().all(|d| d.launches > 0 && d.to_host.total() > 0), "{stats}");
 }
 
 #[test]
