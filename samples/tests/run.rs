@@ -152,7 +152,7 @@ fn pictures_that_are_broken() {
 
 #[test]
 fn options_that_make_no_sense() {
-    assert!(bad(HEAT, &["--memory", "much"]).contains("64MiB"));
+    assert!(bad(HEAT, &["--memory", "much"]).contains("64KiB"));
     assert!(bad(HEAT, &["--steps", "0"]).contains("--steps"));
     assert!(bad(HUBBLE, &["--sigma", "90"]).contains("at most 5"));
     let out = command(TOUR, &[]).env("STERNA_HOST_FAULTS", "magic").output().unwrap();
