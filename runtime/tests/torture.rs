@@ -3,6 +3,8 @@
 //! `STERNA_TORTURE_SECONDS` sets the time for each mechanism, `STERNA_SEED` repeats a run. With the feature `planted` the
 //! negative controls show that the tests see the losses which they are there to see.
 
+#[path = "torture/comers.rs"]
+mod comers;
 mod support;
 #[path = "torture/workers.rs"]
 mod workers;

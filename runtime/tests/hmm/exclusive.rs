@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use sterna::hmm::Prot;
+use sterna::hmm::{ForkPolicy, Prot};
 use sterna::kernel::{Group, Kernel, Scatter, scatter};
 
 use crate::device::{Dev, Errno};
+use crate::forks::{fork, status};
 use crate::memory::{Memory, WORDS, counting};
 use crate::{Ctx, N, Outcome, Test, adapted, direct};
 
@@ -100,6 +101,16 @@ fn exclusive_ends(ctx: &Ctx<'_>) -> Outcome {
     dev0.attached.release_memory().unwrap();
     m.expect(16..32, 1);
     assert_eq!(held(&dev0, &m), 0);
+    let m = ctx.filled(32);
+    assert_eq!(take(&dev0, &m), Ok((32, counting(32, 0))));
+    m.remap(0..16, 16..32, true);
+    assert_eq!(held(&dev0, &m), 0, "pages get other addresses");
+    assert_eq!((m.page(0)[0], m.page(16)[1]), (0, 1));
+    let m = ctx.filled(32);
+    m.seg.set_fork_policy(ForkPolicy::Preserve).expect("not in a child");
+    assert_eq!(take(&dev0, &m), Ok((32, counting(32, 0))));
+    let child = fork(|| i32::from(m.page(31)[5] != 31 * WORDS as u32 + 5));
+    assert_eq!((status(child), held(&dev0, &m)), (0, 0), "a fork copies them");
     Ok(())
 }
 

@@ -25,7 +25,7 @@ fn kept(ctx: &Ctx<'_>, pages: u64) -> Memory {
 }
 
 /// Forks; the child ends with what `child` returns. Gives the child's number.
-fn fork(child: impl FnOnce() -> i32) -> libc::pid_t {
+pub(crate) fn fork(child: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: the child loads, stores and leaves by `_exit`.
     unsafe {
         let pid = libc::fork();
@@ -38,7 +38,7 @@ fn fork(child: impl FnOnce() -> i32) -> libc::pid_t {
     }
 }
 
-fn status(pid: libc::pid_t) -> i32 {
+pub(crate) fn status(pid: libc::pid_t) -> i32 {
     let mut status = 0;
     // SAFETY: our own child.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);

@@ -9,6 +9,7 @@ use sterna::cpu::CpuConfig;
 use sterna::hmm::{Action, Mirror, MirrorOps, Pages, PinKind, Range};
 use sterna::{Advice, Device, Location, Mechanism, Runtime, ViewMut};
 
+use crate::comers;
 use crate::support::{Random, runtime, tick};
 
 const WRITERS: usize = 6;
@@ -32,6 +33,7 @@ pub(crate) struct Tally {
     pub(crate) looked_up: u64,
     pub(crate) pinned: u64,
     pub(crate) advised: u64,
+    pub(crate) comers: u64,
     pub(crate) lost: u64,
 }
 
@@ -47,6 +49,7 @@ impl AddAssign for Tally {
         self.looked_up += o.looked_up;
         self.pinned += o.pinned;
         self.advised += o.advised;
+        self.comers += o.comers;
         self.lost += o.lost;
     }
 }
@@ -64,12 +67,13 @@ impl fmt::Display for Tally {
             looked_up,
             pinned,
             advised,
+            comers,
             lost,
         } = self;
         write!(
             f,
             "{increments} increments, {syscalls} of them by system calls, {launches} launches, {pages_moved} pages moved, \
-             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {looked_up} look-ups, {pinned} pins, {advised} hints, {lost} lost"
+             {host_faults} host faults, {device_faults} device faults, {evictions} evictions, {looked_up} look-ups, {pinned} pins, {advised} hints, {comers} allocations that came and went, {lost} lost"
         )
     }
 }
@@ -101,7 +105,7 @@ pub(crate) fn round(m: Mechanism, policy: &str, config: &CpuConfig, bytes: usize
             let work = move || match role {
                 0..WRITERS => write(views, stop, random, m == Mechanism::Transparent),
                 r if r < WRITERS + DEVICES => launch(rt, &devices[r - WRITERS], views, stop, random),
-                _ => shove(rt, devices, &views, stop, random),
+                _ => shove(rt, devices, m, &views, stop, random),
             };
             threads.push(std::thread::Builder::new().name(name).spawn_scoped(s, work).unwrap());
         }
@@ -220,7 +224,7 @@ impl MirrorOps for Looks {
 }
 
 /// Moves pages about, by views that nobody writes: hints of every kind, guards, look-ups of a driver, pins, and allocations that come and go.
-fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool, mut random: Random) -> Tally {
+fn shove(rt: &Runtime, devices: &[Device], m: Mechanism, views: &Views<'_>, stop: &AtomicBool, mut random: Random) -> Tally {
     let mirror = Mirror::register(rt.space(), Looks);
     // Where some device cannot use host pages in place, a page that is kept at home fails a launch.
     let keeps = devices.iter().all(|d| d.caps().map_host);
@@ -242,9 +246,8 @@ fn shove(rt: &Runtime, devices: &[Device], views: &Views<'_>, stop: &AtomicBool,
                 }
                 9 if keeps => t.pinned += u64::from(rt.space().pin(&view.pages(), PinKind::Short, false).is_ok()),
                 10 => {
-                    let mut x = rt.shared_with(1 + random.below(20_000), |i| i as u64).unwrap();
-                    rt.on(device).launch(&tick(1000), (&mut x,)).unwrap();
-                    t.lost += x.iter().enumerate().map(|(i, v)| v.abs_diff(i as u64 + 1)).sum::<u64>();
+                    t.lost += comers::one(rt, device, m, &mut random);
+                    t.comers += 1;
                 }
                 11 | 12 => {
                     let advice = match random.below(4) {

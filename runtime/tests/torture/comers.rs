@@ -1,0 +1,105 @@
+//! Allocations that come and go beside the others, and what their owner does with them meanwhile.
+
+use sterna::hmm::{PAGE, Pages, Prot};
+use sterna::{Device, ForkPolicy, Mechanism, Runtime, Shared};
+
+use crate::support::{Random, tick};
+
+/// Elements a granule of 64 KiB: what is remapped.
+const GRANULE: usize = 8192;
+
+/// How far elements are from what they must be.
+fn off(x: &[u64], must: impl Fn(usize) -> u64) -> u64 {
+    x.iter().enumerate().map(|(i, v)| v.abs_diff(must(i))).sum()
+}
+
+/// Makes one, has a device add to it, does something with it; says how much is lost.
+pub(crate) fn one(rt: &Runtime, device: &Device, m: Mechanism, random: &mut Random) -> u64 {
+    let len = 2 * GRANULE + random.below(20_000);
+    let mut x = rt.shared_with(len, |i| i as u64).unwrap();
+    let add = |x: &mut Shared<u64>| drop(rt.on(device).launch(&tick(1024), (x,)).unwrap());
+    add(&mut x);
+    match random.below(8) {
+        // A copy keeps what the original was.
+        0 => {
+            let before = x.cow_clone().unwrap();
+            add(&mut x);
+            off(&before, |i| i as u64 + 1) + off(&x, |i| i as u64 + 2)
+        }
+        1 => {
+            x.discard(GRANULE..).unwrap();
+            add(&mut x);
+            off(&x, |i| if i < GRANULE { i as u64 + 2 } else { 1 })
+        }
+        2 => {
+            let mut rest = x.split_off(GRANULE).unwrap();
+            add(&mut x);
+            add(&mut rest);
+            drop(x);
+            off(&rest, |i| (i + GRANULE) as u64 + 2)
+        }
+        3 => {
+            x.truncate(GRANULE).unwrap();
+            add(&mut x);
+            off(&x, |i| i as u64 + 2)
+        }
+        4 if m != Mechanism::None => by_the_driver(rt, &mut x, random),
+        5 if random.below(16) == 0 => forked(&x),
+        _ => off(&x, |i| i as u64 + 1),
+    }
+}
+
+/// Protected, unmapped and mapped again, or moved.
+fn by_the_driver(rt: &Runtime, x: &mut Shared<u64>, random: &mut Random) -> u64 {
+    let _ = x.settle().unwrap(); // no launch is under way
+    let (space, first) = (rt.space(), x.pages().0.start);
+    let pages = |r: std::ops::Range<usize>| Pages(first + (r.start * 8) as u64 / PAGE..first + (r.end * 8) as u64 / PAGE);
+    let (low, high) = (pages(0..GRANULE), pages(GRANULE..2 * GRANULE));
+    // SAFETY: its owner has it exclusively, and uses the pages as they allow.
+    unsafe {
+        match random.below(3) {
+            0 => {
+                space.protect(&low, Prot::Read).unwrap();
+                let lost = off(x, |i| i as u64 + 1);
+                space.protect(&low, Prot::Write).unwrap();
+                x[0] += 1;
+                lost + x[0].abs_diff(2)
+            }
+            1 => {
+                space.unmap(&low).unwrap();
+                space.map(&low).unwrap();
+                off(x, |i| if i < GRANULE { 0 } else { i as u64 + 1 })
+            }
+            _ => {
+                space.remap(&low, &high, true).unwrap();
+                off(x, |i| match i {
+                    _ if i < GRANULE => 0,
+                    _ if i < 2 * GRANULE => (i - GRANULE) as u64 + 1,
+                    _ => i as u64 + 1,
+                })
+            }
+        }
+    }
+}
+
+/// A child finds the elements, writes them, and the parent does not see that.
+fn forked(x: &Shared<u64>) -> u64 {
+    x.set_fork_policy(ForkPolicy::Preserve).unwrap();
+    // SAFETY: the child loads, stores and leaves by `_exit`: other threads may have held any lock at the fork.
+    let status = unsafe {
+        let pid = libc::fork();
+        assert!(pid >= 0);
+        if pid == 0 {
+            libc::alarm(20);
+            let at = x.as_host_ptr().cast_mut();
+            let wrong = (0..x.len()).any(|i| at.add(i).read_volatile() != i as u64 + 1);
+            (0..x.len()).for_each(|i| at.add(i).write_volatile(7));
+            libc::_exit(i32::from(wrong));
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+        status
+    };
+    assert_eq!(status, 0, "the child's exit code is {} (signal {})", status >> 8, status & 127);
+    off(x, |i| i as u64 + 1)
+}
