@@ -9,7 +9,8 @@ use sterna::{Runtime, Shared as Allocation};
 
 use crate::{A, N, Peer, inputs, sum};
 
-pub const KINDS: [(&str, PageTable); 2] = [("sterna, mmu", PageTable::Mmu), ("sterna, fixed", PageTable::Fixed)];
+pub const KINDS: [(&str, PageTable); 3] =
+    [("sterna, mmu", PageTable::Mmu), ("sterna, sparse", PageTable::Sparse), ("sterna, fixed", PageTable::Fixed)];
 
 pub struct Shared {
     rt: Runtime,
