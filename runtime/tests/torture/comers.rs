@@ -31,7 +31,8 @@ pub(crate) fn one(rt: &Runtime, device: &Device, m: Mechanism, random: &mut Rand
             add(&mut x);
             off(&x, |i| if i < GRANULE { i as u64 + 2 } else { 1 })
         }
-        2 => {
+        // Without faults a launch's borders are a device's grains.
+        2 if m != Mechanism::None => {
             let mut rest = x.split_off(GRANULE).unwrap();
             add(&mut x);
             add(&mut rest);
