@@ -121,8 +121,9 @@ impl Drop for Reserved {
     }
 }
 
-/// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one whose last use is longest ago,
-/// and no one that submitted launches use. Waits for one of those if there is no other. False if none is left.
+/// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one
+/// whose last use is longest ago, and no one that submitted launches use. Waits for one of those if there is no other. False if none
+/// is left.
 pub(crate) fn unseat_another(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
@@ -141,6 +142,7 @@ pub(crate) fn unseat_another(
     let others: Vec<_> = mirror.seated().into_iter().filter(|s| s.first() != wants.first()).collect();
     let mut ranked: Vec<_> = others.into_iter().map(|s| (rank(free, &s), s)).filter(|(r, _)| *r < below).collect();
     ranked.sort_by_key(|(r, s)| (*r, s.first()));
+    let mut used = false;
     for (_, seg) in ranked {
         let in_use = seg.uses.lock().iter().any(|u| {
             let l = &u.launch;
@@ -150,6 +152,7 @@ pub(crate) fn unseat_another(
             let _driver = mirror.pods().lock.hold();
             seg.is_seated(slot)
         };
+        used |= in_use;
         if in_use || seated {
             continue;
         }
@@ -160,7 +163,8 @@ pub(crate) fn unseat_another(
             return Ok(true);
         }
     }
-    Ok(wait_for_oldest(free, mirror))
+    // What was in use a moment ago may not be any more, with nothing left to wait for.
+    Ok(wait_for_oldest(free, mirror) || used)
 }
 
 /// Waits for the oldest launch that has not retired. False if there is none.
