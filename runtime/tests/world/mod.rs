@@ -462,7 +462,8 @@ impl World {
                 let Caps { absent, grain, min_frames, .. } = *self.cpus[dev].caps();
                 // Where an absent page is a crash, what one launch needs must fit.
                 let least = match absent {
-                    Absent::Faults => u64::from(min_frames) * grain,
+                    // The least that works is slow; `progress` tries that.
+                    Absent::Faults => 8 * u64::from(min_frames) * grain,
                     _ => 3 * MIB as u64 + 4 * grain,
                 };
                 let whole = self.cpus[dev].memory().budget;
