@@ -176,3 +176,28 @@ fn another_device_learns_of_the_failure_too() {
     rt.on(a).launch(&copy_add(1), (&x, &mut y)).unwrap().wait().unwrap();
     assert_eq!((x[77], y[77]), (3, 4));
 }
+
+/// Fails if a launch that ends late heals what a later one, which was refused at once, has failed to write.
+#[test]
+fn a_launch_that_ends_late_does_not_heal_a_later_ones_failure() {
+    use sterna::kernel::{Group, Kernel, each_out};
+    static HOLD: Hold = Hold::new();
+    fn body(_: Group, (): (), y: &mut [u32]) {
+        HOLD.wait();
+        y.fill(7);
+    }
+    let _limit = limit();
+    let rt = runtime(small(16 * MIB));
+    let mut x = rt.shared::<u32>(50_000).unwrap();
+    let mut bad = rt.shared::<u32>(50_000).unwrap();
+    assert!(rt.launch(&panics(), (&mut bad,)).unwrap().wait().is_err());
+    let first = rt.launch(&Kernel::new("held", (), (each_out(1 << 20),), body), (&mut x,)).unwrap();
+    HOLD.entered();
+    let second = rt.launch(&copy_add(1), (&bad, &mut x)).unwrap();
+    assert!(matches!(second.wait(), Err(Error::Upstream { .. })));
+    HOLD.release();
+    first.wait().unwrap();
+    assert!(x.try_read().is_err(), "reads {}, which the second launch should have replaced", x[0]);
+    x.fill_with(|i| i as u32).unwrap();
+    assert_eq!(x[49_999], 49_999);
+}

@@ -299,8 +299,8 @@ impl InFlight {
         }
         for t in &touches {
             match &result {
-                Err(e) if t.access.writes() => t.seg.add_taint(t.bytes.clone(), e.clone()),
-                Ok(()) if t.access == Access::Write => t.seg.heal_but_lost(&t.bytes),
+                Err(e) if t.access.writes() => t.seg.add_taint(t.bytes.clone(), e.clone(), self.id),
+                Ok(()) if t.access == Access::Write => t.seg.heal_but_lost(&t.bytes, self.id),
                 _ => {}
             }
             {

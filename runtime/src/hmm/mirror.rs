@@ -600,7 +600,7 @@ impl DeviceMirror {
             for run in runs_of(&lost) {
                 let start = run.0.start * PAGE - seg.offset();
                 let bytes = start..(start + run.bytes()).min(seg.bytes());
-                seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() });
+                seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() }, 0);
             }
         }
     }

@@ -85,6 +85,8 @@ pub(crate) struct Use {
 pub(crate) struct Taint {
     pub(crate) bytes: Range<u64>,
     pub(crate) error: crate::Error,
+    /// The launch's number; 0 for what was lost with a device.
+    pub(crate) by: u64,
 }
 
 /// What a segment's bytes are.
@@ -352,19 +354,29 @@ impl Segment {
     }
 
     /// Marks what a failed launch would have written. The gate stays up until it is healed.
-    pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error) {
+    pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error, by: u64) {
         let gate = &self.rec().gate;
         gate.raise(true);
-        self.taints.lock().push(Taint { bytes, error });
+        self.taints.lock().push(Taint { bytes, error, by });
     }
 
     /// `bytes` have been written whole: what was tainted there no longer is.
     pub(crate) fn heal(&self, bytes: &Range<u64>) {
+        self.heal_before(bytes, u64::MAX);
+    }
+
+    /// As [`heal`](Self::heal), of what launches before number `by` have tainted: launches do not retire in the order in which they
+    /// were asked for, and one that is refused does so at once.
+    fn heal_before(&self, bytes: &Range<u64>, by: u64) {
         let mut taints = self.taints.lock();
         let before = taints.len();
         let mut left = Vec::new();
         for t in taints.drain(..) {
-            left.extend(without(&t.bytes, bytes).map(|part| Taint { bytes: part, error: t.error.clone() }));
+            if t.by >= by {
+                left.push(t);
+                continue;
+            }
+            left.extend(without(&t.bytes, bytes).map(|part| Taint { bytes: part, error: t.error.clone(), by: t.by }));
         }
         *taints = left;
         let gate = &self.rec().gate;
@@ -376,9 +388,9 @@ impl Segment {
         }
     }
 
-    /// As [`heal`](Self::heal), for a launch that has ended: what it wrote may have been lost since, with its device or with one
-    /// that wrote it later.
-    pub(crate) fn heal_but_lost(&self, bytes: &Range<u64>) {
+    /// As [`heal`](Self::heal), for launch number `by`, which has ended: what it wrote may have been lost since, with its device or
+    /// with one that wrote it later, and a later launch may have failed to write it.
+    pub(crate) fn heal_but_lost(&self, bytes: &Range<u64>, by: u64) {
         let mut whole = vec![bytes.clone()];
         if self.lossy.load(Ordering::Acquire) {
             let free = &mut Free::at_entry();
@@ -390,7 +402,7 @@ impl Segment {
                 }
             }
         }
-        whole.iter().for_each(|w| self.heal(w));
+        whole.iter().for_each(|w| self.heal_before(w, by));
     }
 
     /// `pages` are about to be replaced by the host, which gives them storage: what was lost of them need not be found again.

@@ -60,27 +60,36 @@ impl World {
             assert!(pid >= 0);
             if pid == 0 {
                 libc::alarm(20);
-                let mut wrong = false;
-                for both in &self.all {
-                    // A page that two allocations share is as the later of the two asked for it.
-                    let base = both.x.as_host_ptr().addr();
-                    let skip = ((4096 - base % 4096) % 4096 / 4).min(both.v.len());
-                    let end = (base + both.v.len() * 4) / 4096 * 4096;
-                    let whole = skip..(end.saturating_sub(base) / 4).max(skip);
-                    let found = |i: usize| both.x.as_host_ptr().add(i).read_volatile();
-                    match both.fork {
-                        ForkPolicy::Preserve => wrong |= whole.clone().any(|i| found(i) != both.v[i]),
-                        ForkPolicy::Wipe => wrong |= whole.clone().any(|i| found(i) != 0),
-                        _ => continue,
-                    }
-                    // The child's own: the parent does not see it.
-                    whole.for_each(|i| both.x.as_host_ptr().cast_mut().add(i).write_volatile(77));
-                }
-                libc::_exit(i32::from(wrong));
+                // Unwinding would run what the parent runs after the program.
+                let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.in_child()));
+                libc::_exit(looked.map_or(3, i32::from));
             }
             let mut status = 0;
             assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
             assert_eq!(status, 0, "the child's exit code is {} (signal {})", status >> 8, status & 127);
         }
+    }
+
+    /// What a child finds; says whether that is wrong.
+    fn in_child(&self) -> bool {
+        let mut wrong = false;
+        for both in &self.all {
+            // A page that two allocations share is as the later of the two asked for it.
+            let base = both.x.as_host_ptr().addr();
+            let skip = ((4096 - base % 4096) % 4096 / 4).min(both.v.len());
+            let end = (base + both.v.len() * 4) / 4096 * 4096;
+            let whole = skip..(end.saturating_sub(base) / 4).max(skip);
+            // SAFETY: the allocation's own elements, which the child has by its policy.
+            let found = |i: usize| unsafe { both.x.as_host_ptr().add(i).read_volatile() };
+            match both.fork {
+                ForkPolicy::Preserve => wrong |= whole.clone().any(|i| found(i) != both.v[i]),
+                ForkPolicy::Wipe => wrong |= whole.clone().any(|i| found(i) != 0),
+                _ => continue,
+            }
+            // The child's own: the parent does not see it.
+            // SAFETY: as above.
+            whole.for_each(|i| unsafe { both.x.as_host_ptr().cast_mut().add(i).write_volatile(77) });
+        }
+        wrong
     }
 }

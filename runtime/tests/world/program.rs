@@ -56,7 +56,7 @@ impl Program {
             }
         });
         let ended = std::panic::catch_unwind(|| self.carry_out());
-        std::fs::remove_file(&file).unwrap();
+        let _ = std::fs::remove_file(&file);
         drop(done);
         if let Err(e) = ended {
             std::panic::resume_unwind(e);
