@@ -4,12 +4,14 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sterna::Mechanism;
-use sterna::cpu::CpuConfig;
+use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::Absent;
+use sterna::hmm::Attached;
 use sterna::kernel::{Group, Kernel, each, each_mut};
 use support::{Random, duration, runtime, smallest, tick, under_each};
 
@@ -207,16 +209,25 @@ fn a_kernel_that_waits_for_long_is_told_of() {
     let name = "a_kernel_that_waits_for_long_is_told_of";
     if std::env::var_os(INSIDE).is_some() {
         support::watchdog(name, Duration::from_secs(60));
-        // It cannot use the page where the guard keeps it, and nobody has said that the launch needs it.
-        let rt = runtime("demand", [CpuConfig { memory: 16 << 20, map_host: false, ..CpuConfig::default() }]);
-        let mut x = rt.shared::<u64>(1 << 16).unwrap();
-        let (mut low, mut high) = x.split_at_mut(100).unwrap();
-        let guard = high.host_mut(..).unwrap();
-        let pending = rt.launch(&tick(100), (&mut low,)).unwrap();
-        assert!(!pending.wait_timeout(Duration::from_secs(7)).unwrap());
-        drop(guard);
-        pending.wait().unwrap();
-        assert!(low.iter().all(|v| *v == 1));
+        // Another device takes its time over the page.
+        let config = CpuConfig { memory: 16 << 20, ..CpuConfig::default() };
+        let rt = runtime("demand", [config.clone()]);
+        let mut x = rt.shared_with(100, |_| 0_u64).unwrap();
+        let slow = Arc::new(CpuDevice::new(1, config).unwrap());
+        slow.inject().delay_copies(Duration::from_secs(8));
+        let taker = Attached::new(rt.space(), Arc::clone(&slow) as _).unwrap();
+        let pages = x.pages();
+        std::thread::scope(|s| {
+            s.spawn(|| taker.migrate(&pages).unwrap());
+            while slow.inject().copies() == 0 {
+                std::thread::yield_now();
+            }
+            let pending = rt.launch(&tick(100), (&mut x,)).unwrap();
+            assert!(!pending.wait_timeout(Duration::from_secs(6)).unwrap());
+            slow.inject().delay_copies(Duration::ZERO); // for the way back
+            pending.wait().unwrap();
+        });
+        assert!(x.iter().all(|v| *v == 1));
         return;
     }
     let mechanism = std::env::var("STERNA_HOST_FAULTS");
@@ -227,5 +238,5 @@ fn a_kernel_that_waits_for_long_is_told_of() {
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
     let line = said.lines().filter(|l| l.contains("has waited 5 s for the page at byte 0")).count();
-    assert!(line == 1 && said.contains("drop the guard"), "{said}");
+    assert!(line == 1 && said.contains("it is being moved"), "{said}");
 }

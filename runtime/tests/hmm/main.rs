@@ -18,6 +18,7 @@ mod mirror;
 mod pins;
 #[cfg(feature = "planted")]
 mod planted;
+mod random;
 mod runner;
 mod snapshot;
 #[path = "../support/mod.rs"]
@@ -116,6 +117,7 @@ pub(crate) fn tests() -> Vec<&'static Test> {
         forks::TESTS,
         mirror::TESTS,
         blind::TESTS,
+        random::TESTS,
         coherent::TESTS,
     ]
     .into_iter()

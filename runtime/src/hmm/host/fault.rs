@@ -83,6 +83,9 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
     let stay = body.framed | (body.held & resident(space, &body));
     let region = region & !(body.busy | body.lost | stay) & !others_work;
+    if !region.has(p) {
+        return park(space, block, body, page, true); // held where no mapping shows it
+    }
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");
