@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames};
 
@@ -58,6 +59,7 @@ impl Reserved {
             let placed = frames.pop().map(|f| f.first);
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
+        let mut tries = 500;
         loop {
             if grains == 0 {
                 break;
@@ -78,7 +80,12 @@ impl Reserved {
                     // A fault's own block may be all there is: its other grains go, or the fault would never be served.
                     let below = want.rank + u64::from(want.cause == Cause::DeviceFault);
                     if pins || evict(free, mirror, short, below, true)? == 0 {
-                        return Err(mirror.noticed(e));
+                        // Whoever serves faults does not wait: it is asked again.
+                        if tries == 0 || want.cause == Cause::DeviceFault || !passes(free, mirror, want.rank) {
+                            return Err(mirror.noticed(e));
+                        }
+                        tries -= 1;
+                        std::thread::sleep(Duration::from_micros(100));
                     }
                 }
                 Err(e) => return Err(mirror.noticed(e)),
@@ -245,6 +252,12 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, 
     }
     victims.sort_unstable_by_key(|s| s.block);
     victims
+}
+
+/// Whether a block that could be evicted is in somebody's hands for a moment.
+fn passes(free: &mut Free, mirror: &DeviceMirror, below: u64) -> bool {
+    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
+    candidates.into_iter().any(|id| mirror.space().block(id).try_lock(free).is_none_or(|body| !body.busy.is_empty()))
 }
 
 /// Whether a launch that the device has, and has not finished, uses a block.

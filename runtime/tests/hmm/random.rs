@@ -45,7 +45,7 @@ fn op() -> impl Strategy<Value = Op> {
     let kind = prop_oneof![Just(PinKind::Short), Just(PinKind::Long)];
     prop_oneof![
         3 => part().prop_map(Op::Load),
-        4 => (part(), value.clone()).prop_map(|(p, v)| Op::Store(p, v)),
+        4 => (part(), value).prop_map(|(p, v)| Op::Store(p, v)),
         3 => (dev.clone(), part()).prop_map(|(d, p)| Op::DeviceRead(d, p)),
         5 => (dev.clone(), part(), value).prop_map(|(d, p, v)| Op::DeviceWrite(d, p, v)),
         4 => (dev.clone(), part()).prop_map(|(d, p)| Op::Migrate(d, p)),
