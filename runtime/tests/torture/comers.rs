@@ -1,7 +1,7 @@
 //! Allocations that come and go beside the others, and what their owner does with them meanwhile.
 
-use sterna::hmm::{PAGE, Pages, Prot};
-use sterna::{Device, ForkPolicy, Mechanism, Runtime, Shared};
+use sterna::hmm::{Attached, PAGE, Pages, Prot};
+use sterna::{Device, Error, ForkPolicy, Mechanism, Runtime, Shared};
 
 use crate::support::{Random, tick};
 
@@ -14,12 +14,12 @@ fn off(x: &[u64], must: impl Fn(usize) -> u64) -> u64 {
 }
 
 /// Makes one, has a device add to it, does something with it; says how much is lost.
-pub(crate) fn one(rt: &Runtime, device: &Device, m: Mechanism, random: &mut Random) -> u64 {
+pub(crate) fn one(rt: &Runtime, device: &Device, taker: &Attached, m: Mechanism, random: &mut Random) -> u64 {
     let len = 2 * GRANULE + random.below(20_000);
     let mut x = rt.shared_with(len, |i| i as u64).unwrap();
     let add = |x: &mut Shared<u64>| drop(rt.on(device).launch(&tick(1024), (x,)).unwrap());
     add(&mut x);
-    match random.below(8) {
+    match random.below(10) {
         // A copy keeps what the original was.
         0 => {
             let before = x.cow_clone().unwrap();
@@ -46,6 +46,21 @@ pub(crate) fn one(rt: &Runtime, device: &Device, m: Mechanism, random: &mut Rand
         }
         4 if m != Mechanism::None => by_the_driver(rt, &mut x, random),
         5 if random.below(16) == 0 => forked(&x),
+        6 => flushed(rt, device, &x),
+        // Another device has the pages to itself, for atomic operations, until somebody touches them.
+        7 if m != Mechanism::None => {
+            let _ = x.settle().unwrap(); // no launch is under way
+            match taker.make_exclusive(&x.pages()) {
+                Ok(()) | Err(Error::Busy { .. } | Error::Pinned) => {}
+                Err(e) => panic!("{e}"),
+            }
+            if random.below(2) == 0 {
+                add(&mut x);
+                off(&x, |i| i as u64 + 2)
+            } else {
+                off(&x, |i| i as u64 + 1)
+            }
+        }
         _ => off(&x, |i| i as u64 + 1),
     }
 }
@@ -81,6 +96,21 @@ fn by_the_driver(rt: &Runtime, x: &mut Shared<u64>, random: &mut Random) -> u64 
             }
         }
     }
+}
+
+/// As a mapped file, to which a device adds and which is written back.
+fn flushed(rt: &Runtime, device: &Device, x: &Shared<u64>) -> u64 {
+    let path = std::env::temp_dir().join(format!("sterna-torture-{}-{:p}", std::process::id(), x.as_host_ptr()));
+    std::fs::write(&path, sterna::bytemuck::cast_slice(&x.host(..).unwrap())).unwrap();
+    // SAFETY: nobody else writes it.
+    let mut mapped = unsafe { rt.map_file::<u64>(&path) }.unwrap();
+    rt.on(device).launch(&tick(1024), (&mut mapped,)).unwrap();
+    mapped.flush().unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let there: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_ne_bytes(*b)).collect();
+    assert_eq!(there.len(), x.len());
+    off(&there, |i| i as u64 + 2) + off(&mapped, |i| i as u64 + 2)
 }
 
 /// A child finds the elements, writes them, and the parent does not see that.

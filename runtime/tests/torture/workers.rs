@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sterna::cpu::CpuConfig;
-use sterna::hmm::{Action, Mirror, MirrorOps, Pages, PinKind, Range};
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hmm::{Action, Attached, Mirror, MirrorOps, Pages, PinKind, Range};
 use sterna::{Advice, Device, Location, Mechanism, Runtime, ViewMut};
 
 use crate::comers;
@@ -226,6 +227,8 @@ impl MirrorOps for Looks {
 /// Moves pages about, by views that nobody writes: hints of every kind, guards, look-ups of a driver, pins, and allocations that come and go.
 fn shove(rt: &Runtime, devices: &[Device], m: Mechanism, views: &Views<'_>, stop: &AtomicBool, mut random: Random) -> Tally {
     let mirror = Mirror::register(rt.space(), Looks);
+    let other = CpuDevice::new(9, CpuConfig { memory: 16 << 20, workers: 1, ..CpuConfig::default() }).unwrap();
+    let taker = Attached::new(rt.space(), Arc::new(other)).unwrap();
     // Where some device cannot use host pages in place, a page that is kept at home fails a launch.
     let keeps = devices.iter().all(|d| d.caps().map_host);
     let mut t = Tally::default();
@@ -246,7 +249,7 @@ fn shove(rt: &Runtime, devices: &[Device], m: Mechanism, views: &Views<'_>, stop
                 }
                 9 if keeps => t.pinned += u64::from(rt.space().pin(&view.pages(), PinKind::Short, false).is_ok()),
                 10 => {
-                    t.lost += comers::one(rt, device, m, &mut random);
+                    t.lost += comers::one(rt, device, &taker, m, &mut random);
                     t.comers += 1;
                 }
                 11 | 12 => {
