@@ -57,7 +57,7 @@ fn bound_buffers_push_constants_and_constants_arrive() {
 fn views_are_bound_where_they_begin() {
     let _limit = limit();
     for (kind, rt) in runtimes(64 * MIB) {
-        let n = 4096;
+        let n = 16_384; // the largest grain there is, for mechanism `none`
         let x = rt.shared_with(2 * n, |i| i as f32).unwrap();
         let mut y = rt.shared::<f32>(2 * n).unwrap();
         rt.launch(&axpy(n, 2.0, 64), (&x.range(n..2 * n).unwrap(), &mut y.range_mut(n..2 * n).unwrap()))
