@@ -89,7 +89,8 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
     migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
-        let mask = lease.span.mask;
+        // The lease is for whole grains of every device; entries are for this one's, where it has addresses.
+        let mask = mask.widened(mirror.pods().pages_per_grain());
         {
             let body = space.block(id).lock(free);
             if (body.pinned | body.held).meets(mask) {
