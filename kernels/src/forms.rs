@@ -28,6 +28,17 @@ pub(crate) fn with<P: Params>(kernel: Kernel<P>, form: Spirv) -> Kernel<P> {
     unsafe { kernel.with_spirv(form) }
 }
 
+/// The kernel with the form for elements of type `T`, whose constant 0 is how many units an element has: `words` for those of whole
+/// 32-bit words, `bytes`, if there is such a form, for others; none for those of more than 64 bytes.
+pub(crate) fn with_sized<T, P: Params>(kernel: Kernel<P>, words: &'static [u8], bytes: Option<&'static [u8]>) -> Kernel<P> {
+    let (form, units) = match (size_of::<T>(), bytes) {
+        (size @ 1..=64, _) if size % 4 == 0 => (words, size / 4),
+        (size @ 1..=64, Some(bytes)) => (bytes, size),
+        _ => return kernel,
+    };
+    with(kernel, Spirv::new(form).constant(0, units as u64))
+}
+
 /// The module in a file of the calling file's folder.
 macro_rules! spirv {
     ($kernel:expr, $file:literal) => {

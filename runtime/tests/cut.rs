@@ -12,7 +12,7 @@ use placed::Placed;
 use sterna::cpu::CpuConfig;
 use sterna::hal::Device;
 use sterna::kernel::{EachMut, Group, Kernel, Scatter, each_mut, scatter};
-use sterna::kernels::{fill, pagerank_contributions, pagerank_step, reduce_sum_len, reference, spmv_csr, stencil5};
+use sterna::kernels::{fill, pagerank_contributions, pagerank_step, reduce_sum_len, reference, spmv_csr};
 use sterna::{Error, Runtime};
 
 /// A runtime on each kind of device that cannot fault, one after the other.
@@ -38,18 +38,7 @@ fn parts(rt: &Runtime) -> u64 {
 fn a_stencil_over_four_times_the_memory_is_right() {
     let (_limit, _alone) = (limit(), alone());
     for (how, rt) in rigids(4 * MIB) {
-        let (width, height) = (1024, 2048);
-        let mut now = rt.shared_with(width * height, |i| ((i * 7919) % 1000) as f32).unwrap();
-        let mut next = rt.shared::<f32>(width * height).unwrap();
-        let mut expect = now.to_vec();
-        for _ in 0..3 {
-            rt.launch(&stencil5(width, 0.2), (&now, &mut next)).unwrap();
-            std::mem::swap(&mut now, &mut next);
-            expect = reference::stencil5(width, 0.2, &expect);
-        }
-        now.try_read().unwrap_or_else(|e| panic!("{how}: {e}"));
-        let worst = now.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-3, "{how}: off by {worst}");
+        stencil_of_16_mib(&rt, how);
         let stats = rt.stats();
         assert!(stats.devices[0].parts >= 12, "{how}: {stats}");
         assert_eq!(stats.devices[0].launches, 3, "{how}");

@@ -1,7 +1,7 @@
 //! `copy` and `gather`: elements to other places.
 
 use bytemuck::Pod;
-use sterna_hal::kernel::{Each, EachOut, Group, Kernel, Spirv, Whole, each, each_out, whole};
+use sterna_hal::kernel::{Each, EachOut, Group, Kernel, Whole, each, each_out, whole};
 
 use crate::chunks::same_len;
 use crate::{fill_chunk, forms};
@@ -19,13 +19,7 @@ use crate::{fill_chunk, forms};
 pub fn copy<T: Pod + Send + Sync>() -> Kernel<(Each<T>, EachOut<T>)> {
     let chunk = fill_chunk::<T>();
     let kernel = Kernel::new("copy", (), (each(chunk), each_out(chunk)), copy_body);
-    match size_of::<T>() {
-        words @ 1..=64 if words % 4 == 0 => {
-            forms::with(kernel, Spirv::new(include_bytes!("words.spv")).constant(0, words as u64 / 4))
-        }
-        bytes @ 1..=64 => forms::with(kernel, Spirv::new(include_bytes!("bytes.spv")).constant(0, bytes as u64)),
-        _ => kernel,
-    }
+    forms::with_sized::<T, _>(kernel, include_bytes!("words.spv"), Some(include_bytes!("bytes.spv")))
 }
 
 /// `y[i] = x[index[i]]`, for elements of any plain type; on Vulkan devices of whole 32-bit words, up to 64 bytes.
@@ -42,12 +36,7 @@ pub fn copy<T: Pod + Send + Sync>() -> Kernel<(Each<T>, EachOut<T>)> {
 pub fn gather<T: Pod + Send + Sync>() -> Kernel<(Each<u32>, Whole<T>, EachOut<T>)> {
     let chunk = fill_chunk::<T>();
     let kernel = Kernel::new("gather", (), (each(chunk), whole(), each_out(chunk)), gather_body);
-    match size_of::<T>() {
-        words @ 1..=64 if words % 4 == 0 => {
-            forms::with(kernel, Spirv::new(include_bytes!("gather.spv")).constant(0, words as u64 / 4))
-        }
-        _ => kernel,
-    }
+    forms::with_sized::<T, _>(kernel, include_bytes!("gather.spv"), None)
 }
 
 fn copy_body<T: Pod>(_: Group, (): (), x: &[T], y: &mut [T]) {

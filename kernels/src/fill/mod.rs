@@ -1,7 +1,7 @@
 //! `fill`: one value everywhere.
 
 use bytemuck::Pod;
-use sterna_hal::kernel::{EachOut, Group, Kernel, Spirv, each_out};
+use sterna_hal::kernel::{EachOut, Group, Kernel, each_out};
 
 use crate::{STREAM_CHUNK, forms};
 
@@ -18,13 +18,7 @@ use crate::{STREAM_CHUNK, forms};
 #[must_use]
 pub fn fill<T: Pod + Send + Sync>(value: T) -> Kernel<(EachOut<T>,)> {
     let kernel = Kernel::new("fill", value, (each_out(fill_chunk::<T>()),), body);
-    match size_of::<T>() {
-        words @ 1..=64 if words % 4 == 0 => {
-            forms::with(kernel, Spirv::new(include_bytes!("words.spv")).constant(0, words as u64 / 4))
-        }
-        bytes @ 1..=64 => forms::with(kernel, Spirv::new(include_bytes!("bytes.spv")).constant(0, bytes as u64)),
-        _ => kernel,
-    }
+    forms::with_sized::<T, _>(kernel, include_bytes!("words.spv"), Some(include_bytes!("bytes.spv")))
 }
 
 /// Elements a group of [`fill`]: as many as fill one 64 KiB granule, and at least one.

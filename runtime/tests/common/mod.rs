@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::Absent;
 use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Spirv, Whole, each, each_mut, each_out, whole};
+use sterna::kernels::{reference, stencil5};
 use sterna::{Mechanism, Runtime};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -167,6 +168,23 @@ pub(crate) fn panics() -> Kernel<(EachMut<u32>,)> {
         panic!("as planned");
     }
     Kernel::new("panics", (), (each_mut(4096),), body)
+}
+
+/// Three steps of a stencil over two planes of 8 MiB each, which must come out as on one processor.
+#[track_caller]
+pub(crate) fn stencil_of_16_mib(rt: &Runtime, how: impl std::fmt::Display) {
+    let (width, height) = (1024, 2048);
+    let mut now = rt.shared_with(width * height, |i| ((i * 7919) % 1000) as f32).unwrap();
+    let mut next = rt.shared::<f32>(width * height).unwrap();
+    let mut expect = now.to_vec();
+    for _ in 0..3 {
+        rt.launch(&stencil5(width, 0.2), (&now, &mut next)).unwrap();
+        std::mem::swap(&mut now, &mut next);
+        expect = reference::stencil5(width, 0.2, &expect);
+    }
+    now.try_read().unwrap_or_else(|e| panic!("{how}: {e}"));
+    let worst = now.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 1e-3, "{how}: off by {worst}");
 }
 
 /// Holds kernels back until the test lets them go; a test has its own as a `static`.

@@ -15,10 +15,10 @@ mod random;
 use std::process::Command;
 use std::sync::Arc;
 
-use common::{MIB, child, is_child, limit, said};
+use common::{MIB, child, is_child, limit, said, stencil_of_16_mib};
 use sterna::hal::{Absent, DeviceError};
 use sterna::kernel::{Kernel, Spirv, each_mut};
-use sterna::kernels::{fill, reduce_sum, reduce_sum_len, reference, saxpy, spmv_csr, stencil5};
+use sterna::kernels::{fill, reduce_sum, reduce_sum_len, reference, saxpy, spmv_csr};
 use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice, VulkanError};
 use sterna::{Error, Runtime};
 
@@ -134,17 +134,7 @@ fn elements_of_every_size_can_be_filled() {
 fn data_of_four_times_the_memory_is_faulted_in_or_comes_in_parts() {
     let _limit = limit();
     for (kind, rt) in runtimes(4 * MIB) {
-        let (width, height) = (1024, 2048);
-        let mut now = rt.shared_with(width * height, |i| ((i * 7919) % 1000) as f32).unwrap();
-        let mut next = rt.shared::<f32>(width * height).unwrap();
-        let mut expect = now.to_vec();
-        for _ in 0..3 {
-            rt.launch(&stencil5(width, 0.2), (&now, &mut next)).unwrap();
-            std::mem::swap(&mut now, &mut next);
-            expect = reference::stencil5(width, 0.2, &expect);
-        }
-        let worst = now.iter().zip(&expect).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-3, "{kind}: off by {worst}");
+        stencil_of_16_mib(&rt, kind);
         let stats = rt.stats();
         let device = &stats.devices[0];
         let how = if rt.devices()[0].caps().absent == Absent::Faults { device.device_faults } else { device.parts };

@@ -50,7 +50,7 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         os::die("sterna: a load met a page whose only copy was lost with its device; see `try_read`\n");
     }
     if body.busy.has(p) {
-        return park(space, block, body, page, false);
+        return park(space, block, body, page, None);
     }
     let granule = Mask::range(p / PAGES_PER_GRANULE * PAGES_PER_GRANULE..(p / PAGES_PER_GRANULE + 1) * PAGES_PER_GRANULE);
     if !body.revoked.has(p) {
@@ -71,7 +71,7 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     // Neither do they wait for a disk, or give a copy its pages.
     let others_work = exclusive | body.unread | body.lent;
     if others_work.has(p) {
-        return park(space, block, body, page, true);
+        return park(space, block, body, page, Some(access));
     }
     // What a coherent device has is used there.
     if let Some(slot) = space.host.show(space, (id, block), &mut body, p) {
@@ -84,13 +84,12 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     let stay = body.framed | (body.held & resident(space, &body));
     let region = region & !(body.busy | body.lost | stay) & !others_work;
     if !region.has(p) {
-        return park(space, block, body, page, true); // held where no mapping shows it
+        return park(space, block, body, page, Some(access)); // held where no mapping shows it
     }
     let Some(slot) = block.segment() else {
         // Only the engine revokes, and it fills records in first.
         os::die("sterna: a page without a segment is revoked\n");
     };
-    let rec = space.rec(slot);
     // Pages that other devices alone have are left to faults of their own: bytes are copied from one device.
     let owner = body.devices().find(|d| body.dev[*d].dirty.has(p));
     let known = body.devices();
@@ -105,31 +104,14 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         if held.is_empty() {
             continue;
         }
-        let pods = &space.slots[d];
-        let reachable = dirty.is_empty() || !pods.frames.load(Ordering::Acquire).is_null();
-        if !reachable || !pods.lock.try_lock() {
-            return park(space, block, body, page, true);
+        let reachable = dirty.is_empty() || !space.slots[d].frames.load(Ordering::Acquire).is_null();
+        let ended = if keep { Mask::EMPTY } else { held };
+        if !reachable || !take_from(space, slot, block, &mut body, d, (ended, dirty)) {
+            return park(space, block, body, page, Some(access));
         }
-        let idle = rec.view[d].active.load(Ordering::Acquire) == 0;
-        #[cfg(feature = "planted")]
-        let idle = idle || super::super::planted::on(&super::super::planted::INLINE_WHILE_ACTIVE);
-        if idle {
-            let dev = &mut body.dev[d];
-            if !keep {
-                dev.valid &= !held;
-            }
-            // A replica that is kept could be written through the entry that it had.
-            dev.dirty &= !dirty;
-            rec.view[d].stale.store(1, Ordering::Release);
-            // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
-            body.busy |= dirty;
-            copied |= dirty;
-            DeviceMirror::refresh_ready(space, slot, block, &body, d);
-        }
-        pods.lock.unlock();
-        if !idle {
-            return park(space, block, body, page, true);
-        }
+        // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
+        body.busy |= dirty;
+        copied |= dirty;
     }
     let counters = &space.slots[owner.or(holder).unwrap_or(0)].counters;
     let owner = owner.unwrap_or(0);
@@ -166,6 +148,34 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     Served::Mapped
 }
 
+/// Takes from device `d` the copies `ended`, and of `dirty` that they are the only ones, if its driver lock is free at once and no
+/// launch of it that uses the segment is unfinished; else nothing, and false. The entries stay behind as *stale*; one of a copy
+/// that the device keeps could let that be written. Signal-safe.
+fn take_from(
+    space: &'static Space,
+    slot: u32,
+    block: &Block,
+    body: &mut BlockGuard<'_>,
+    d: usize,
+    (ended, dirty): (Mask, Mask),
+) -> bool {
+    let (lock, view) = (&space.slots[d].lock, &space.rec(slot).view[d]);
+    if !lock.try_lock() {
+        return false;
+    }
+    let idle = view.active.load(Ordering::Acquire) == 0;
+    #[cfg(feature = "planted")]
+    let idle = idle || super::super::planted::on(&super::super::planted::INLINE_WHILE_ACTIVE);
+    if idle {
+        body.dev[d].valid &= !ended;
+        body.dev[d].dirty &= !dirty;
+        view.stale.store(1, Ordering::Release);
+        DeviceMirror::refresh_ready(space, slot, block, body, d);
+    }
+    lock.unlock();
+    idle
+}
+
 /// A store to a page that is the host's, in a block whose stores are watched: ends the replicas of its neighbourhood `mask`, which
 /// was mapped for loads, and lets it be stored to. Signal-safe.
 fn store(
@@ -179,7 +189,6 @@ fn store(
         // Only the engine watches, and it fills records in first.
         os::die("sterna: stores to a block without a segment are watched\n");
     };
-    let rec = space.rec(slot);
     let ended = body.duplicated & mask;
     #[cfg(feature = "planted")]
     if super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_STORE) {
@@ -192,21 +201,10 @@ fn store(
         if held.is_empty() {
             continue;
         }
-        let pods = &space.slots[d];
-        if !pods.lock.try_lock() {
-            return park(space, block, body, page, true);
+        if !take_from(space, slot, block, &mut body, d, (held, Mask::EMPTY)) {
+            return park(space, block, body, page, Some(Access::ReadWrite));
         }
-        let idle = rec.view[d].active.load(Ordering::Acquire) == 0;
-        if idle {
-            body.dev[d].valid &= !held;
-            rec.view[d].stale.store(1, Ordering::Release);
-            DeviceMirror::refresh_ready(space, slot, block, &body, d);
-        }
-        pods.lock.unlock();
-        if !idle {
-            return park(space, block, body, page, true);
-        }
-        pods.counters.host_faults.fetch_add(1, Ordering::Relaxed);
+        space.slots[d].counters.host_faults.fetch_add(1, Ordering::Relaxed);
     }
     if !ended.is_empty() {
         body.collapses = body.collapses.saturating_add(1);
@@ -254,13 +252,20 @@ fn copy_home<'b>(
     block.lock_in_handler()
 }
 
-/// Notes that a thread waits for the page, and has the service thread fetch it unless a batch already has it.
-fn park(space: &'static Space, block: &'static Block, mut body: BlockGuard<'_>, page: Page, fetch: bool) -> Served {
+/// Notes that a thread waits for the page, and has the service thread fetch it for such an access, unless a batch already has it
+/// (`None`).
+fn park(
+    space: &'static Space,
+    block: &'static Block,
+    mut body: BlockGuard<'_>,
+    page: Page,
+    fetch: Option<Access>,
+) -> Served {
     body.wanted |= Mask::page(page.in_block());
     let epoch = block.epoch();
     drop(body);
-    if fetch {
-        space.host.service.ask(space, page);
+    if let Some(access) = fetch {
+        space.host.service.ask(space, page, access.writes());
     }
     Served::Parked(block, epoch)
 }

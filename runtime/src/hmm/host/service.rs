@@ -30,10 +30,13 @@ const CAPACITY: usize = 1024;
 /// How soon a fault that cannot go on is looked at again.
 const AGAIN_NS: u64 = 100_000;
 
+/// A page that a thread sleeps for, and whether that is to store to it.
+type Parked = (Page, bool);
+
 /// The queue of parked faults.
 pub(crate) struct Service {
     lock: Futex,
-    queue: UnsafeCell<(usize, [Page; CAPACITY])>,
+    queue: UnsafeCell<(usize, [Parked; CAPACITY])>,
     /// Bumped at every entry; the thread sleeps here.
     rung: AtomicU32,
 }
@@ -51,21 +54,21 @@ impl std::fmt::Debug for Service {
 
 impl Service {
     pub(super) fn new() -> Self {
-        Self { lock: Futex::new(), queue: UnsafeCell::new((0, [Page(0); CAPACITY])), rung: AtomicU32::new(0) }
+        Self { lock: Futex::new(), queue: UnsafeCell::new((0, [(Page(0), false); CAPACITY])), rung: AtomicU32::new(0) }
     }
 
     pub(super) fn start(&self, space: &'static Space) -> io::Result<()> {
         os::spawn("sterna-host", move || run(space)).map(drop)
     }
 
-    /// Asks for a page. Signal-safe.
-    pub(super) fn ask(&self, space: &Space, page: Page) {
+    /// Asks for a page, to store to it or not. Signal-safe.
+    pub(super) fn ask(&self, space: &Space, page: Page, store: bool) {
         let room = {
             let _held = self.lock.hold();
             // SAFETY: under the lock.
             let (n, pages) = unsafe { &mut *self.queue.get() };
             if *n < CAPACITY {
-                pages[*n] = page;
+                pages[*n] = (page, store);
                 *n += 1;
             }
             *n < CAPACITY
@@ -79,7 +82,7 @@ impl Service {
         }
     }
 
-    fn drain(&self, into: &mut Vec<Page>) {
+    fn drain(&self, into: &mut Vec<Parked>) {
         let _held = self.lock.hold();
         // SAFETY: under the lock.
         let (n, pages) = unsafe { &mut *self.queue.get() };
@@ -94,18 +97,23 @@ fn run(space: &'static Space) {
     let _serving = Serving::begin(Server::Host);
     let service = &space.host.service;
     let mut free = Free::at_entry();
-    let mut waiting: Vec<Page> = Vec::with_capacity(CAPACITY);
+    let mut waiting: Vec<Parked> = Vec::with_capacity(CAPACITY);
     loop {
         let rung = service.rung.load(Ordering::Acquire);
         service.drain(&mut waiting);
         waiting.sort_unstable();
-        waiting.dedup();
+        // Who stores may load as well.
+        waiting.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            kept.1 |= same && next.1;
+            same
+        });
         let mut due = u64::MAX;
         let pages = std::mem::take(&mut waiting);
-        for page in pages {
-            if let Err(at) = fetch(space, &mut free, page) {
+        for parked in pages {
+            if let Err(at) = fetch(space, &mut free, parked) {
                 due = due.min(at);
-                waiting.push(page);
+                waiting.push(parked);
             }
         }
         let timeout = (due != u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(os::now_ns()).max(1_000)));
@@ -116,14 +124,15 @@ fn run(space: &'static Space) {
 }
 
 /// Brings a page home and wakes its thread, or says when to look again.
-fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> {
+fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Result<(), u64> {
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let now = os::now_ns();
     let region = {
         let body = block.lock(free);
         // A store to a page that is mapped for loads is parked while a launch uses its replicas.
-        if !(body.revoked | body.duplicated).has(p) || body.busy.has(p) {
+        let missing = if store { body.revoked | body.duplicated } else { body.revoked };
+        if !missing.has(p) || body.busy.has(p) {
             None // it is home, or whoever has it wakes the thread
         } else {
             let rec = block.segment().map(|s| space.rec(s));
@@ -135,10 +144,10 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             let region = grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit();
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
-            Some((if there { Mask::page(p) } else { region }, !body.duplicated.has(p), !there))
+            Some((if there { Mask::page(p) } else { region }, !there))
         }
     };
-    if let (Some((region, reading, keep)), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, keep)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -153,7 +162,7 @@ fn fetch(space: &'static Space, free: &mut Free, page: Page) -> Result<(), u64> 
             // A load cannot fail.
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
-        let home = Home { wait: false, reading, keep, ..Home::EXCLUSIVE };
+        let home = Home { wait: false, reading: !store, keep, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
         let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
