@@ -9,6 +9,7 @@
 //! | [`Caps`], [`DeviceInfo`] | what a device can do, and what it is |
 //! | [`Point`] | timelines: when something has happened |
 //! | [`Device`] | the trait itself, with the rules that both sides keep |
+//! | [`Injected`] | a device whose calls fail on demand, for tests of error paths |
 //! | [`kernel`] | kernels: their code, their parameters, how groups map to elements |
 //! | `conformance` | one suite over `&dyn Device` (feature `conformance`) |
 //!
@@ -23,6 +24,7 @@ mod error;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod failing;
+mod inject;
 pub mod kernel;
 mod place;
 mod point;
@@ -30,6 +32,7 @@ mod point;
 pub use caps::{Absent, Caps, DeviceInfo, DeviceKind, Memory, Role};
 pub use device::{Arg, Device, Groups, Launch};
 pub use error::{DeviceError, KernelError};
+pub use inject::Injected;
 pub use kernel::{KernelId, in_kernel};
 pub use place::{Access, CopyRun, DevAddr, DevRange, Edit, Frames, HostAt, Place, RegionId, Target};
 pub use point::{Fault, FaultBatch, Outcome, Point, Ticket};

@@ -4,6 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::error::VulkanError;
+
+/// The unit of memory where nobody asks for another one, in bytes.
+pub(crate) const GRAIN: u64 = 64 << 10;
+
 /// What becomes of an access to a page that the device does not have, and where pages can be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PageTable {
@@ -101,4 +106,18 @@ pub struct VulkanConfig {
     pub copies: Option<Copies>,
     /// Where pipelines are kept between runs.
     pub pipeline_cache: CacheFolder,
+    /// Unit of memory and of page-table entries in bytes: a power of two from 4 KiB to 2 MiB, and with page table *sparse* at least what the
+    /// driver binds by. `None`: 64 KiB, or what the driver binds by if that is more.
+    pub grain: Option<u64>,
+}
+
+impl VulkanConfig {
+    /// The unit of memory, if nothing of the device's stands against it.
+    pub(crate) fn grain(&self) -> Result<u64, VulkanError> {
+        let grain = self.grain.unwrap_or(GRAIN);
+        if grain.is_power_of_two() && (4 << 10..=2 << 20).contains(&grain) {
+            return Ok(grain);
+        }
+        Err(VulkanError::Settings(format!("a grain of {grain} bytes; it is a power of two from 4096 to 2097152")))
+    }
 }

@@ -26,7 +26,7 @@ use sterna_host::sys;
 
 use crate::config::{Copies, PageTable, VulkanConfig};
 use crate::error::VulkanError;
-use crate::fixed::{self, Fixed};
+use crate::fixed::Fixed;
 use crate::gpu::{self, Gpu};
 use crate::instance::Instance;
 use crate::launch::{COPY, Compute};
@@ -40,8 +40,9 @@ use crate::table::{HostAddresses, Table};
 
 /// Addresses of a device of kind *mmu*, in bytes.
 const WINDOW: u64 = 1 << 40;
-/// Device memory of page table *sparse* on drivers that run on the host, in bytes: a page is a mapping there.
-const MOST_BOUND: u64 = 3 << 30;
+/// Grains of device memory of page table *sparse* on drivers that run on the host: each may become a mapping of this process, of
+/// which there are 65530.
+const MOST_BOUND: u64 = 48 << 10;
 /// More threads than this do not copy faster.
 const COPY_THREADS: usize = 8;
 
@@ -104,6 +105,7 @@ impl VulkanDevice {
     }
 
     fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
+        let grain = config.grain()?;
         let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
         let pool = Pool::new(&raw)?;
         let [copied, bound] = [Arc::new(Semaphore::new(&raw)?), Arc::new(Semaphore::new(&raw)?)];
@@ -127,7 +129,7 @@ impl VulkanDevice {
                     let text = "page table mmu has no use for staging: its memory is the host's";
                     return Err(VulkanError::Settings(text.into()));
                 }
-                let mmu = Mmu::new(WINDOW, budget, fixed::GRAIN, true)?;
+                let mmu = Mmu::new(WINDOW, budget, grain, true)?;
                 (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
             }
             PageTable::Sparse | PageTable::Fixed => {
@@ -137,11 +139,10 @@ impl VulkanDevice {
                     Copies::Staged => (MemoryLocation::GpuOnly, Mover::Staged(Stager::new(&raw, &pool, owner()))),
                 };
                 let table = if kind == PageTable::Sparse {
-                    // Each page may become a mapping of this process, of which there are 65530.
-                    let budget = if software { budget.min(MOST_BOUND) } else { budget };
-                    Table::Sparse(Sparse::new(&raw, &pool, bound, location, budget)?)
+                    let budget = if software { budget.min(MOST_BOUND * grain) } else { budget };
+                    Table::Sparse(Sparse::new(&raw, &pool, bound, location, budget, config.grain)?)
                 } else {
-                    Table::Fixed(Fixed::new(Arc::clone(&pool), location, budget, gpu.can.max_allocation))
+                    Table::Fixed(Fixed::new(Arc::clone(&pool), location, grain, budget, gpu.can.max_allocation))
                 };
                 (table, mover)
             }
@@ -150,7 +151,7 @@ impl VulkanDevice {
         let sparse = if let Table::Sparse(t) = &table { Some(t) } else { None };
         let caps = Caps {
             absent: if faults { Absent::Faults } else { Absent::Undefined },
-            grain: sparse.map_or(fixed::GRAIN, Sparse::grain),
+            grain: sparse.map_or(grain, Sparse::grain),
             queued_edits: sparse.is_some(),
             map_host: faults,
             coherent: false,

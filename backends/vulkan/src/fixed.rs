@@ -15,13 +15,12 @@ use sterna_host::sys::{invalid, to_usize};
 
 use crate::pool::{Buffer, Pool};
 
-/// The unit in which memory is counted.
-pub(crate) const GRAIN: u64 = 64 << 10;
-
 #[derive(Debug)]
 pub(crate) struct Fixed {
     pool: Arc<Pool>,
     location: MemoryLocation,
+    /// The unit in which memory is counted, in bytes.
+    grain: u64,
     budget: u64,
     limit: u64,
     state: Mutex<State>,
@@ -53,11 +52,11 @@ impl Reservation {
 }
 
 impl Fixed {
-    pub(crate) fn new(pool: Arc<Pool>, location: MemoryLocation, budget: u64, longest: u64) -> Self {
-        let budget = (budget / GRAIN).clamp(1, u64::from(u32::MAX) / 2) * GRAIN;
+    pub(crate) fn new(pool: Arc<Pool>, location: MemoryLocation, grain: u64, budget: u64, longest: u64) -> Self {
+        let budget = (budget / grain).clamp(1, u64::from(u32::MAX) / 2) * grain;
         // The buffer is a grain longer than what is reserved, for the alignment.
-        let limit = (longest.saturating_sub(GRAIN) & !(GRAIN - 1)).min(budget);
-        Self { pool, location, budget, limit, state: Mutex::default() }
+        let limit = (longest.saturating_sub(grain) & !(grain - 1)).min(budget);
+        Self { pool, location, grain, budget, limit, state: Mutex::default() }
     }
 
     pub(crate) fn max_reservation(&self) -> u64 {
@@ -72,7 +71,7 @@ impl Fixed {
         if bytes > self.limit {
             return Err(DeviceError::TooBig { requested: bytes, limit: self.limit });
         }
-        let whole = bytes.max(1).next_multiple_of(GRAIN);
+        let whole = bytes.max(1).next_multiple_of(self.grain);
         let exhausted = |in_use| DeviceError::OutOfMemory { requested: whole, in_use, budget: self.budget };
         {
             let mut state = self.state.lock();
@@ -81,7 +80,7 @@ impl Fixed {
             }
             state.in_use += whole;
         }
-        let made = self.pool.buffer(whole + GRAIN, self.location, "shared allocation");
+        let made = self.pool.buffer(whole + self.grain, self.location, "shared allocation");
         let mut state = self.state.lock();
         let buffer = made.map_err(|e| {
             state.in_use -= whole;
@@ -90,8 +89,8 @@ impl Fixed {
                 e => e,
             }
         })?;
-        let grains = (whole / GRAIN) as u32;
-        let at = buffer.address.next_multiple_of(GRAIN);
+        let grains = (whole / self.grain) as u32;
+        let at = buffer.address.next_multiple_of(self.grain);
         let first = gap(&state.by_frame, grains);
         let made = Arc::new(Reservation { buffer: Arc::new(buffer), at, bytes: whole, first, grains });
         state.by_address.insert(at, Arc::clone(&made));
@@ -124,9 +123,9 @@ impl Fixed {
     }
 
     pub(crate) fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let r = self.of("alloc", DevRange { at: place, bytes: u64::from(grains) * GRAIN })?;
+        let r = self.of("alloc", DevRange { at: place, bytes: u64::from(grains) * self.grain })?;
         if grains > 0 {
-            out.push(Frames { first: r.first + ((place.0 - r.at) / GRAIN) as u32, grains });
+            out.push(Frames { first: r.first + ((place.0 - r.at) / self.grain) as u32, grains });
         }
         Ok(())
     }
@@ -134,13 +133,13 @@ impl Fixed {
     /// Entries are what they are: an edit changes nothing, and one that would is refused.
     pub(crate) fn check(&self, edit: &Edit) -> Result<(), DeviceError> {
         let r = self.of("edit", edit.at)?;
-        let uneven = |n: u64| !n.is_multiple_of(GRAIN);
+        let uneven = |n: u64| !n.is_multiple_of(self.grain);
         if edit.at.bytes == 0 || uneven(edit.at.at.0) || uneven(edit.at.bytes) {
-            return Err(invalid("edit", format!("{:x?} is not made of grains of {GRAIN}", edit.at)));
+            return Err(invalid("edit", format!("{:x?} is not made of grains of {}", edit.at, self.grain)));
         }
         match edit.to {
             Target::Absent => Ok(()),
-            Target::Frames { first } if first == r.first + ((edit.at.at.0 - r.at) / GRAIN) as u32 => Ok(()),
+            Target::Frames { first } if first == r.first + ((edit.at.at.0 - r.at) / self.grain) as u32 => Ok(()),
             Target::Frames { first } => Err(invalid("edit", format!("frame {first} does not belong to {:x?}", edit.at.at))),
             Target::Host(_) => Err(invalid("edit", "this device cannot map host storage")),
         }
@@ -152,7 +151,7 @@ impl Fixed {
         let outside = || invalid("copy", format!("{bytes} bytes at {offset} behind grain {first} are outside the memory"));
         let r = state.by_frame.range(..=first).next_back().map(|(_, r)| r).filter(|r| first - r.first < r.grains);
         let r = r.ok_or_else(outside)?;
-        let at = (u64::from(first - r.first) * GRAIN).checked_add(offset).ok_or_else(outside)?;
+        let at = (u64::from(first - r.first) * self.grain).checked_add(offset).ok_or_else(outside)?;
         if at.checked_add(bytes).is_none_or(|end| end > r.bytes) {
             return Err(outside());
         }

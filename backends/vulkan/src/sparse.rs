@@ -25,8 +25,8 @@ use sterna_hal::{CopyRun, DevAddr, DevRange, DeviceError, Edit, Frames, Memory, 
 use sterna_host::frames::FrameTable;
 use sterna_host::sys::{invalid, to_usize};
 
+use crate::config::GRAIN;
 use crate::error::VulkanError;
-use crate::fixed::GRAIN;
 use crate::launch::TABLE;
 use crate::pool::{Buffer, Pool, usage};
 use crate::raw::{Raw, Shared};
@@ -45,7 +45,7 @@ pub(crate) struct Sparse {
     /// Reached by edits.
     bound: Arc<Semaphore>,
     location: MemoryLocation,
-    /// What the driver binds by, and what is bound here: at least 64 KiB.
+    /// What the driver binds by, and what is bound here.
     unit: u64,
     grain: u64,
     budget: u64,
@@ -127,6 +127,7 @@ impl Sparse {
         bound: Arc<Semaphore>,
         location: MemoryLocation,
         budget: u64,
+        wanted: Option<u64>,
     ) -> Result<Self, VulkanError> {
         let lacking = |what: &str| VulkanError::Device(invalid("probe", format!("the device has no {what}")));
         let Some((_, queue)) = &raw.sparse else { return Err(lacking("sparse buffers, or no queue that binds them")) };
@@ -139,7 +140,11 @@ impl Sparse {
             raw.device.destroy_buffer(small, None);
             needs
         };
-        let grain = needs.alignment.max(GRAIN);
+        let grain = wanted.unwrap_or_else(|| needs.alignment.max(GRAIN));
+        if grain < needs.alignment {
+            let text = format!("a grain of {grain} bytes; this device binds by {}", needs.alignment);
+            return Err(VulkanError::Settings(text));
+        }
         if grain > ALIGNMENT || !grain.is_power_of_two() {
             return Err(lacking("sparse pages of at most 2 MiB"));
         }

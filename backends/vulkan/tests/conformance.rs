@@ -6,7 +6,7 @@ mod common;
 use sterna_hal::Device;
 use sterna_hal::conformance::{Bench, all};
 use sterna_host::testing::Host;
-use sterna_vulkan::{Copies, PageTable, VulkanConfig};
+use sterna_vulkan::{Copies, PageTable, VulkanConfig, VulkanDevice, VulkanError};
 
 fn conforms(config: VulkanConfig, skipped: usize) {
     let Some(device) = common::device(&VulkanConfig { memory: Some(64 << 20), ..config }) else { return };
@@ -51,4 +51,25 @@ fn fixed_and_staged() {
 #[test]
 fn whatever_is_best() {
     conforms(VulkanConfig::default(), 6);
+}
+
+/// The smallest and the largest unit of memory that there is, where the driver binds by as little.
+#[test]
+fn every_grain() {
+    for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
+        for grain in [4 << 10, 2 << 20] {
+            conforms(VulkanConfig { page_table: Some(kind), grain: Some(grain), ..VulkanConfig::default() }, 6);
+        }
+    }
+}
+
+#[test]
+fn grains_that_make_no_sense_are_refused() {
+    let Some(name) = common::name() else { return };
+    for grain in [0, 1, 2048, 5000, 4 << 20] {
+        match VulkanDevice::open(&name, &VulkanConfig { grain: Some(grain), ..VulkanConfig::default() }) {
+            Err(VulkanError::Settings(e)) => assert!(e.contains(&grain.to_string()) && e.contains("4096"), "{e}"),
+            other => panic!("{grain}: {other:?}"),
+        }
+    }
 }
