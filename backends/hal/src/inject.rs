@@ -194,12 +194,12 @@ impl Injected {
     }
 
     /// Copies that were accepted.
-    pub fn copied(&self) -> u64 {
+    pub fn copies(&self) -> u64 {
         self.counted(Count::Copies)
     }
 
     /// Bytes of the accepted copies.
-    pub fn copied_bytes(&self) -> u64 {
+    pub fn copy_bytes(&self) -> u64 {
         self.counted(Count::CopyBytes)
     }
 
