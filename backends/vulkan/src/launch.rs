@@ -194,7 +194,8 @@ impl Compute {
     ) -> Result<(), DeviceError> {
         let mut push: SmallVec<[u8; PUSH]> = SmallVec::new();
         push.extend_from_slice(&[0; 8]);
-        push.extend(x.to_le_bytes().into_iter().chain((y | z << 16).to_le_bytes()));
+        push.extend_from_slice(&x.to_le_bytes());
+        push.extend_from_slice(&(y | z << 16).to_le_bytes());
         push.extend_from_slice(&(slot.block.address + slot.offset).to_le_bytes());
         debug_assert_eq!(push.len(), HEAD);
         if spills {
@@ -445,7 +446,8 @@ fn pack(kernel: &Loaded, args: &[Arg<'_>]) -> Result<(SmallVec<[u8; PUSH]>, bool
                     Mapping::Whole | Mapping::Scatter => len,
                 };
                 packed.extend_from_slice(&at.at.0.to_le_bytes());
-                packed.extend((len as u32).to_le_bytes().into_iter().chain((chunk as u32).to_le_bytes()));
+                packed.extend_from_slice(&(len as u32).to_le_bytes());
+                packed.extend_from_slice(&(chunk as u32).to_le_bytes());
                 buffers += 1;
             }
         }

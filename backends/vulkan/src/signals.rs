@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ash::vk;
 use parking_lot::Mutex;
@@ -18,6 +18,9 @@ use sterna_host::timeline::{Timeline, Waited};
 use crate::error::VulkanError;
 use crate::launch::{COMPUTE, COPY, Compute, TABLE};
 use crate::raw::Raw;
+
+/// How soon a thread that waits in the driver looks whether the device is lost.
+const PIECE: Duration = Duration::from_millis(200);
 
 /// A timeline that the device reaches, destroyed with its other things.
 #[derive(Debug)]
@@ -33,8 +36,13 @@ impl Semaphore {
         Ok(Self { raw: device.semaphore()?, seen: AtomicU64::new(0), device: Arc::clone(device) })
     }
 
+    /// Whether it was seen there: costs no call of the driver, and 0 always is.
+    fn was_reached(&self, value: u64) -> bool {
+        self.seen.load(Ordering::Acquire) >= value
+    }
+
     pub(crate) fn is_reached(&self, value: u64) -> bool {
-        if self.seen.load(Ordering::Acquire) >= value {
+        if self.was_reached(value) {
             return true;
         }
         // SAFETY: a semaphore of this device.
@@ -109,27 +117,33 @@ impl Signals {
     }
 
     pub(crate) fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
-        if self.reached(point) {
-            return Ok(true);
-        }
-        if point.queue == COPY {
-            return match self.copies.wait(point.value, Some(timeout), self.raw.lost_flag()) {
-                Waited::Reached => Ok(true),
-                Waited::TimedOut => Ok(false),
-                Waited::Lost => Err(self.raw.loss()),
-            };
-        }
+        let on = match point.queue {
+            COMPUTE => &self.compute.done,
+            TABLE => &self.bound,
+            _ if self.reached(point) => return Ok(true),
+            _ => {
+                return match self.copies.wait(point.value, Some(timeout), self.raw.lost_flag()) {
+                    Waited::Reached => Ok(true),
+                    Waited::TimedOut => Ok(false),
+                    Waited::Lost => Err(self.raw.loss()),
+                };
+            }
+        };
         // In pieces: nobody wakes a thread that waits in a driver whose device another thread has found to be lost.
-        let end = Instant::now().checked_add(timeout);
+        let mut left = timeout;
         loop {
-            self.raw.present()?;
-            let left = end.map_or(Duration::MAX, |e| e.saturating_duration_since(Instant::now()));
-            let piece = left.min(Duration::from_millis(200));
-            let on = if point.queue == TABLE { &self.bound } else { &self.compute.done };
+            if on.was_reached(point.value) {
+                return Ok(true);
+            }
+            if self.raw.is_lost() {
+                return if on.is_reached(point.value) { Ok(true) } else { Err(self.raw.loss()) };
+            }
+            let piece = left.min(PIECE);
             if on.wait(point.value, piece.as_nanos() as u64)? {
                 return Ok(true);
             }
-            if left <= piece {
+            left -= piece;
+            if left.is_zero() {
                 return Ok(false);
             }
         }

@@ -1,5 +1,5 @@
-//! The floor of launches on Vulkan: the same shader by plain calls of the driver. One command buffer, recorded anew each time,
-//! submitted, and waited for by a timeline semaphore.
+//! The floor of launches on Vulkan: the same shader by plain calls of the driver. A command buffer for each launch, recorded anew each
+//! time and submitted; the last one is waited for, by a timeline semaphore.
 
 use anyhow::{Context, Result};
 use ash::vk;
@@ -11,7 +11,7 @@ pub(crate) struct Plain {
     device: ash::Device,
     queue: vk::Queue,
     pool: vk::CommandPool,
-    cmd: vk::CommandBuffer,
+    commands: Vec<vk::CommandBuffer>,
     semaphore: vk::Semaphore,
     layout: vk::PipelineLayout,
     pipeline: vk::Pipeline,
@@ -19,8 +19,8 @@ pub(crate) struct Plain {
 }
 
 impl Plain {
-    /// The device whose name is `name`, with the shader `code`.
-    pub(crate) fn new(name: &str, code: &[u8]) -> Result<Self> {
+    /// The device whose name is `name`, with the shader `code`, for up to `most` launches with one wait.
+    pub(crate) fn new(name: &str, code: &[u8], most: u32) -> Result<Self> {
         // SAFETY: plain Vulkan, each call with what the specification asks for; what is made lives as long as this process.
         unsafe {
             let entry = ash::Entry::load()?;
@@ -54,33 +54,43 @@ impl Plain {
             let pipeline = made?[0];
             let pool = vk::CommandPoolCreateInfo::default().queue_family_index(family);
             let pool = device.create_command_pool(&pool, None)?;
-            let cmd = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
-            let cmd = device.allocate_command_buffers(&cmd)?[0];
+            let commands = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(most);
+            let commands = device.allocate_command_buffers(&commands)?;
             let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);
             let semaphore = device.create_semaphore(&vk::SemaphoreCreateInfo::default().push_next(&mut kind), None)?;
             let queue = device.get_device_queue(family, 0);
-            Ok(Self { _entry: entry, instance, device, queue, pool, cmd, semaphore, layout, pipeline, value: 0 })
+            Ok(Self { _entry: entry, instance, device, queue, pool, commands, semaphore, layout, pipeline, value: 0 })
         }
     }
 
-    /// Records, submits and waits for one dispatch of `groups` workgroups.
-    pub(crate) fn launch_and_wait(&mut self, groups: u32, push: &[u8]) -> Result<()> {
-        self.value += 1;
+    /// Records and submits `launches` dispatches of `groups` workgroups one by one, and waits for the last.
+    pub(crate) fn launch_and_wait(&mut self, launches: usize, groups: u32, push: &[u8]) -> Result<()> {
         let device = &self.device;
-        // SAFETY: as above; the one before has been waited for.
+        let signals = [self.semaphore];
+        // SAFETY: as above; those before have been waited for.
         unsafe {
             device.reset_command_pool(self.pool, vk::CommandPoolResetFlags::empty())?;
-            let once = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
-            device.begin_command_buffer(self.cmd, &once)?;
-            device.cmd_bind_pipeline(self.cmd, vk::PipelineBindPoint::COMPUTE, self.pipeline);
-            device.cmd_push_constants(self.cmd, self.layout, vk::ShaderStageFlags::COMPUTE, 0, push);
-            device.cmd_dispatch(self.cmd, groups, 1, 1);
-            device.end_command_buffer(self.cmd)?;
-            let (commands, signals, values) = ([self.cmd], [self.semaphore], [self.value]);
-            let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
-            let info =
-                [vk::SubmitInfo::default().command_buffers(&commands).signal_semaphores(&signals).push_next(&mut timeline)];
-            device.queue_submit(self.queue, &info, vk::Fence::null())?;
+            for cmd in &self.commands[..launches] {
+                let once = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
+                device.begin_command_buffer(*cmd, &once)?;
+                device.cmd_bind_pipeline(*cmd, vk::PipelineBindPoint::COMPUTE, self.pipeline);
+                device.cmd_push_constants(*cmd, self.layout, vk::ShaderStageFlags::COMPUTE, 0, push);
+                device.cmd_dispatch(*cmd, groups, 1, 1);
+                // Without it neither the host nor the next launch may read what this one wrote.
+                let barrier = [vk::MemoryBarrier::default()
+                    .src_access_mask(vk::AccessFlags::SHADER_WRITE)
+                    .dst_access_mask(vk::AccessFlags::SHADER_READ | vk::AccessFlags::HOST_READ)];
+                let (before, behind) = (vk::PipelineStageFlags::COMPUTE_SHADER, vk::PipelineStageFlags::HOST);
+                let behind = before | behind;
+                device.cmd_pipeline_barrier(*cmd, before, behind, vk::DependencyFlags::empty(), &barrier, &[], &[]);
+                device.end_command_buffer(*cmd)?;
+                self.value += 1;
+                let (commands, values) = ([*cmd], [self.value]);
+                let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
+                let info = vk::SubmitInfo::default().command_buffers(&commands).signal_semaphores(&signals);
+                device.queue_submit(self.queue, &[info.push_next(&mut timeline)], vk::Fence::null())?;
+            }
+            let values = [self.value];
             let wait = vk::SemaphoreWaitInfo::default().semaphores(&signals).values(&values);
             Ok(device.wait_semaphores(&wait, u64::MAX)?)
         }

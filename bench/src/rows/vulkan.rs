@@ -1,7 +1,8 @@
 //! **Question.** What does a launch on a Vulkan device cost when everything is resident?
 //!
-//! **Floor.** The same shader by plain calls of the driver: record, submit, wait for a timeline semaphore. Both on one processor,
-//! where the driver's thread is woken without an interrupt: unpinned, the figure is mostly that of waking a processor.
+//! **Floor.** The same shader by plain calls of the driver: record, with the barrier that lets the host read what was written, submit,
+//! wait for a timeline semaphore; and a hundred of those with one wait. All on one processor, where the driver's threads are woken
+//! without an interrupt: unpinned, the figure is mostly that of waking a processor.
 
 use std::sync::Arc;
 
@@ -23,8 +24,9 @@ pub(super) const ROW: Row = Row {
 };
 
 const GROUPS: usize = 64;
-const ROUNDS: usize = 9;
-const EACH: usize = 400;
+const ROUNDS: usize = 31;
+const EACH: usize = 200;
+const QUEUED: usize = 100;
 static CODE: &[u8] = include_bytes!("../glsl/empty.spv");
 
 fn empty(len: usize) -> Kernel<(EachMut<u32>,)> {
@@ -55,24 +57,32 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             Err(e) => return Err(e.into()),
         };
         let rt = Runtime::builder().open_device(device).build()?;
-        let mut plain = Plain::new(&gpu.name, CODE)?;
-        for (name, bytes) in [("1 MiB", 1_usize << 20), ("128 MiB", 128 << 20)] {
-            let mut y = rt.shared::<u32>(bytes / 4)?;
-            let kernel = empty(y.len());
-            rt.launch(&kernel, (&mut y,))?.wait()?;
-            rt.sync()?;
-            let (mut ours, mut floor) = (Runs::default(), Runs::default());
-            for _ in 0..ROUNDS {
-                ours.push(p50(|| launch(&rt, &kernel, &mut y))?);
-                floor.push(p50(|| plain.launch_and_wait(GROUPS as u32, &push()))?);
-            }
-            sheet.within(&format!("launch and wait, {kind}, {name}"), Unit::Time, &ours, &floor, Some(1e-6));
+        let mut plain = Plain::new(&gpu.name, CODE, QUEUED as u32)?;
+        let (mut y, mut large) = (rt.shared::<u32>(1 << 18)?, rt.shared::<u32>(32 << 20)?);
+        let (kernel, for_large) = (empty(y.len()), empty(large.len()));
+        launch(&rt, &kernel, &mut y, 1)?;
+        launch(&rt, &for_large, &mut large, 1)?;
+        let mut runs: [Runs; 5] = Default::default();
+        for _ in 0..ROUNDS {
+            runs[0].push(p50(EACH, || launch(&rt, &kernel, &mut y, 1))?);
+            runs[1].push(p50(EACH, || plain.launch_and_wait(1, GROUPS as u32, &push()))?);
+            runs[2].push(p50(EACH, || launch(&rt, &for_large, &mut large, 1))?);
+            runs[3].push(p50(EACH / QUEUED, || launch(&rt, &kernel, &mut y, QUEUED))?);
+            runs[4].push(p50(EACH / QUEUED, || plain.launch_and_wait(QUEUED, GROUPS as u32, &push()))?);
         }
+        let [one, floor, large, queued, queued_floor] = &runs;
+        sheet.above(&format!("launch and wait, {kind}"), Unit::Time, one, floor, 1e-6);
+        sheet.at_most(&format!("  on 128 MiB beside 1 MiB, {kind}"), Unit::Time, large, one, Some(1.1));
+        sheet.at_most(&format!("{QUEUED} launches and one wait, {kind}"), Unit::Time, queued, queued_floor, Some(1.05));
     }
     Ok(())
 }
 
-fn launch(rt: &Runtime, kernel: &Kernel<(EachMut<u32>,)>, y: &mut Shared<u32>) -> Result<()> {
+/// Launches so many times, and waits for the last.
+fn launch(rt: &Runtime, kernel: &Kernel<(EachMut<u32>,)>, y: &mut Shared<u32>, times: usize) -> Result<()> {
+    for _ in 1..times {
+        rt.launch(kernel, (&mut *y,))?;
+    }
     Ok(rt.launch(kernel, (y,))?.wait()?)
 }
 
@@ -83,9 +93,10 @@ fn push() -> [u8; 40] {
     push
 }
 
-fn p50(mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut times = Vec::with_capacity(EACH);
-    for _ in 0..EACH {
+/// The median of so many calls.
+fn p50(calls: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut times = Vec::with_capacity(calls);
+    for _ in 0..calls {
         let mut ended = Ok(());
         times.push(seconds(|| ended = f()));
         ended?;

@@ -140,7 +140,7 @@ impl InFlight {
                     }
                 }
             }
-            if t.access.reads() && self.id != RAW {
+            if t.access.reads() && self.id != RAW && t.seg.has_taints() {
                 // A taint that a launch under way will heal does not count: if that one fails it says so itself.
                 let healing = uses.iter().filter(|u| u.replaces).map(|u| u.bytes.clone());
                 let left = healing.fold(vec![t.bytes.clone()], |left, r| left.iter().flat_map(|l| without(l, &r)).collect());

@@ -327,6 +327,10 @@ impl Segment {
         u64::from(block.0 - self.first.0) * BLOCK + page as u64 * PAGE
     }
 
+    pub(crate) fn has_taints(&self) -> bool {
+        !self.taints.lock().is_empty()
+    }
+
     /// The error of a failed launch that would have written some of `bytes`.
     pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<crate::Error> {
         self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
