@@ -12,6 +12,7 @@ use sterna_hal::{Absent, Access, Arg, DevRange, Groups, Launch};
 use crate::Error;
 use crate::hmm::Mechanism;
 use crate::hmm::fork;
+use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
@@ -119,6 +120,8 @@ pub(crate) struct Prepared {
     pub(crate) kernel: KernelId,
     pub(crate) name: &'static str,
     pub(crate) value: SmallVec<[u8; 32]>,
+    pub(crate) grid: [u32; 3],
+    /// As many as the grid has.
     pub(crate) groups: u32,
     pub(crate) params: SmallVec<[ParamDesc; 4]>,
     pub(crate) touches: SmallVec<[Touch; 4]>,
@@ -153,7 +156,7 @@ impl Prepared {
             let at = DevRange { at: view.of(t.bytes.start), bytes: t.bytes.end - t.bytes.start };
             args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
         }
-        let launch = Launch { kernel: self.kernel, grid: [self.groups, 1, 1], groups, args: &args };
+        let launch = Launch { kernel: self.kernel, grid: self.grid, groups, args: &args };
         mirror.try_submit(&launch, record, (&self.touches, needs), faults, by)
     }
 }
@@ -166,7 +169,7 @@ impl Runtime {
         args: A,
     ) -> Result<Pending, Error> {
         let bound = args.bind();
-        self.launch_erased(mirror, kernel.code(), kernel.value(), &kernel.params(), kernel.explicit_groups(), &bound)
+        self.launch_erased(mirror, kernel.code(), kernel.value(), &kernel.params(), kernel.explicit_grid(), &bound)
     }
 
     // Not generic and not inlined: locks are taken here, and nothing of the program may run under them.
@@ -177,14 +180,14 @@ impl Runtime {
         code: &Code,
         value: &[u8],
         params: &[ParamDesc],
-        groups: Option<u32>,
+        grid: Option<[u32; 3]>,
         bound: &[Bound<'_>],
     ) -> Result<Pending, Error> {
         fork::check()?;
         if sterna_hal::in_kernel() {
             return Err(Error::InsideKernel);
         }
-        let prepared = self.prepare(mirror, code, value, params, groups, bound)?;
+        let prepared = self.prepare(mirror, code, value, params, grid, bound)?;
         let inner = &self.0;
         mirror.reap();
         let counters = &mirror.pods().counters;
@@ -225,7 +228,7 @@ impl Runtime {
         code: &Code,
         value: &[u8],
         params: &[ParamDesc],
-        groups: Option<u32>,
+        grid: Option<[u32; 3]>,
         bound: &[Bound<'_>],
     ) -> Result<Prepared, Error> {
         let name = code.name;
@@ -260,23 +263,17 @@ impl Runtime {
             }
             touches.push(Touch { seg: Arc::clone(&b.core.seg), bytes: bytes.clone(), access: p.access });
         }
-        let n = match (groups.map(u64::from), counted) {
-            (Some(asked), Some((first, n))) if asked != n => {
-                return Err(misfit(format!("{asked} groups were asked for, but argument {first} makes {n}")));
-            }
-            (Some(n), _) | (None, Some((_, n))) => n,
-            (None, None) => {
-                return Err(misfit("the number of groups does not follow from the arguments: set it with `groups`".into()));
-            }
-        };
-        let groups = u32::try_from(n)
-            .ok()
-            .filter(|n| *n > 0)
-            .ok_or_else(|| misfit(format!("{n} groups: at least 1 and less than 2^32")))?;
+        if let (Some(grid), Some((first, n))) = (grid, counted)
+            && grid::groups(grid) != Some(n)
+        {
+            return Err(misfit(format!("a grid of {grid:?} groups was asked for, but argument {first} makes {n}")));
+        }
+        let (grid, groups) = grid::of(grid, counted.map(|(_, n)| n)).map_err(misfit)?;
         Ok(Prepared {
             kernel: mirror.load(code)?,
             name,
             value: SmallVec::from_slice(value),
+            grid,
             groups,
             params: SmallVec::from_slice(params),
             touches,

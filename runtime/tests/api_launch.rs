@@ -90,6 +90,15 @@ fn every_mapping_gives_groups_their_part() {
         let before = bins[0];
         rt.launch(&Kernel::new("once", (), (scatter::<u32>(),), once).groups(77), (&mut bins,)).unwrap();
         assert_eq!(bins[0], before + 77, "{how}, explicit groups");
+
+        fn place(group: Group, (): (), y: &mut [u32]) {
+            let [gx, gy, gz] = group.id;
+            y.fill(gx + 100 * gy + 10_000 * gz + 1_000_000 * group.grid[1]);
+        }
+        let mut y = rt.shared::<u32>(5 * 7 * 3 * 4096).unwrap();
+        rt.launch(&Kernel::new("place", (), (each_mut(4096),), place).grid([5, 7, 3]), (&mut y,)).unwrap();
+        let at = |i: usize| (i / 4096 % 5 + 100 * (i / 4096 / 5 % 7) + 10_000 * (i / 4096 / 35) + 7_000_000) as u32;
+        assert!(y.iter().enumerate().all(|(i, v)| *v == at(i)), "{how}, a grid of three dimensions");
     }
 }
 

@@ -94,7 +94,9 @@ fn arguments_that_do_not_fit() {
     refused(rt.launch(&k.clone().groups(99), (&x, &mut rt.shared(10_000).unwrap())), &["99", "100"]);
     let f = Kernel::new("free", (), (whole::<u32>(), scatter::<u32>()), free);
     refused(rt.launch(&f, (&x, &mut y)), &["groups"]);
-    refused(rt.launch(&f.clone().groups(0), (&x, &mut y)), &["0 groups"]);
+    refused(rt.launch(&f.clone().groups(0), (&x, &mut y)), &["[0, 1, 1] groups"]);
+    refused(rt.launch(&f.clone().grid([1 << 16, 1 << 16, 1]), (&x, &mut y)), &["[65536, 65536, 1]"]);
+    refused(rt.launch(&k.clone().grid([9, 11, 1]), (&x, &mut rt.shared(10_000).unwrap())), &["[9, 11, 1]", "100"]);
     rt.launch(&f.groups(3), (&x, &mut y)).unwrap().wait().unwrap();
     // Nothing of it counts as a failure of `y`.
     rt.sync().unwrap();

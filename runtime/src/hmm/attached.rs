@@ -37,7 +37,7 @@ use super::range::populate_within;
 use super::segment::{Kind, Segment};
 use super::space::Space;
 use super::{exclusive, host::coherent, pin, prot, segment};
-use super::{fork, hold};
+use super::{fork, grid, hold};
 use crate::Error;
 use crate::policy::Place;
 use crate::stats::Cause;
@@ -427,7 +427,7 @@ impl Attached {
         if params.len() != operands.len() {
             return Err(misfit(format!("{} ranges for {} parameters", operands.len(), params.len())));
         }
-        let mut groups = kernel.explicit_groups().map(u64::from);
+        let mut made = None;
         let mut touches: SmallVec<[Touch; 4]> = SmallVec::new();
         for (p, o) in params.iter().zip(operands) {
             if o.bytes.start >= o.bytes.end || o.bytes.end > o.segment.bytes() {
@@ -438,19 +438,18 @@ impl Attached {
                 let what = "what the device can reserve in one piece";
                 return Err(Error::TooBig { requested: o.segment.bytes(), limit, what });
             }
-            groups = groups.or_else(|| p.mapping.groups((o.bytes.end - o.bytes.start) / p.elem.max(1)));
+            made = made.or_else(|| p.mapping.groups((o.bytes.end - o.bytes.start) / p.elem.max(1)));
             touches.push(Touch { seg: Arc::clone(&o.segment), bytes: o.bytes.clone(), access: p.access });
         }
-        let groups = groups.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
-        let groups = groups.ok_or_else(|| misfit("the number of groups does not follow from the ranges".into()))?;
+        let (grid, _) = grid::of(kernel.explicit_grid(), made).map_err(misfit)?;
         let id = self.mirror.load(kernel.code())?;
-        self.run_erased((kernel.name(), id, groups), kernel.value(), &params, &touches, place, budget)
+        self.run_erased((kernel.name(), id, grid), kernel.value(), &params, &touches, place, budget)
     }
 
     #[inline(never)]
     fn run_erased(
         &self,
-        (name, kernel, groups): (&'static str, sterna_hal::KernelId, u32),
+        (name, kernel, grid): (&'static str, sterna_hal::KernelId, [u32; 3]),
         value: &[u8],
         params: &[sterna_hal::kernel::ParamDesc],
         touches: &SmallVec<[Touch; 4]>,
@@ -471,7 +470,7 @@ impl Attached {
                 args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
             }
             self.mirror.reap();
-            let launch = Launch { kernel, grid: [groups, 1, 1], groups: Groups::All, args: &args };
+            let launch = Launch { kernel, grid, groups: Groups::All, args: &args };
             let record = InFlight::new(RAW, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
             match self.mirror.try_submit(&launch, &record, (touches, touches), faults, By::Caller) {
                 Ok(()) => {

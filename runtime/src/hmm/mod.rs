@@ -41,6 +41,7 @@ pub(crate) mod discard;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod gate;
+pub(crate) mod grid;
 pub(crate) mod hold;
 pub(crate) mod host;
 pub(crate) mod inflight;

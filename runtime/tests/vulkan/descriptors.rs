@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use sterna::hal::DeviceError;
-use sterna::kernel::{EachMut, EachOut, Kernel, Params, Spirv, Whole, each, each_mut, each_out, whole};
+use sterna::kernel::{EachMut, EachOut, Kernel, Params, Scatter, Spirv, Whole, each, each_mut, each_out, scatter, whole};
 use sterna::vulkan::{CacheFolder, PageTable, VulkanConfig, VulkanDevice};
 use sterna::{Error, Runtime};
 
@@ -86,6 +86,28 @@ fn buffer_blocks_in_several_sets() {
         let mut y = rt.shared::<f32>(70_000).unwrap();
         rt.launch(&twice, (&x, &mut y)).unwrap();
         assert!(y.iter().enumerate().all(|(i, y)| *y == 2.0 * i as f32), "{kind}");
+    }
+}
+
+#[test]
+fn a_grid_of_two_dimensions_is_the_modules() {
+    let _limit = limit();
+    let (width, height) = (1000_u32, 700_u32);
+    let form = Spirv::new(include_bytes!("glsl/transpose.spv"));
+    // SAFETY: each invocation writes an element of its own, within the buffers.
+    let kernel: Kernel<(Whole<f32>, Scatter<f32>)> =
+        unsafe { Kernel::from_spirv("transpose", [width, height], (whole(), scatter()), form) };
+    let kernel = kernel.grid([width.div_ceil(8), height.div_ceil(8), 1]);
+    for (kind, rt) in runtimes(64 * MIB) {
+        let n = (width * height) as usize;
+        let x = rt.shared_with(n, |i| i as f32).unwrap();
+        let mut y = rt.shared::<f32>(n).unwrap();
+        rt.launch(&kernel, (&x, &mut y)).unwrap().wait().unwrap();
+        let of = |i: usize| (i % height as usize * width as usize + i / height as usize) as f32;
+        let wrong = y.iter().enumerate().find(|(i, y)| **y != of(*i));
+        assert_eq!(wrong, None, "{kind}");
+        let e = rt.launch(&kernel.clone().grid([1, 70_000, 1]), (&x, &mut y)).unwrap().wait().unwrap_err();
+        assert!(e.to_string().contains("70000"), "{kind}: {e}");
     }
 }
 

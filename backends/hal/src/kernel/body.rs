@@ -71,7 +71,7 @@ pub struct Kernel<P> {
     code: Code,
     value: SmallVec<[u8; 32]>,
     params: P,
-    groups: Option<u32>,
+    grid: Option<[u32; 3]>,
 }
 
 impl<P: Params> Kernel<P> {
@@ -86,7 +86,7 @@ impl<P: Params> Kernel<P> {
             code: Code { name, rust: Some(erased::<V, P, Fun>), spirv: None, takes: takes::<V, P>(&params) },
             value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
             params,
-            groups: None,
+            grid: None,
         }
     }
 
@@ -104,7 +104,7 @@ impl<P: Params> Kernel<P> {
             code: Code { name, rust: None, spirv: Some(form), takes: takes::<V, P>(&params) },
             value: SmallVec::from_slice(bytemuck::bytes_of(&value)),
             params,
-            groups: None,
+            grid: None,
         }
     }
 
@@ -123,8 +123,36 @@ impl<P: Params> Kernel<P> {
     /// Runs `groups` workgroups. Needed only by kernels without a parameter of kind `each`, `rows` or `halo`, whose number of
     /// groups otherwise follows from the buffers' length.
     #[must_use]
-    pub fn groups(mut self, groups: u32) -> Self {
-        self.groups = Some(groups);
+    pub fn groups(self, groups: u32) -> Self {
+        self.grid([groups, 1, 1])
+    }
+
+    /// Runs a grid of so many groups in x, y and z, for code that looks at its place in more than one direction ([`Group::id`],
+    /// `gl_WorkGroupID`). Vulkan devices take up to 65535 in y and z.
+    ///
+    /// Groups are numbered with x running fastest: parameters of kind `each`, `rows` and `halo` give a group the part with its number
+    /// ([`Group::index`]), and the grid must have as many groups as they make. What is written in tiles, which are no such
+    /// parts, is a parameter of kind `scatter`.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use sterna_hal::kernel::{Group, Kernel, Scatter, Whole, scatter, whole};
+    ///
+    /// /// Group (x, y) moves a tile of 8 × 8 elements of a square with rows of `width`.
+    /// fn transpose(group: Group, width: u32, from: &[u32], to: &[AtomicU32]) {
+    ///     let [x, y, _] = group.id.map(|v| v as usize * 8);
+    ///     let width = width as usize;
+    ///     for (i, j) in (0..8).flat_map(|i| (0..8).map(move |j| (x + i, y + j))) {
+    ///         to[i * width + j].store(from[j * width + i], Ordering::Relaxed);
+    ///     }
+    /// }
+    /// let kernel: Kernel<(Whole<u32>, Scatter<u32>)> =
+    ///     Kernel::new("transpose", 64_u32, (whole(), scatter()), transpose).grid([64 / 8, 64 / 8, 1]);
+    /// assert_eq!(kernel.explicit_grid(), Some([8, 8, 1]));
+    /// ```
+    #[must_use]
+    pub fn grid(mut self, grid: [u32; 3]) -> Self {
+        self.grid = Some(grid);
         self
     }
 
@@ -152,10 +180,10 @@ impl<P: Params> Kernel<P> {
         self.params.descs()
     }
 
-    /// The number of groups that was asked for explicitly.
+    /// The grid that was asked for explicitly.
     #[must_use]
-    pub fn explicit_groups(&self) -> Option<u32> {
-        self.groups
+    pub fn explicit_grid(&self) -> Option<[u32; 3]> {
+        self.grid
     }
 }
 

@@ -282,7 +282,7 @@ impl<T: Pod + Send + Sync> Param for Whole<T> {
     }
 }
 
-/// An element that can be changed atomically.
+/// An element that can be changed atomically; numbers with a point by their bits.
 pub trait ScatterElem: Pod + Send + Sync {
     /// The atomic cell, of the same size and alignment.
     type Cell: Send + Sync + 'static;
@@ -298,6 +298,12 @@ impl ScatterElem for u64 {
 }
 impl ScatterElem for i64 {
     type Cell = AtomicI64;
+}
+impl ScatterElem for f32 {
+    type Cell = AtomicU32;
+}
+impl ScatterElem for f64 {
+    type Cell = AtomicU64;
 }
 
 impl<T: ScatterElem> Param for Scatter<T> {
