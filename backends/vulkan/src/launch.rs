@@ -3,32 +3,27 @@
 //! **Guarantee:** launches run one after another; when a launch's point is reached, all that it wrote is visible to the host and
 //! to later launches and copies. Everything that a launch needs is copied before `submit` returns.
 //!
-//! **States of a slot** (a command buffer with its block of arguments and status words): free, then in flight until its value is
-//! reached, then free again. Slots are kept in the order of their values. What a launch complained of is taken from its slot
-//! before the slot is used again, and kept until `outcome` asks.
-//!
 //! **Locks:** `state`, held over recording and submission, which no driver blocks in; the queue's own inside it.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ash::vk;
-use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use sterna_hal::kernel::spirv::{self, HEAD, PUSH};
 use sterna_hal::kernel::{Code, Mapping};
-use sterna_hal::{Arg, DeviceError, Groups, KernelError, KernelId, Launch, Outcome, Point, Ticket};
+use sterna_hal::{Arg, DeviceError, Groups, KernelId, Launch, Outcome, Point, Ticket};
 use sterna_host::sys::invalid;
 
 use crate::bind::{self, Bound, BufferOf};
 use crate::config::CacheFolder;
 use crate::error::VulkanError;
+use crate::grid;
 use crate::pipeline::{Kernels, Loaded};
-use crate::pool::{Buffer, Pool};
+use crate::pool::Pool;
 use crate::raw::Raw;
 use crate::signals::Semaphore;
+use crate::slot::{MOST_VALUE, Slot, Slots};
 
 /// The number of the compute queue.
 pub(crate) const COMPUTE: u32 = 0;
@@ -37,83 +32,13 @@ pub(crate) const COPY: u32 = 1;
 /// The number of the queue of page-table edits, where they are queued.
 pub(crate) const TABLE: u32 = 2;
 
-/// Bytes of a slot's block: status words, then arguments that do not fit push constants.
-const BLOCK: u64 = 4096;
-/// Where arguments begin in it: what every device takes as the begin of a uniform buffer.
-const SPILL: u64 = 256;
-/// Slots whose blocks share a buffer.
-const SLOTS: u64 = 16;
-/// Arguments that do not fit the block are in a buffer of the slot's own, up to this many bytes.
-const MOST_VALUE: usize = 1 << 20;
 /// Elements of a buffer: shaders index with signed 32-bit numbers.
 const MOST_ELEMENTS: u64 = 1 << 31;
-/// Groups of a launch: numbers of workgroups beyond the last group must not wrap.
-const MOST_GROUPS: u64 = u32::MAX as u64 - (1 << 17);
-
-#[derive(Debug)]
-struct Slot {
-    pool: vk::CommandPool,
-    cmd: vk::CommandBuffer,
-    block: Arc<Buffer>,
-    /// Where its part of the block begins.
-    offset: u64,
-    value: u64,
-    kernel: Option<Arc<Loaded>>,
-    /// For arguments that do not fit the block.
-    large: Option<Buffer>,
-    /// For modules with bindings; null until one is launched.
-    sets: vk::DescriptorPool,
-}
-
-// SAFETY: handles of the driver, used under `state`.
-unsafe impl Send for Slot {}
-
-impl Slot {
-    fn status(&self) -> *mut [u32; 3] {
-        let mapped = self.block.mapped.expect("blocks are host-visible").as_ptr();
-        // SAFETY: inside the block.
-        unsafe { mapped.add(self.offset as usize).cast() }
-    }
-
-    /// Puts arguments where the device finds them: the address, and the buffer with the offset.
-    fn put(&mut self, pool: &Arc<Pool>, bytes: &[u8]) -> Result<(u64, vk::Buffer, u64), DeviceError> {
-        let (mapped, place) = if bytes.len() as u64 <= BLOCK - SPILL {
-            let offset = self.offset + SPILL;
-            (
-                self.block.mapped.map(|m| m.as_ptr().wrapping_add(offset as usize)),
-                (self.block.address + offset, self.block.raw, offset),
-            )
-        } else {
-            let fits = |b: &&Buffer| b.bytes >= bytes.len() as u64;
-            if self.large.as_ref().filter(fits).is_none() {
-                let size = bytes.len().next_power_of_two() as u64;
-                self.large = Some(pool.buffer(size, MemoryLocation::CpuToGpu, "large arguments")?);
-            }
-            let large = self.large.as_ref().expect("made just now");
-            (large.mapped.map(|m| m.as_ptr()), (large.address, large.raw, 0))
-        };
-        let to = mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
-        // SAFETY: the slot is not in flight, and the place is its own and long enough.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        Ok(place)
-    }
-
-    /// Takes what the launch that used it last complained of.
-    fn harvest(&mut self) -> Option<(u64, KernelError)> {
-        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's.
-        let words = unsafe { self.status().replace([0; 3]) };
-        let kernel = self.kernel.take()?;
-        (words[0] != 0).then(|| (self.value, KernelError::Refused(kernel.form.complaint(words))))
-    }
-}
 
 #[derive(Debug, Default)]
 struct State {
     issued: u64,
-    slots: VecDeque<Slot>,
-    failures: HashMap<u64, KernelError>,
-    blocks: Vec<Arc<Buffer>>,
-    used: u64,
+    slots: Slots,
 }
 
 #[derive(Debug)]
@@ -123,7 +48,6 @@ pub(crate) struct Compute {
     kernels: Kernels,
     /// Reached by launches.
     pub(crate) done: Semaphore,
-    failed: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -135,7 +59,6 @@ impl Compute {
             pool: Arc::clone(pool),
             kernels,
             done: Semaphore::new(raw)?,
-            failed: AtomicUsize::new(0),
             state: Mutex::default(),
         })
     }
@@ -154,7 +77,7 @@ impl Compute {
         let loaded = self.kernels.get(launch.kernel);
         let loaded =
             loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
-        let parts = parts_of(launch.grid, launch.groups)?;
+        let parts = grid::stretches_of(launch.grid, launch.groups)?;
         let args = match &loaded.descriptors {
             None => Packed::Address(pack(&loaded, launch.args)?),
             Some((d, _)) => {
@@ -163,7 +86,7 @@ impl Compute {
             }
         };
         let mut state = self.state.lock();
-        let mut slot = self.slot(&mut state)?;
+        let mut slot = state.slots.take(&self.raw, &self.pool, &self.done)?;
         let value = state.issued + 1;
         let recorded = match args {
             Packed::Address(args) => self.record_address(&mut slot, &loaded, launch.grid, &parts, args),
@@ -172,15 +95,11 @@ impl Compute {
         let submitted =
             recorded.and_then(|()| self.queue(&slot, value, after).map_err(|code| self.raw.failed("vkQueueSubmit")(code)));
         if let Err(e) = submitted {
-            // Not in flight: to the front, where it is free at once.
-            slot.value = 0;
-            state.slots.push_front(slot);
+            state.slots.give_back(slot);
             return Err(e);
         }
         state.issued = value;
-        slot.value = value;
-        slot.kernel = Some(loaded);
-        state.slots.push_back(slot);
+        state.slots.in_flight(slot, value, loaded);
         Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
     }
 
@@ -208,7 +127,7 @@ impl Compute {
             for (first, end) in parts {
                 push[..4].copy_from_slice(&first.to_le_bytes());
                 push[4..8].copy_from_slice(&end.to_le_bytes());
-                let [x, y] = fold(end - first, self.raw.gpu.can.max_groups);
+                let [x, y] = grid::fold(end - first, self.raw.gpu.can.max_groups);
                 // SAFETY: the command buffer is being recorded; the layout has so many bytes of push constants.
                 unsafe {
                     device.cmd_push_constants(cmd, kernel.layout, vk::ShaderStageFlags::COMPUTE, 0, &push);
@@ -248,7 +167,7 @@ impl Compute {
                 if !push.is_empty() {
                     device.cmd_push_constants(cmd, kernel.layout, vk::ShaderStageFlags::COMPUTE, 0, &push);
                 }
-                for ([x, y, z], [w, h, d]) in bind::boxes(grid, parts) {
+                for ([x, y, z], [w, h, d]) in grid::boxes(grid, parts) {
                     device.cmd_dispatch_base(cmd, x, y, z, w, h, d);
                 }
             }
@@ -307,80 +226,15 @@ impl Compute {
         unsafe { self.raw.device.queue_submit(*queue, &info, vk::Fence::null()) }
     }
 
-    /// A slot that is not in flight.
-    fn slot(&self, state: &mut State) -> Result<Slot, DeviceError> {
-        if let Some(front) = state.slots.front()
-            && self.done.is_reached(front.value)
-            && let Some(mut slot) = state.slots.pop_front()
-        {
-            if let Some((value, error)) = slot.harvest() {
-                self.keep(state, value, error);
-            }
-            return Ok(slot);
-        }
-        if state.used == state.blocks.len() as u64 * SLOTS {
-            let block = self.pool.buffer(SLOTS * BLOCK, MemoryLocation::CpuToGpu, "arguments")?;
-            let mapped =
-                block.mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
-            // SAFETY: a new buffer of so many bytes.
-            unsafe { mapped.as_ptr().write_bytes(0, (SLOTS * BLOCK) as usize) };
-            state.blocks.push(Arc::new(block));
-        }
-        let device = &self.raw.device;
-        let info = vk::CommandPoolCreateInfo::default()
-            .queue_family_index(self.raw.compute.0)
-            .flags(vk::CommandPoolCreateFlags::TRANSIENT);
-        // SAFETY: the structures are alive; a command buffer goes with its pool.
-        let (pool, cmd) = unsafe {
-            let pool = device.create_command_pool(&info, None).map_err(self.raw.failed("vkCreateCommandPool"))?;
-            let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
-            match device.allocate_command_buffers(&info) {
-                Ok(buffers) => (pool, buffers[0]),
-                Err(code) => {
-                    device.destroy_command_pool(pool, None);
-                    return Err(self.raw.failed("vkAllocateCommandBuffers")(code));
-                }
-            }
-        };
-        let (block, offset) = (&state.blocks[(state.used / SLOTS) as usize], state.used % SLOTS * BLOCK);
-        state.used += 1;
-        let block = Arc::clone(block);
-        Ok(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets: vk::DescriptorPool::null() })
-    }
-
-    fn keep(&self, state: &mut State, value: u64, error: KernelError) {
-        self.failed.fetch_add(1, Ordering::AcqRel);
-        state.failures.insert(value, error);
-    }
-
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
-        let mut state = self.state.lock();
-        let found = state.slots.binary_search_by_key(&done.id, |s| s.value);
-        if let Ok(i) = found
-            && let Some((value, error)) = state.slots[i].harvest()
-        {
-            self.keep(&mut state, value, error);
-        }
-        if self.failed.load(Ordering::Acquire) > 0
-            && let Some(error) = state.failures.remove(&done.id)
-        {
-            self.failed.fetch_sub(1, Ordering::AcqRel);
-            return Outcome::Failed(error);
-        }
-        Outcome::Done
+        self.state.lock().slots.failure(done.id).map_or(Outcome::Done, Outcome::Failed)
     }
 }
 
 impl Drop for Compute {
     fn drop(&mut self) {
-        let device = &self.raw.device;
         // SAFETY: the device is idle, as its owner has seen to.
-        unsafe {
-            for slot in &self.state.get_mut().slots {
-                device.destroy_command_pool(slot.pool, None);
-                device.destroy_descriptor_pool(slot.sets, None);
-            }
-        }
+        unsafe { self.state.get_mut().slots.destroy(&self.raw.device) };
     }
 }
 
@@ -402,29 +256,6 @@ fn within(kernel: &Loaded, launch: &Launch<'_>, counts: bool, most: [u32; 3]) ->
         );
     }
     Ok(())
-}
-
-/// The stretches of groups that a launch runs.
-fn parts_of(grid: [u32; 3], groups: Groups<'_>) -> Result<SmallVec<[(u32, u32); 1]>, DeviceError> {
-    let count = grid.iter().try_fold(1_u64, |n, g| n.checked_mul(u64::from(*g))).filter(|n| (1..=MOST_GROUPS).contains(n));
-    let whole = count.filter(|_| grid[1] <= 0xFFFF && grid[2] <= 0xFFFF);
-    let count = whole.ok_or_else(|| {
-        let most = format!("it has 1 to {MOST_GROUPS} groups, and up to 65535 in y and z");
-        invalid("submit", format!("a grid of {grid:?} groups; {most}"))
-    })? as u32;
-    match groups {
-        Groups::All => Ok(smallvec::smallvec![(0, count)]),
-        Groups::Range(first, end) if first == end && end <= count => Ok(SmallVec::new()),
-        Groups::Range(first, end) if first < end && end <= count => Ok(smallvec::smallvec![(first, end)]),
-        Groups::List(list) if list.iter().all(|n| *n < count) => Ok(list.iter().map(|n| (*n, n + 1)).collect()),
-        Groups::Range(..) | Groups::List(_) => Err(invalid("submit", format!("groups outside a grid of {count}"))),
-    }
-}
-
-/// So many workgroups as a rectangle within the device's limits, with few to spare.
-fn fold(count: u32, most: [u32; 3]) -> [u32; 2] {
-    let rows = count.div_ceil(most[0]);
-    [count.div_ceil(rows), rows]
 }
 
 /// The buffers and the plain value as the module gets them, and whether they go into the slot's block.
@@ -458,30 +289,4 @@ fn pack(kernel: &Loaded, args: &[Arg<'_>]) -> Result<(SmallVec<[u8; PUSH]>, bool
         return Err(DeviceError::BadKernel { kernel: kernel.name.into(), what });
     }
     Ok((packed, spirv::spills(buffers, value.len())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn workgroups_fold_with_few_to_spare() {
-        let most = [65535; 3];
-        for count in [1, 2, 65535, 65536, 1 << 20, 4_000_000_000] {
-            let [x, y] = fold(count, most);
-            assert!(x <= most[0] && y <= most[1]);
-            let all = u64::from(x) * u64::from(y);
-            assert!(all >= u64::from(count) && all - u64::from(count) < u64::from(y), "{count}: {x}·{y}");
-        }
-    }
-
-    #[test]
-    fn grids_that_make_no_sense_are_refused() {
-        for grid in [[0, 1, 1], [u32::MAX, 1, 1], [1, 65536, 1], [70000, 70000, 1]] {
-            assert!(parts_of(grid, Groups::All).is_err(), "{grid:?}");
-        }
-        assert!(parts_of([4, 1, 1], Groups::Range(2, 5)).is_err());
-        assert!(parts_of([4, 1, 1], Groups::List(&[4])).is_err());
-        assert_eq!(parts_of([4, 2, 1], Groups::All).unwrap().as_slice(), [(0, 8)]);
-    }
 }

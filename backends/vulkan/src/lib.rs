@@ -8,7 +8,7 @@
 //! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
 //! | `pool` | buffers, with memory from gpu-allocator |
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
-//! | `launch`, `bind` | the compute queue; arguments by descriptor |
+//! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
 //! | `pipeline`, `cache` | kernels that are ready; the driver's pipeline cache on disk |
 //! | `staging` | copies to memory that the host does not reach |
 //! | `signals` | the timelines |
@@ -35,6 +35,7 @@ mod device;
 mod error;
 mod fixed;
 mod gpu;
+mod grid;
 mod instance;
 mod launch;
 pub mod module;
@@ -43,6 +44,7 @@ mod pool;
 mod probe;
 mod raw;
 mod signals;
+mod slot;
 mod sparse;
 mod staging;
 mod table;

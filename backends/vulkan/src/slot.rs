@@ -1,0 +1,170 @@
+//! Slots: a command buffer each, with a block of arguments and status words.
+//!
+//! **States of a slot:** free, then in flight until its value is reached, then free again. They are kept in the order of their
+//! values. What a launch complained of is taken from its slot before the slot is used again, and kept until somebody asks.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use ash::vk;
+use gpu_allocator::MemoryLocation;
+use sterna_hal::{DeviceError, KernelError};
+use sterna_host::sys::invalid;
+
+use crate::pipeline::Loaded;
+use crate::pool::{Buffer, Pool};
+use crate::raw::Raw;
+use crate::signals::Semaphore;
+
+/// Bytes of a slot's block: status words, then arguments that do not fit push constants.
+const BLOCK: u64 = 4096;
+/// Where arguments begin in it: what every device takes as the begin of a uniform buffer.
+const SPILL: u64 = 256;
+/// Slots whose blocks share a buffer.
+const SLOTS: u64 = 16;
+/// Arguments that do not fit the block are in a buffer of the slot's own, up to this many bytes.
+pub(crate) const MOST_VALUE: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) pool: vk::CommandPool,
+    pub(crate) cmd: vk::CommandBuffer,
+    pub(crate) block: Arc<Buffer>,
+    /// Where its part of the block begins.
+    pub(crate) offset: u64,
+    value: u64,
+    kernel: Option<Arc<Loaded>>,
+    /// For arguments that do not fit the block.
+    large: Option<Buffer>,
+    /// For modules with bindings; null until one is launched.
+    pub(crate) sets: vk::DescriptorPool,
+}
+
+// SAFETY: handles of the driver; whoever has the slot uses them alone.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    fn status(&self) -> *mut [u32; 3] {
+        let mapped = self.block.mapped.expect("blocks are host-visible").as_ptr();
+        // SAFETY: inside the block.
+        unsafe { mapped.add(self.offset as usize).cast() }
+    }
+
+    /// Puts arguments where the device finds them: the address, and the buffer with the offset.
+    pub(crate) fn put(&mut self, pool: &Arc<Pool>, bytes: &[u8]) -> Result<(u64, vk::Buffer, u64), DeviceError> {
+        let (mapped, place) = if bytes.len() as u64 <= BLOCK - SPILL {
+            let offset = self.offset + SPILL;
+            (
+                self.block.mapped.map(|m| m.as_ptr().wrapping_add(offset as usize)),
+                (self.block.address + offset, self.block.raw, offset),
+            )
+        } else {
+            let fits = |b: &&Buffer| b.bytes >= bytes.len() as u64;
+            if self.large.as_ref().filter(fits).is_none() {
+                let size = bytes.len().next_power_of_two() as u64;
+                self.large = Some(pool.buffer(size, MemoryLocation::CpuToGpu, "large arguments")?);
+            }
+            let large = self.large.as_ref().expect("made just now");
+            (large.mapped.map(|m| m.as_ptr()), (large.address, large.raw, 0))
+        };
+        let to = mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
+        // SAFETY: the slot is not in flight, and the place is its own and long enough.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(place)
+    }
+
+    /// Takes what the launch that used it last complained of.
+    fn harvest(&mut self) -> Option<(u64, KernelError)> {
+        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's.
+        let words = unsafe { self.status().replace([0; 3]) };
+        let kernel = self.kernel.take()?;
+        (words[0] != 0).then(|| (self.value, KernelError::Refused(kernel.form.complaint(words))))
+    }
+}
+
+/// The slots of a queue.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    list: VecDeque<Slot>,
+    /// What launches whose slots are used again complained of.
+    failures: HashMap<u64, KernelError>,
+    blocks: Vec<Arc<Buffer>>,
+    used: u64,
+}
+
+impl Slots {
+    /// A slot that is not in flight.
+    pub(crate) fn take(&mut self, raw: &Raw, pool: &Arc<Pool>, done: &Semaphore) -> Result<Slot, DeviceError> {
+        if let Some(front) = self.list.front()
+            && done.is_reached(front.value)
+            && let Some(mut slot) = self.list.pop_front()
+        {
+            if let Some((value, error)) = slot.harvest() {
+                self.failures.insert(value, error);
+            }
+            return Ok(slot);
+        }
+        if self.used == self.blocks.len() as u64 * SLOTS {
+            let block = pool.buffer(SLOTS * BLOCK, MemoryLocation::CpuToGpu, "arguments")?;
+            let mapped =
+                block.mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
+            // SAFETY: a new buffer of so many bytes.
+            unsafe { mapped.as_ptr().write_bytes(0, (SLOTS * BLOCK) as usize) };
+            self.blocks.push(Arc::new(block));
+        }
+        let device = &raw.device;
+        let info = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(raw.compute.0)
+            .flags(vk::CommandPoolCreateFlags::TRANSIENT);
+        // SAFETY: the structures are alive; a command buffer goes with its pool.
+        let (pool, cmd) = unsafe {
+            let pool = device.create_command_pool(&info, None).map_err(raw.failed("vkCreateCommandPool"))?;
+            let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+            match device.allocate_command_buffers(&info) {
+                Ok(buffers) => (pool, buffers[0]),
+                Err(code) => {
+                    device.destroy_command_pool(pool, None);
+                    return Err(raw.failed("vkAllocateCommandBuffers")(code));
+                }
+            }
+        };
+        let (block, offset) = (&self.blocks[(self.used / SLOTS) as usize], self.used % SLOTS * BLOCK);
+        self.used += 1;
+        let block = Arc::clone(block);
+        Ok(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets: vk::DescriptorPool::null() })
+    }
+
+    /// Takes back a slot whose launch was not submitted: it is free at once.
+    pub(crate) fn give_back(&mut self, mut slot: Slot) {
+        slot.value = 0;
+        self.list.push_front(slot);
+    }
+
+    /// Takes back a slot whose launch of `kernel` ends with `value`, the highest so far.
+    pub(crate) fn in_flight(&mut self, mut slot: Slot, value: u64, kernel: Arc<Loaded>) {
+        slot.value = value;
+        slot.kernel = Some(kernel);
+        self.list.push_back(slot);
+    }
+
+    /// What the launch with this value, which has ended, complained of; told once.
+    pub(crate) fn failure(&mut self, value: u64) -> Option<KernelError> {
+        let in_slot = self.list.binary_search_by_key(&value, |s| s.value).ok();
+        let said = in_slot.and_then(|i| self.list[i].harvest()).map(|(_, error)| error);
+        said.or_else(|| if self.failures.is_empty() { None } else { self.failures.remove(&value) })
+    }
+
+    /// Destroys what the slots have.
+    ///
+    /// # Safety
+    /// None is in flight.
+    pub(crate) unsafe fn destroy(&mut self, device: &ash::Device) {
+        for slot in self.list.drain(..) {
+            // SAFETY: the caller's; each is destroyed once.
+            unsafe {
+                device.destroy_command_pool(slot.pool, None);
+                device.destroy_descriptor_pool(slot.sets, None);
+            }
+        }
+    }
+}
