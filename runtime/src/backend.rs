@@ -42,8 +42,15 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
         "vulkan" => {
             let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
             let pipeline_cache = config::var("STERNA_PIPELINE_CACHE", str::parse)?.unwrap_or_default();
-            let settings = sterna_vulkan::VulkanConfig { memory, page_table, pipeline_cache, ..Default::default() };
-            Ok(Arc::new(sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?))
+            let copies = config::var("STERNA_VULKAN_COPIES", str::parse)?;
+            let settings = sterna_vulkan::VulkanConfig { memory, page_table, copies, pipeline_cache };
+            let device = sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?;
+            #[cfg(feature = "tracing")]
+            {
+                let (page_table, copies) = (device.page_table(), device.copies());
+                tracing::info!(device = %device.gpu().name, %page_table, %copies, staged_because = device.staged_because(), "Vulkan device");
+            }
+            Ok(Arc::new(device))
         }
         _ => Err(unknown()),
     }

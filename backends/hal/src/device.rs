@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::kernel::{Code, KernelId, Mapping};
 use crate::{
-    Access, Caps, CopyRun, DevAddr, DevRange, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, Memory, Outcome, Point,
-    RegionId, Ticket,
+    Access, Caps, CopyRun, DevAddr, DevRange, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, Memory, Outcome,
+    Point, RegionId, Ticket,
 };
 
 /// One argument of a launch.
@@ -93,8 +93,15 @@ pub trait Device: Send + Sync {
     ///
     /// # Safety
     /// `bytes` bytes at `base` are a shared mapping of `memfd` from offset 0, readable and writable for as long as the device
-    /// exists, and touched by the engine only.
+    /// exists, and touched by the engine only. Whoever frees storage of the file says so to [`host_freed`](Self::host_freed).
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError>;
+
+    /// Says that the storage of `bytes` bytes at `at` was freed: what comes there later are other pages of memory. A device that keeps
+    /// hold of pages themselves, as imports of most drivers do, lets go of these, or it would use pages that are no part of the file
+    /// any more; one that goes by the mapping has nothing to do. Called after the storage has gone and before anybody names it in
+    /// a copy or an entry again; copies of neighbouring bytes may be under way. A system that moves pages by itself, or at
+    /// `MADV_COLLAPSE`, needs no such word: it tells the driver, or leaves alone what the driver holds.
+    fn host_freed(&self, _at: HostAt, _bytes: u64) {}
 
     /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except where
     /// frames are [`placed`](crate::Caps::placed): there it takes all of it, may say [`DeviceError::OutOfMemory`], and aligns to the grain.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mmu`] | a page table made of mappings: a window of addresses, device memory in a file |
 //! | [`regions`] | host storage that was announced |
+//! | [`storage`] | host storage of one's own, for probes |
 //! | [`copy`] | a copy queue on threads |
 //! | [`timeline`] | a number that grows, and threads that wait for it |
 //! | [`sys`] | small helpers around system calls |
@@ -17,6 +18,7 @@ pub mod frames;
 mod memory;
 pub mod mmu;
 pub mod regions;
+pub mod storage;
 pub mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;

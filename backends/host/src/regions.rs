@@ -2,7 +2,7 @@
 //!
 //! **Guarantee:** a pointer or file offset that is handed out lies inside an announced region. **Lock:** `list`, for look-ups.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -59,6 +59,19 @@ pub struct Look<'a>(RwLockReadGuard<'a, Vec<Region>>);
 impl Look<'_> {
     pub(crate) fn region(&self, at: HostAt) -> &Region {
         &self.0[at.region.0 as usize]
+    }
+
+    /// Bytes of a region; 0 if there is none of that number.
+    #[must_use]
+    pub fn bytes(&self, region: RegionId) -> u64 {
+        self.0.get(region.0 as usize).map_or(0, |r| r.bytes)
+    }
+
+    /// Whether every byte of the stretch has storage, so that no access gives it some.
+    #[must_use]
+    pub fn stored(&self, at: HostAt, bytes: u64) -> bool {
+        let region = self.0.get(at.region.0 as usize);
+        region.is_some_and(|r| sys::stored(r.fd.as_fd(), at.offset..at.offset.saturating_add(bytes)))
     }
 
     /// Where host storage is.

@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::thread::{self, JoinHandle};
@@ -127,6 +128,14 @@ pub(crate) fn dup(fd: i32) -> Result<OwnedFd, DeviceError> {
         .map_err(|e| failed("fcntl", &e, "free some memory"))?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether every byte of `range` of a file has storage.
+pub(crate) fn stored(fd: BorrowedFd<'_>, range: Range<u64>) -> bool {
+    let Ok(start) = libc::off_t::try_from(range.start) else { return false };
+    // SAFETY: no memory is involved; nobody uses the position.
+    let hole = unsafe { libc::lseek(fd.as_raw_fd(), start, libc::SEEK_HOLE) };
+    range.is_empty() || u64::try_from(hole).is_ok_and(|hole| hole >= range.end)
 }
 
 /// What a stretch of addresses shows.

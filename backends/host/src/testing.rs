@@ -1,19 +1,15 @@
 //! What the tests of backends share.
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use sterna_hal::{Device, RegionId};
 
-use crate::sys::{self, Backing, Mapped};
+use crate::storage::Storage;
+use crate::sys;
 
 /// Host storage: a shared memory file, mapped.
 #[derive(Debug)]
-pub struct Host {
-    map: Mapped,
-    fd: OwnedFd,
-    bytes: u64,
-}
+pub struct Host(Storage);
 
 impl Host {
     /// So many bytes of storage.
@@ -22,11 +18,7 @@ impl Host {
     /// If the system has none.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        use std::os::fd::AsFd;
-        let fd = sys::memfd(c"host", bytes).expect("a memory file");
-        let backing = Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false };
-        let map = Mapped::new(bytes, backing).expect("a mapping");
-        Self { map, fd, bytes }
+        Self(Storage::new(bytes).expect("a memory file, mapped"))
     }
 
     /// Announces it to a device, which must not use it after it is dropped.
@@ -35,31 +27,56 @@ impl Host {
     /// If the device refuses it.
     pub fn attach(&self, device: &dyn Device) -> RegionId {
         // SAFETY: mapped from offset 0; tests keep it longer than the device's last use of it.
-        unsafe { device.attach_host(self.base(), self.bytes, self.fd.as_raw_fd()) }.expect("attach_host")
+        unsafe { device.attach_host(self.base(), self.bytes(), self.0.file()) }.expect("attach_host")
     }
 
     /// Its first byte.
     #[must_use]
     pub fn base(&self) -> NonNull<u8> {
-        self.map.base()
+        self.0.base()
     }
 
     /// Its length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.0.bytes()
     }
 
     /// What it holds; no copy to it may be under way.
     #[must_use]
     pub fn slice(&self) -> &[u8] {
         // SAFETY: mapped; tests look at it while no copy to it is under way.
-        unsafe { std::slice::from_raw_parts(self.base().as_ptr(), sys::to_usize(self.bytes)) }
+        unsafe { std::slice::from_raw_parts(self.base().as_ptr(), sys::to_usize(self.bytes())) }
     }
 
     /// Fills it; no copy may be under way.
     pub fn fill(&self, value: u8) {
         // SAFETY: mapped; no copy is under way.
-        unsafe { self.base().as_ptr().write_bytes(value, sys::to_usize(self.bytes)) };
+        unsafe { self.base().as_ptr().write_bytes(value, sys::to_usize(self.bytes())) };
+    }
+
+    /// Frees the storage of a part, which reads as zeros from then on; no copy of it may be under way.
+    ///
+    /// # Panics
+    /// If the system does not take it.
+    pub fn punch(&self, offset: u64, bytes: u64) {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let [offset, bytes] = [offset, bytes].map(|n| libc::off_t::try_from(n).expect("a length"));
+        // SAFETY: a file of our own.
+        assert_eq!(unsafe { libc::fallocate(self.0.file(), mode, offset, bytes) }, 0, "fallocate");
+    }
+
+    /// Bytes of it that take memory.
+    ///
+    /// # Panics
+    /// If the system does not say.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        // SAFETY: plain old data, for which all zero is a value; the call writes it only.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            assert_eq!(libc::fstat(self.0.file(), &mut stat), 0, "fstat");
+            u64::try_from(stat.st_blocks).expect("a count") * 512
+        }
     }
 }

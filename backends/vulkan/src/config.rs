@@ -54,8 +54,38 @@ impl FromStr for PageTable {
 pub enum Copies {
     /// The host's processors write and read it where it is: memory that they can reach and that is theirs too.
     Mapped,
+    /// By the device's copy queue, straight from and to the host's memory, which is imported piece by piece.
+    Imported,
     /// By way of staging buffers and the device's copy queue.
     Staged,
+}
+
+impl Copies {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mapped => "mapped",
+            Self::Imported => "imported",
+            Self::Staged => "staged",
+        }
+    }
+}
+
+impl fmt::Display for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Copies {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Mapped, Self::Imported, Self::Staged]
+            .into_iter()
+            .find(|c| c.name() == text)
+            .ok_or_else(|| format!("there is no way of copies `{text}`; there are: mapped, imported, staged"))
+    }
 }
 
 /// Where the driver's pipeline cache is kept between runs.
@@ -102,7 +132,8 @@ pub struct VulkanConfig {
     pub memory: Option<u64>,
     /// The page table. `None`: the best that works.
     pub page_table: Option<PageTable>,
-    /// The way of copies, where there is a choice. `None`: mapped where all device memory is the host's, else staged.
+    /// The way of copies, where there is a choice. `None`: mapped where all device memory is the host's, else imported where a
+    /// probe of that works, else staged.
     pub copies: Option<Copies>,
     /// Where pipelines are kept between runs.
     pub pipeline_cache: CacheFolder,

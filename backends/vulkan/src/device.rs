@@ -16,7 +16,7 @@ use std::time::Duration;
 use gpu_allocator::MemoryLocation;
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
-    Absent, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
+    Absent, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames, HostAt,
     KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket,
 };
 use sterna_host::copy::{Copier, INLINE, Owner, Pieces};
@@ -28,6 +28,7 @@ use crate::config::{Copies, PageTable, VulkanConfig};
 use crate::error::VulkanError;
 use crate::fixed::Fixed;
 use crate::gpu::{self, Gpu};
+use crate::imports::{Imports, Most};
 use crate::instance::Instance;
 use crate::launch::{COPY, Compute};
 use crate::pool::Pool;
@@ -35,7 +36,7 @@ use crate::probe;
 use crate::raw::Raw;
 use crate::signals::{Semaphore, Signals};
 use crate::sparse::Sparse;
-use crate::staging::Stager;
+use crate::staging::{self, Stager};
 use crate::table::{HostAddresses, Table};
 
 /// Addresses of a device of kind *mmu*, in bytes.
@@ -51,8 +52,8 @@ const COPY_THREADS: usize = 8;
 enum Mover {
     /// By the host's processors.
     Host(Arc<Copier>),
-    /// By the device, through staging buffers.
-    Staged(Arc<Stager>),
+    /// By the device.
+    Device(Arc<Stager>),
 }
 
 /// A Vulkan device.
@@ -66,7 +67,8 @@ pub struct VulkanDevice {
     mover: Mover,
     // Before what they use.
     table: Table,
-    regions: Regions,
+    regions: Arc<Regions>,
+    staged_because: Option<String>,
     signals: Arc<Signals>,
     raw: Arc<Raw>,
 }
@@ -119,24 +121,43 @@ impl VulkanDevice {
             let name = format!("sterna-vk{}", gpu.index);
             Mover::Host(Copier::new(owner(), COPY, processors.min(COPY_THREADS), name))
         };
+        let regions = Arc::new(Regions::default());
+        let mut staged_because = None;
         let (table, mover) = match kind {
             PageTable::Mmu => {
                 if !software {
                     let text = "the device does not run on the host's processors, so nobody could serve its faults";
                     return Err(VulkanError::Device(sys::invalid("probe", text)));
                 }
-                if config.copies == Some(Copies::Staged) {
-                    let text = "page table mmu has no use for staging: its memory is the host's";
-                    return Err(VulkanError::Settings(text.into()));
+                if let Some(copies) = config.copies.filter(|c| *c != Copies::Mapped) {
+                    let text = format!("page table mmu has no use for copies that are {copies}: its memory is the host's");
+                    return Err(VulkanError::Settings(text));
                 }
                 let mmu = Mmu::new(WINDOW, budget, grain, true)?;
                 (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
             }
             PageTable::Sparse | PageTable::Fixed => {
-                let copies = config.copies.unwrap_or(if gpu.can.unified { Copies::Mapped } else { Copies::Staged });
-                let (location, mover) = match copies {
-                    Copies::Mapped => (MemoryLocation::GpuToCpu, by_host()),
-                    Copies::Staged => (MemoryLocation::GpuOnly, Mover::Staged(Stager::new(&raw, &pool, owner()))),
+                let copies = config.copies.or(gpu.can.unified.then_some(Copies::Mapped));
+                let imports = match copies {
+                    Some(Copies::Mapped | Copies::Staged) => None,
+                    _ => match staging::probe(&raw, &pool).and_then(|()| Imports::new(&raw, &regions, Most::of(&raw))) {
+                        Ok(imports) => Some(imports),
+                        Err(e) if raw.is_lost() => return Err(VulkanError::Device(e)),
+                        Err(e) if copies.is_none() => {
+                            staged_because = Some(e.to_string());
+                            None
+                        }
+                        Err(e) => {
+                            let text =
+                                format!("copies by import do not work on {}: {e}; unset STERNA_VULKAN_COPIES", gpu.name);
+                            return Err(VulkanError::Settings(text));
+                        }
+                    },
+                };
+                let (location, mover) = if copies == Some(Copies::Mapped) {
+                    (MemoryLocation::GpuToCpu, by_host())
+                } else {
+                    (MemoryLocation::GpuOnly, Mover::Device(Stager::new(&raw, &pool, imports, owner())))
                 };
                 let table = if kind == PageTable::Sparse {
                     let budget = if software { budget.min(MOST_BOUND * grain) } else { budget };
@@ -172,7 +193,7 @@ impl VulkanDevice {
             name: format!("{}, {}", gpu.name, gpu.driver),
             kind: gpu.kind,
         };
-        let this = Self { info, caps, kind, mover, table, regions: Regions::default(), signals, raw };
+        let this = Self { info, caps, kind, mover, table, regions, staged_because, signals, raw };
         probe::run(&this)?;
         Ok(this)
     }
@@ -181,6 +202,32 @@ impl VulkanDevice {
     #[must_use]
     pub fn page_table(&self) -> PageTable {
         self.kind
+    }
+
+    /// How its copies are made.
+    #[must_use]
+    pub fn copies(&self) -> Copies {
+        match &self.mover {
+            Mover::Host(_) => Copies::Mapped,
+            Mover::Device(stager) if stager.imports.is_some() => Copies::Imported,
+            Mover::Device(_) => Copies::Staged,
+        }
+    }
+
+    /// Why copies, or some of them, go through staging buffers although nobody asked for that: host memory could not be imported.
+    #[must_use]
+    pub fn staged_because(&self) -> Option<String> {
+        self.staged_because.clone().or_else(|| self.imports()?.refused())
+    }
+
+    /// Bytes of host memory that are imported for copies now.
+    #[must_use]
+    pub fn imported(&self) -> u64 {
+        self.imports().map_or(0, |i| i.bytes())
+    }
+
+    fn imports(&self) -> Option<&Arc<Imports>> {
+        if let Mover::Device(stager) = &self.mover { stager.imports.as_ref() } else { None }
     }
 
     /// What the driver says of it.
@@ -198,7 +245,7 @@ impl VulkanDevice {
         }
         let issued = match &self.mover {
             Mover::Host(copier) => copier.issued(),
-            Mover::Staged(stager) => stager.issued(),
+            Mover::Device(stager) => stager.issued(),
         };
         self.signals.let_go(issued);
     }
@@ -243,6 +290,12 @@ impl Device for VulkanDevice {
         };
         // SAFETY: the caller's.
         unsafe { regions.attach(base, bytes, memfd) }
+    }
+
+    fn host_freed(&self, at: HostAt, bytes: u64) {
+        if let Some(imports) = self.imports() {
+            imports.forget(at, bytes);
+        }
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
@@ -313,7 +366,7 @@ impl Device for VulkanDevice {
         self.signals.check("copy", after)?;
         let copier = match &self.mover {
             Mover::Host(copier) => copier,
-            Mover::Staged(stager) => {
+            Mover::Device(stager) => {
                 let cut = if let Table::Sparse(t) = &self.table { Some(t.cut(runs)) } else { None };
                 return stager.copy(&self.table, &self.regions, cut.as_deref().unwrap_or(runs), after);
             }
@@ -345,7 +398,7 @@ impl Device for VulkanDevice {
                 Table::Fixed(t) => drop(t.of("submit", at)?),
             }
         }
-        if let Mover::Staged(_) = self.mover
+        if let Mover::Device(_) = self.mover
             && Arc::ptr_eq(&self.raw.compute.1, &self.raw.transfer.1)
         {
             // Staged copies are submitted as they go on. On a queue where a launch waits for them they would never come to that.
@@ -383,7 +436,7 @@ impl Drop for VulkanDevice {
     fn drop(&mut self) {
         match &self.mover {
             Mover::Host(copier) => copier.close(),
-            Mover::Staged(stager) => stager.close(),
+            Mover::Device(stager) => stager.close(),
         }
         // SAFETY: no other thread has the device now. What fails here is a lost device, which does nothing any more.
         let _ = unsafe { self.raw.device.device_wait_idle() };

@@ -93,6 +93,10 @@ pub(crate) struct Can {
     pub(crate) max_groups: [u32; 3],
     /// Alignment of imported host memory.
     pub(crate) import_alignment: u64,
+    /// Memory types, a bit each, that the host reaches and sees without further calls.
+    pub(crate) coherent_types: u32,
+    /// Allocations of device memory at a time.
+    pub(crate) max_allocations: u32,
     /// All device-local memory is cached, coherent memory of the host.
     pub(crate) unified: bool,
 }
@@ -192,6 +196,7 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
             max_uniform: limits.max_uniform_buffer_range,
             storage_alignment: limits.min_storage_buffer_offset_alignment,
             max_sets: limits.max_bound_descriptor_sets,
+            max_allocations: limits.max_memory_allocation_count,
             identity: Identity {
                 vendor: plain.vendor_id,
                 device: plain.device_id,
@@ -299,6 +304,10 @@ fn memory(instance: &Instance, gpu: &mut Gpu) {
     let all = all.memory_properties;
     let local = |flags: vk::MemoryPropertyFlags| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL);
     let types: Vec<_> = all.memory_types_as_slice().iter().filter(|t| local(t.property_flags)).collect();
+    let reached = vk::MemoryPropertyFlags::HOST_VISIBLE | vk::MemoryPropertyFlags::HOST_COHERENT;
+    for (i, t) in all.memory_types_as_slice().iter().enumerate() {
+        gpu.can.coherent_types |= u32::from(t.property_flags.contains(reached)) << i;
+    }
     let heap = types.iter().map(|t| t.heap_index as usize).max_by_key(|h| all.memory_heaps[*h].size).unwrap_or(0);
     gpu.memory = if gpu.can.memory_budget { budget.heap_budget[heap] } else { all.memory_heaps[heap].size };
     let shared = vk::MemoryPropertyFlags::HOST_VISIBLE

@@ -10,7 +10,8 @@
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
 //! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
 //! | `pipeline`, `cache` | kernels that are ready; the driver's pipeline cache on disk |
-//! | `staging` | copies to memory that the host does not reach |
+//! | `staging` | copies by the device, to memory that the host does not reach |
+//! | `import`, `imports` | host addresses as device memory; what of host storage is imported for copies |
 //! | `signals` | the timelines |
 //! | `probe` | whether a page table works here |
 //!
@@ -36,6 +37,8 @@ mod error;
 mod fixed;
 mod gpu;
 mod grid;
+mod import;
+mod imports;
 mod instance;
 mod launch;
 pub mod module;

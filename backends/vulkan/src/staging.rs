@@ -1,11 +1,12 @@
-//! Copies through staging buffers, for device memory that the host's processors do not reach.
+//! Copies by the device, for memory that the host's processors do not reach: straight from and to host storage where that is
+//! imported, else through staging buffers.
 //!
 //! **Guarantee:** that of [`Device::copy`](sterna_hal::Device::copy): a batch starts when its points are reached, and its own is
-//! reached when all its bytes have arrived.
+//! reached when all its bytes have arrived. Imports are kept until the copies that use them have ended.
 //!
-//! **How:** one thread takes the batches in order. It cuts their runs into pieces that fit a stage, packs as many as fit into
-//! one submission, and goes on to the next stage while the device works on the one before. Bytes for the host are taken out of a
-//! stage before it is used again, and at the end of the batch.
+//! **How:** one thread takes the batches in order. What is imported it records as it is; the rest of the runs it cuts into pieces
+//! that fit a stage, and packs as many as fit into one submission. It goes on to the next stage while the device works on the one
+//! before. Bytes for the host are taken out of a stage before it is used again, and at the end of the batch.
 //!
 //! **States of a stage:** free, filled by the thread, in flight until its value is reached. Only the thread touches them.
 //! **Lock:** `queue`, for list operations; the driver's queue over one submission.
@@ -19,11 +20,14 @@ use ash::vk;
 use gpu_allocator::MemoryLocation;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
-use sterna_hal::{CopyRun, DeviceError, Place, Point};
+use sterna_hal::{CopyRun, DeviceError, HostAt, Place, Point};
 use sterna_host::copy::Owner;
 use sterna_host::regions::Regions;
-use sterna_host::sys::{invalid, to_usize};
+use sterna_host::storage::Storage;
+use sterna_host::sys::{BLOCK, invalid, to_usize};
 
+use crate::import::Import;
+use crate::imports::{Imports, Most, Reach};
 use crate::launch::COPY;
 use crate::pool::{Buffer, Pool};
 use crate::raw::Raw;
@@ -38,7 +42,7 @@ const STAGES: usize = 4;
 #[derive(Clone, Debug)]
 enum End {
     Device(Arc<Buffer>, u64),
-    Host(NonNull<u8>),
+    Host(NonNull<u8>, HostAt),
     Zero,
 }
 
@@ -74,12 +78,15 @@ pub(crate) struct Stager {
     work: Condvar,
     raw: Arc<Raw>,
     pool: Arc<Pool>,
+    pub(crate) imports: Option<Arc<Imports>>,
     owner: Arc<dyn Owner>,
 }
 
 impl Stager {
-    pub(crate) fn new(raw: &Arc<Raw>, pool: &Arc<Pool>, owner: Arc<dyn Owner>) -> Arc<Self> {
-        Arc::new(Self { queue: Mutex::default(), work: Condvar::new(), raw: Arc::clone(raw), pool: Arc::clone(pool), owner })
+    /// With `imports` host storage is reached where it is, as far as it can be imported.
+    pub(crate) fn new(raw: &Arc<Raw>, pool: &Arc<Pool>, imports: Option<Arc<Imports>>, owner: Arc<dyn Owner>) -> Arc<Self> {
+        let (raw, pool) = (Arc::clone(raw), Arc::clone(pool));
+        Arc::new(Self { queue: Mutex::default(), work: Condvar::new(), raw, pool, imports, owner })
     }
 
     pub(crate) fn copy(
@@ -92,7 +99,7 @@ impl Stager {
         let look = regions.look();
         let end = |place: Place, bytes: u64| match place {
             Place::Frames { first, offset } => table.locate(first, offset, bytes).map(|(b, at)| End::Device(b, at)),
-            Place::Host(at) => look.host("copy", at, bytes).map(End::Host),
+            Place::Host(at) => look.host("copy", at, bytes).map(|p| End::Host(p, at)),
             Place::Zero => Ok(End::Zero),
         };
         let run = |r: &CopyRun| {
@@ -108,7 +115,7 @@ impl Stager {
         }
         let mut queue = self.queue.lock();
         if queue.thread.is_none() {
-            let stages = Stages::new(&self.raw, &self.pool)?;
+            let stages = Stages::new(&self.raw, &self.pool, self.imports.clone())?;
             let this = Arc::clone(self);
             let named = std::thread::Builder::new().name("sterna-vk-copy".into());
             let started = named.spawn(move || this.run(stages));
@@ -177,7 +184,43 @@ struct Stage {
     used: u64,
     /// Bytes that go on to the host: offset in the stage, destination, length.
     outs: Vec<(u64, NonNull<u8>, u64)>,
+    /// Copies between two buffers, to be recorded as one.
+    regions: (vk::Buffer, vk::Buffer, Vec<vk::BufferCopy>),
+    /// What its copies use.
+    held: Vec<Arc<Import>>,
     recorded: bool,
+}
+
+impl Stage {
+    /// Copies `bytes` from a place in one buffer to a place in another.
+    fn copy(&mut self, raw: &Raw, from: (vk::Buffer, u64), to: (vk::Buffer, u64), bytes: u64) {
+        if (self.regions.0, self.regions.1) != (from.0, to.0) {
+            self.flush(raw);
+            (self.regions.0, self.regions.1) = (from.0, to.0);
+        }
+        self.regions.2.push(vk::BufferCopy { src_offset: from.1, dst_offset: to.1, size: bytes });
+    }
+
+    /// Copies `bytes` of a run, from `done` on, between the device and so many bytes into an import.
+    fn import(&mut self, raw: &Raw, run: &Run, done: u64, (import, into): (Arc<Import>, u64), bytes: u64) {
+        let end = |end: &End| match end {
+            End::Device(buffer, offset) => (buffer.raw, offset + done),
+            _ => (import.buffer, into),
+        };
+        self.copy(raw, end(&run.from), end(&run.to), bytes);
+        if self.held.last().is_none_or(|last| !Arc::ptr_eq(last, &import)) {
+            self.held.push(import);
+        }
+    }
+
+    fn flush(&mut self, raw: &Raw) {
+        let (from, to, regions) = &mut self.regions;
+        if !regions.is_empty() {
+            // SAFETY: recording; all places are inside their buffers, which stay until the stage has been waited for.
+            unsafe { raw.device.cmd_copy_buffer(self.cmd, *from, *to, regions) };
+            regions.clear();
+        }
+    }
 }
 
 // SAFETY: the addresses in it are a batch's, used by the thread alone.
@@ -189,13 +232,14 @@ struct Stages {
     next: usize,
     semaphore: Semaphore,
     issued: u64,
+    imports: Option<Arc<Imports>>,
     raw: Arc<Raw>,
 }
 
 impl Stages {
-    fn new(raw: &Arc<Raw>, pool: &Arc<Pool>) -> Result<Self, DeviceError> {
+    fn new(raw: &Arc<Raw>, pool: &Arc<Pool>, imports: Option<Arc<Imports>>) -> Result<Self, DeviceError> {
         let semaphore = Semaphore::new(raw).map_err(DeviceError::from)?;
-        let mut this = Self { list: Vec::new(), next: 0, semaphore, issued: 0, raw: Arc::clone(raw) };
+        let mut this = Self { list: Vec::new(), next: 0, semaphore, issued: 0, imports, raw: Arc::clone(raw) };
         for _ in 0..STAGES {
             // Cached memory of the host: it is read as well as written.
             let buffer = pool.buffer(STAGE, MemoryLocation::GpuToCpu, "staging")?;
@@ -211,7 +255,17 @@ impl Stages {
                     raw.device.destroy_command_pool(pool, None);
                     raw.failed("vkAllocateCommandBuffers")(code)
                 })?[0];
-                this.list.push(Stage { buffer, pool, cmd, value: 0, used: 0, outs: Vec::new(), recorded: false });
+                this.list.push(Stage {
+                    buffer,
+                    pool,
+                    cmd,
+                    value: 0,
+                    used: 0,
+                    outs: Vec::new(),
+                    regions: Default::default(),
+                    held: Vec::new(),
+                    recorded: false,
+                });
             }
         }
         Ok(this)
@@ -234,26 +288,23 @@ impl Stages {
 
     /// Starts the copy of the run's bytes from `done` on, as many as go into the stage; says how many.
     fn piece(&mut self, run: &Run, done: u64) -> Result<u64, DeviceError> {
-        let left = run.bytes - done;
+        let mut left = run.bytes - done;
         // SAFETY: inside the run's places, which the batch has to itself; here and below.
         let host = |p: &NonNull<u8>| unsafe { p.add(to_usize(done)) };
         match (&run.from, &run.to) {
-            (End::Host(from), End::Host(to)) => {
+            (End::Host(from, _), End::Host(to, _)) => {
                 // SAFETY: as above; they do not overlap, by the contract of `copy`.
                 unsafe { host(to).copy_from_nonoverlapping(host(from), to_usize(left)) };
                 return Ok(left);
             }
-            (End::Zero, End::Host(to)) => {
+            (End::Zero, End::Host(to, _)) => {
                 // SAFETY: as above.
                 unsafe { host(to).write_bytes(0, to_usize(left)) };
                 return Ok(left);
             }
             (End::Device(a, x), End::Device(b, y)) => {
                 self.begin()?;
-                let region = [vk::BufferCopy { src_offset: x + done, dst_offset: y + done, size: left }];
-                let (cmd, from, to) = (self.list[self.next].cmd, a.raw, b.raw);
-                // SAFETY: recording; both places are inside their buffers.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, from, to, &region) };
+                self.list[self.next].copy(&self.raw, (a.raw, x + done), (b.raw, y + done), left);
                 return Ok(left);
             }
             (End::Zero, End::Device(b, y)) if (y + done).is_multiple_of(4) && left >= 4 => {
@@ -263,6 +314,18 @@ impl Stages {
                 // SAFETY: as above; offset and length are multiples of 4.
                 unsafe { self.raw.device.cmd_fill_buffer(cmd, to, y + done, bytes, 0) };
                 return Ok(bytes);
+            }
+            (End::Host(_, at), End::Device(..)) | (End::Device(..), End::Host(_, at)) => {
+                let at = HostAt { offset: at.offset + done, ..*at };
+                match self.imports.as_ref().map(|i| i.reach(at, left)) {
+                    Some(Reach::Imported(import, into, bytes)) => {
+                        self.begin()?;
+                        self.list[self.next].import(&self.raw, run, done, (import, into), bytes);
+                        return Ok(bytes);
+                    }
+                    Some(Reach::Staged(bytes)) => left = bytes,
+                    None => {}
+                }
             }
             _ => {}
         }
@@ -283,26 +346,20 @@ impl Stages {
         let mapped = stage.buffer.mapped.expect("stages are mapped");
         // SAFETY: inside the stage.
         let staged = unsafe { mapped.add(to_usize(at)) };
-        let (cmd, own) = (stage.cmd, stage.buffer.raw);
+        let own = stage.buffer.raw;
         match (&run.from, &run.to) {
-            (End::Host(from), End::Device(b, y)) => {
+            (End::Host(from, _), End::Device(b, y)) => {
                 // SAFETY: the stage is this thread's; the source is the batch's.
                 unsafe { staged.copy_from_nonoverlapping(host(from), to_usize(bytes)) };
-                let region = [vk::BufferCopy { src_offset: at, dst_offset: y + done, size: bytes }];
-                // SAFETY: recording; both places are inside their buffers.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.raw, &region) };
+                stage.copy(&self.raw, (own, at), (b.raw, y + done), bytes);
             }
             (End::Zero, End::Device(b, y)) => {
                 // SAFETY: as above.
                 unsafe { staged.write_bytes(0, to_usize(bytes)) };
-                let region = [vk::BufferCopy { src_offset: at, dst_offset: y + done, size: bytes }];
-                // SAFETY: as above.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, own, b.raw, &region) };
+                stage.copy(&self.raw, (own, at), (b.raw, y + done), bytes);
             }
-            (End::Device(a, x), End::Host(to)) => {
-                let region = [vk::BufferCopy { src_offset: x + done, dst_offset: at, size: bytes }];
-                // SAFETY: as above.
-                unsafe { self.raw.device.cmd_copy_buffer(cmd, a.raw, own, &region) };
+            (End::Device(a, x), End::Host(to, _)) => {
+                stage.copy(&self.raw, (a.raw, x + done), (own, at), bytes);
                 stage.outs.push((at, host(to), bytes));
             }
             _ => unreachable!("the other pairs are above"),
@@ -350,6 +407,7 @@ impl Stages {
         if !stage.recorded {
             return Ok(());
         }
+        stage.flush(&self.raw);
         self.issued += 1;
         let (values, signals, commands) = ([self.issued], [self.semaphore.raw], [stage.cmd]);
         let mut timeline = vk::TimelineSemaphoreSubmitInfo::default().signal_semaphore_values(&values);
@@ -395,6 +453,7 @@ impl Stages {
             unsafe { to.copy_from_nonoverlapping(mapped.add(to_usize(at)), to_usize(bytes)) };
         }
         stage.used = 0;
+        stage.held.clear();
         Ok(())
     }
 }
@@ -408,4 +467,42 @@ impl Drop for Stages {
             }
         }
     }
+}
+
+/// Tries whether the device's copies reach a shared mapping of a memory file by import: there and back again.
+///
+/// # Errors
+/// What stands in the way.
+pub(crate) fn probe(raw: &Arc<Raw>, pool: &Arc<Pool>) -> Result<(), DeviceError> {
+    let storage = Storage::new(2 * BLOCK)?;
+    let regions = Arc::new(Regions::default());
+    // SAFETY: mapped from offset 0, and longer than the stages exist, which are the only ones to know of it.
+    let region = unsafe { regions.attach(storage.base(), storage.bytes(), storage.file())? };
+    let (half, there) = (to_usize(BLOCK), storage.base());
+    for i in 0..half {
+        // SAFETY: inside the mapping, which is the probe's own; here and below.
+        unsafe { there.add(i).write((i * 7 + i / 4096) as u8) };
+    }
+    let imports = Imports::new(raw, &regions, Most::of(raw))?;
+    let mut stages = Stages::new(raw, pool, Some(Arc::clone(&imports)))?;
+    let device = End::Device(Arc::new(pool.buffer(BLOCK, MemoryLocation::GpuOnly, "probe")?), 0);
+    let host = |offset: u64| {
+        // SAFETY: as above.
+        End::Host(unsafe { there.add(to_usize(offset)) }, HostAt { region, offset })
+    };
+    for (from, to) in [(host(0), device.clone()), (device, host(BLOCK))] {
+        stages.carry(&[Run { from, to, bytes: BLOCK }]).inspect_err(|_| {
+            // SAFETY: nobody else has the device yet. What fails here is a lost device, which does nothing any more.
+            let _ = unsafe { raw.device.device_wait_idle() };
+        })?;
+    }
+    if imports.bytes() != 2 * BLOCK {
+        return Err(invalid("import", imports.refused().unwrap_or_else(|| "nothing was imported".into())));
+    }
+    // SAFETY: as above; the copies have ended.
+    let equal = unsafe {
+        let [a, b] = [0, half].map(|at| std::slice::from_raw_parts(there.add(at).as_ptr(), half));
+        a == b
+    };
+    if equal { Ok(()) } else { Err(invalid("import", "bytes that went there and back by import are not the same")) }
 }

@@ -10,6 +10,7 @@ use sterna_host::mmu::Mmu;
 use sterna_host::sys::{invalid, to_usize};
 
 use crate::fixed::Fixed;
+use crate::import::Import;
 use crate::pool::{Buffer, usage};
 use crate::raw::Raw;
 use crate::sparse::Sparse;
@@ -31,17 +32,10 @@ pub(crate) enum Table {
 /// `imports`, for look-ups.
 #[derive(Debug)]
 pub(crate) struct HostAddresses {
+    /// What stands for each reservation, by its address. Before the addresses themselves.
+    imports: Mutex<BTreeMap<u64, Vec<Import>>>,
     pub(crate) mmu: Mmu,
     raw: Arc<Raw>,
-    /// What stands for each reservation, by its address.
-    imports: Mutex<BTreeMap<u64, Vec<Import>>>,
-}
-
-#[derive(Debug)]
-struct Import {
-    memory: vk::DeviceMemory,
-    buffer: vk::Buffer,
-    bytes: u64,
 }
 
 impl Table {
@@ -68,7 +62,7 @@ impl Table {
 
 impl HostAddresses {
     pub(crate) fn new(raw: &Arc<Raw>, mmu: Mmu) -> Self {
-        Self { mmu, raw: Arc::clone(raw), imports: Mutex::default() }
+        Self { imports: Mutex::default(), mmu, raw: Arc::clone(raw) }
     }
 
     pub(crate) fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
@@ -90,7 +84,7 @@ impl HostAddresses {
     /// As [`sterna_hal::Device::unreserve`].
     pub(crate) unsafe fn unreserve(&self, range: DevRange) {
         let imports = self.imports.lock().remove(&range.at.0);
-        imports.into_iter().flatten().for_each(|i| self.destroy(&i));
+        drop(imports);
         // SAFETY: the caller's.
         unsafe { self.mmu.unreserve(range) }
     }
@@ -113,58 +107,22 @@ impl HostAddresses {
     }
 
     fn import_in(&self, range: DevRange, bytes: u64, piece: u64) -> Result<Vec<Import>, DeviceError> {
-        let mut imports = Vec::new();
-        for offset in (0..bytes).step_by(to_usize(piece)) {
-            match self.import_piece(range.at.0 + offset, piece.min(bytes - offset)) {
-                Ok(import) => imports.push(import),
-                Err(e) => {
-                    imports.iter().for_each(|i| self.destroy(i));
-                    return Err(e);
-                }
-            }
-        }
-        Ok(imports)
+        let pieces = (0..bytes).step_by(to_usize(piece));
+        pieces.map(|offset| self.import_piece(range.at.0 + offset, piece.min(bytes - offset))).collect()
     }
 
     fn import_piece(&self, at: u64, bytes: u64) -> Result<Import, DeviceError> {
-        let (raw, device) = (&self.raw, &self.raw.device);
-        let import = raw.import.as_ref().ok_or_else(|| invalid("import", "the driver cannot import host memory"))?;
-        let handle = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
         let pointer = std::ptr::with_exposed_provenance_mut(to_usize(at));
         // SAFETY: reserved addresses that stay ours until the import is destroyed. That nothing is mapped there now, and other
         // things later, is more than the specification allows; the probe has shown that this driver does not mind.
-        unsafe {
-            let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
-            let got =
-                (import.fp().get_memory_host_pointer_properties_ext)(device.handle(), handle, pointer, &mut properties);
-            got.result().map_err(raw.failed("vkGetMemoryHostPointerPropertiesEXT"))?;
-            let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(handle);
-            let info = vk::BufferCreateInfo::default().size(bytes).usage(usage()).push_next(&mut external);
-            let buffer = device.create_buffer(&info, None).map_err(raw.failed("vkCreateBuffer"))?;
-            let needs = device.get_buffer_memory_requirements(buffer);
-            let types = properties.memory_type_bits & needs.memory_type_bits;
-            let mut flags = vk::MemoryAllocateFlagsInfo::default().flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
-            let mut from = vk::ImportMemoryHostPointerInfoEXT::default().handle_type(handle).host_pointer(pointer);
-            let info = vk::MemoryAllocateInfo::default()
-                .allocation_size(bytes)
-                .memory_type_index(types.trailing_zeros().min(31))
-                .push_next(&mut flags)
-                .push_next(&mut from);
-            let memory = device.allocate_memory(&info, None).map_err(|code| {
-                device.destroy_buffer(buffer, None);
-                raw.failed("vkAllocateMemory")(code)
-            })?;
-            let made = Import { memory, buffer, bytes };
-            let bound = device.bind_buffer_memory(buffer, memory, 0).map_err(raw.failed("vkBindBufferMemory"));
-            let address =
-                bound.map(|()| device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(buffer)));
-            let address = address.inspect_err(|_| self.destroy(&made))?;
-            if address != at {
-                self.destroy(&made);
-                return Err(invalid("import", format!("host address {at:#x} became device address {address:#x}")));
-            }
-            Ok(made)
+        let made = unsafe { Import::new(&self.raw, pointer, bytes, usage())? };
+        let info = vk::BufferDeviceAddressInfo::default().buffer(made.buffer);
+        // SAFETY: a buffer of this device that was made for having an address.
+        let address = unsafe { self.raw.device.get_buffer_device_address(&info) };
+        if address != at {
+            return Err(invalid("import", format!("host address {at:#x} became device address {address:#x}")));
         }
+        Ok(made)
     }
 
     fn buffer_of(&self, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
@@ -185,20 +143,5 @@ impl HostAddresses {
             offset -= piece.bytes;
         }
         Err(invalid("submit", format!("{range:x?} is outside every reservation")))
-    }
-
-    fn destroy(&self, import: &Import) {
-        // SAFETY: nothing in flight uses the range any more.
-        unsafe {
-            self.raw.device.destroy_buffer(import.buffer, None);
-            self.raw.device.free_memory(import.memory, None);
-        }
-    }
-}
-
-impl Drop for HostAddresses {
-    fn drop(&mut self) {
-        let left = std::mem::take(&mut *self.imports.lock());
-        left.into_values().flatten().for_each(|i| self.destroy(&i));
     }
 }

@@ -38,6 +38,18 @@ fn sparse_and_staged() {
 }
 
 #[test]
+fn sparse_and_imported() {
+    let copies = Some(Copies::Imported);
+    conforms(VulkanConfig { page_table: Some(PageTable::Sparse), copies, ..VulkanConfig::default() }, 6);
+}
+
+#[test]
+fn fixed_and_imported() {
+    let copies = Some(Copies::Imported);
+    conforms(VulkanConfig { page_table: Some(PageTable::Fixed), copies, ..VulkanConfig::default() }, 6);
+}
+
+#[test]
 fn fixed() {
     conforms(VulkanConfig { page_table: Some(PageTable::Fixed), ..VulkanConfig::default() }, 6);
 }

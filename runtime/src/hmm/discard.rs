@@ -13,7 +13,6 @@ use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_
 use super::lock::Free;
 use super::migrate::{free_frames, release, wait_blocked};
 use super::mirror::Action;
-use super::os;
 use super::segment::Segment;
 use super::source;
 use crate::Error;
@@ -85,7 +84,8 @@ fn punch(seg: &Segment, run: Range<u64>) -> Result<(), Error> {
     let space = seg.space();
     let page = Page(run.start);
     let at = space.block(page.block()).storage(page.block(), page.in_block());
-    os::punch_hole(&space.fd, at..at + (run.end - run.start) * PAGE)
+    space
+        .free_storage(at..at + (run.end - run.start) * PAGE)
         .map_err(|e| Error::driver("fallocate(FALLOC_FL_PUNCH_HOLE)", &e))
 }
 

@@ -9,12 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
+use sterna_hal::HostAt;
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, Page, Pages};
 use super::block::{Block, MAX_DEVICES};
@@ -293,6 +295,17 @@ impl Space {
         if id.0 - first < *blocks { seg.upgrade() } else { None }
     }
 
+    /// Frees the storage of a range of the file, which nobody uses, and has devices let go of what they hold of it. Only here: the
+    /// pages that come there next are others. Afterwards and not before, since copies of neighbouring pages may have a device
+    /// take hold of a whole stretch at any time.
+    pub(crate) fn free_storage(&self, range: Range<u64>) -> io::Result<()> {
+        let done = os::punch_hole(&self.fd, range.clone());
+        for m in self.devices() {
+            m.device().host_freed(HostAt { region: m.region(), offset: range.start }, range.end - range.start);
+        }
+        done
+    }
+
     /// A dropped segment's end: mirrors are told, then device entries, frames and addresses go, then storage, then records. Nobody
     /// uses it any more.
     pub(crate) fn retire(&self, seg: &Segment) {
@@ -328,7 +341,7 @@ impl Space {
         }
         let (at, bytes) = (seg.offset(), u64::from(seg.blocks()) * BLOCK);
         // Storage first: a failure here (which only a broken kernel gives) must not leave old bytes for the next owner.
-        if let Err(e) = os::punch_hole(&self.fd, at..at + bytes) {
+        if let Err(e) = self.free_storage(at..at + bytes) {
             os::die(&format!("sterna: cannot free shared memory: {e}\n"));
         }
         if seg.is_remapped()
