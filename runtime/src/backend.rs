@@ -43,7 +43,7 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
             let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
             let pipeline_cache = config::var("STERNA_PIPELINE_CACHE", str::parse)?.unwrap_or_default();
             let copies = config::var("STERNA_VULKAN_COPIES", str::parse)?;
-            let settings = sterna_vulkan::VulkanConfig { memory, page_table, copies, pipeline_cache };
+            let settings = sterna_vulkan::VulkanConfig { memory, page_table, copies, pipeline_cache, ..Default::default() };
             let device = sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?;
             #[cfg(feature = "tracing")]
             {

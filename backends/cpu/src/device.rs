@@ -22,7 +22,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
-    KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
+    HostAt, KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
 };
 use sterna_host::copy::{Copier, INLINE, Owner};
 use sterna_host::mmu::{Mmu, min_frames};
@@ -186,6 +186,10 @@ impl Device for CpuDevice {
         self.present()?;
         // SAFETY: the caller's.
         unsafe { self.mmu.regions().attach(base, bytes, memfd) }
+    }
+
+    fn host_freed(&self, _at: HostAt, _bytes: u64) {
+        // Copies and entries go by the mapping.
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {

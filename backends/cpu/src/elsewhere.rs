@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use sterna_hal::kernel::Code;
 use sterna_hal::{
-    Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, KernelId, Launch, Memory,
-    Outcome, Point, RegionId, Ticket,
+    Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, KernelId, Launch,
+    Memory, Outcome, Point, RegionId, Ticket,
 };
 
 use crate::{CpuConfig, Inject};
@@ -52,6 +52,7 @@ nothing! {
     fn info(&self) -> &DeviceInfo;
     fn caps(&self) -> &Caps;
     fn memory(&self) -> Memory;
+    fn host_freed(&self, _at: HostAt, _bytes: u64);
     fn reserve(&self, _bytes: u64) -> Result<DevRange, DeviceError>;
     fn alloc(&self, _place: DevAddr, _grains: u32, _out: &mut Vec<Frames>) -> Result<(), DeviceError>;
     fn load(&self, _code: &Code) -> Result<KernelId, DeviceError>;

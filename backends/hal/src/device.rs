@@ -101,7 +101,7 @@ pub trait Device: Send + Sync {
     /// any more; one that goes by the mapping has nothing to do. Called after the storage has gone and before anybody names it in
     /// a copy or an entry again; copies of neighbouring bytes may be under way. A system that moves pages by itself, or at
     /// `MADV_COLLAPSE`, needs no such word: it tells the driver, or leaves alone what the driver holds.
-    fn host_freed(&self, _at: HostAt, _bytes: u64) {}
+    fn host_freed(&self, at: HostAt, bytes: u64);
 
     /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except where
     /// frames are [`placed`](crate::Caps::placed): there it takes all of it, may say [`DeviceError::OutOfMemory`], and aligns to the grain.

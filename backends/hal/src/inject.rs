@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::{Code, KernelId};
 use crate::{
-    Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, Launch, Memory, Outcome,
-    Point, RegionId, Role, Ticket,
+    Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, Launch, Memory,
+    Outcome, Point, RegionId, Role, Ticket,
 };
 
 /// The number that failures on demand carry: `EIO`.
@@ -305,6 +305,10 @@ impl Device for Injected {
         self.moment();
         // SAFETY: the caller's, here and below.
         unsafe { self.device.attach_host(base, bytes, memfd) }
+    }
+
+    fn host_freed(&self, at: HostAt, bytes: u64) {
+        self.device.host_freed(at, bytes);
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {

@@ -37,6 +37,8 @@ pub static MISSING_FLUSH: AtomicBool = AtomicBool::new(false);
 pub static FREED_TWICE: AtomicBool = AtomicBool::new(false);
 /// A copy counts as arrived when it was asked for.
 pub static REUSED_BEFORE_ITS_POINT: AtomicBool = AtomicBool::new(false);
+/// Devices are not told that storage was freed.
+pub static FREED_UNTOLD: AtomicBool = AtomicBool::new(false);
 /// A device that writes a page leaves other devices' copies and entries alone.
 pub static REPLICA_KEPT_AT_UPGRADE: AtomicBool = AtomicBool::new(false);
 /// A store of the host to a page that it may only load leaves devices their replicas.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::kernel::Code;
 use sterna::hal::{
-    Access, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, KernelId, Launch,
-    Memory, Outcome, Place, Point, RegionId, Target, Ticket,
+    Access, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, KernelId,
+    Launch, Memory, Outcome, Place, Point, RegionId, Target, Ticket,
 };
 
 pub(crate) struct Placed {
@@ -87,6 +87,9 @@ impl Device for Placed {
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
         // SAFETY: the caller's, here and below.
         unsafe { self.cpu.attach_host(base, bytes, memfd) }
+    }
+    fn host_freed(&self, at: HostAt, bytes: u64) {
+        self.cpu.host_freed(at, bytes);
     }
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         let limit = self.caps.max_reservation;

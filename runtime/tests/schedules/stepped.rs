@@ -10,8 +10,8 @@ use std::time::Duration;
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::kernel::{Code, InKernel, KernelId, Mapping, RawArg};
 use sterna::hal::{
-    Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, Launch, Memory,
-    Outcome, Point, RegionId, Ticket,
+    Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, Launch,
+    Memory, Outcome, Point, RegionId, Ticket,
 };
 use sterna::hmm::schedule;
 use sterna::kernel::Group;
@@ -98,6 +98,9 @@ impl Device for Stepped {
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
         // SAFETY: the caller's.
         unsafe { self.inner.attach_host(base, bytes, memfd) }
+    }
+    fn host_freed(&self, at: HostAt, bytes: u64) {
+        self.inner.host_freed(at, bytes);
     }
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         self.inner.reserve(bytes)

@@ -5,14 +5,14 @@ use sterna::kernels::{
     matmul, nbody_step, reduce_sum_len, reference, scan, scan_add,
 };
 
-use crate::common::{MIB, limit};
+use crate::common::MIB;
 use crate::kernels::about;
 use crate::random::Random;
-use crate::{lacks_bytes, runtimes};
+use crate::{lacks_bytes, runtimes, turn};
 
 #[test]
 fn copies_and_gathers() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(11);
         for n in about(fill_chunk::<[f32; 3]>()) {
@@ -43,7 +43,7 @@ fn copies_and_gathers() {
 
 #[test]
 fn scans() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(12);
         for n in about(REDUCE_CHUNK) {
@@ -61,7 +61,7 @@ fn scans() {
 
 #[test]
 fn histograms() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(13);
         for (n, bins) in [(1, 1), (100_000, 7), (200_001, 1024), (100_000, 1025), (65_536, 40_000)] {
@@ -80,7 +80,7 @@ fn histograms() {
 
 #[test]
 fn breadth_first_searches() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(14);
         for n in [2, SPARSE_ROWS, 2 * SPARSE_ROWS + 17] {
@@ -108,7 +108,7 @@ fn breadth_first_searches() {
 
 #[test]
 fn products_of_matrices() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(15);
         for (m, inner, columns) in [(1, 1, 1), (MATMUL_ROWS, 16, 16), (3 * MATMUL_ROWS + 5, 33, 47), (64, 100, 17)] {
@@ -129,7 +129,7 @@ fn products_of_matrices() {
 
 #[test]
 fn bodies_attract_each_other() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(16);
         for n in [1, 2, 300, BODIES, BODIES + 3] {

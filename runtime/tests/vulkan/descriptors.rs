@@ -8,8 +8,8 @@ use sterna::kernel::{EachMut, EachOut, Kernel, Params, Scatter, Spirv, Whole, ea
 use sterna::vulkan::{CacheFolder, PageTable, VulkanConfig, VulkanDevice};
 use sterna::{Error, Runtime};
 
-use crate::common::{MIB, child, is_child, limit, said};
-use crate::{name, runtimes};
+use crate::common::{MIB, child, is_child, said};
+use crate::{name, runtimes, turn};
 
 macro_rules! module {
     ($name:literal) => {
@@ -39,7 +39,7 @@ fn axpy(n: usize, a: f32, local: usize) -> Kernel<(sterna::kernel::Each<f32>, Ea
 
 #[test]
 fn bound_buffers_push_constants_and_constants_arrive() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         for (n, local) in [(1, 64), (1000, 64), (100_000, 256), (100_001, 32)] {
             let x = rt.shared_with(n, |i| i as f32).unwrap();
@@ -55,7 +55,7 @@ fn bound_buffers_push_constants_and_constants_arrive() {
 
 #[test]
 fn views_are_bound_where_they_begin() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         let n = 16_384; // the largest grain there is, for mechanism `none`
         let x = rt.shared_with(2 * n, |i| i as f32).unwrap();
@@ -77,7 +77,7 @@ fn views_are_bound_where_they_begin() {
 
 #[test]
 fn buffer_blocks_in_several_sets() {
-    let _limit = limit();
+    let _turn = turn();
     // SAFETY: as above; every element is replaced.
     let twice: Kernel<(Whole<f32>, EachOut<f32>)> =
         unsafe { Kernel::from_spirv("twice", (), (whole(), each_out(64)), module!("old")) };
@@ -113,7 +113,7 @@ fn a_grid_of_two_dimensions_is_the_modules() {
 
 #[test]
 fn plain_values_of_kilobytes_arrive() {
-    let _limit = limit();
+    let _turn = turn();
     let table = |k: u32| -> [u32; 2048] { std::array::from_fn(|i| k + 3 * i as u32) };
     type Out = (EachOut<u32>,);
     // SAFETY: as above.
@@ -137,7 +137,7 @@ fn plain_values_of_kilobytes_arrive() {
 /// On lavapipe this says nothing: it cuts off whether it is asked to or not.
 #[test]
 fn what_is_read_beyond_a_bound_buffer_is_none_of_its_neighbours() {
-    let _limit = limit();
+    let _turn = turn();
     // SAFETY: it reads beyond its buffer, which is why this is tried only where the device cuts that off.
     let beyond: Kernel<(Whole<u32>, EachOut<u32>)> =
         unsafe { Kernel::from_spirv("beyond", (), (whole(), each_out(64)), module!("beyond")) };
@@ -156,7 +156,7 @@ fn what_is_read_beyond_a_bound_buffer_is_none_of_its_neighbours() {
 
 #[test]
 fn the_place_in_the_grid_is_the_launchs() {
-    let _limit = limit();
+    let _turn = turn();
     // SAFETY: as above.
     let place: Kernel<(EachOut<[u32; 2]>,)> = unsafe { Kernel::from_spirv("place", (), (each_out(4),), module!("place")) };
     for (kind, rt) in runtimes(64 * MIB) {
@@ -175,7 +175,7 @@ fn refused<P: Params>(result: Result<sterna::Pending, Error>, kernel: &Kernel<P>
 
 #[test]
 fn what_does_not_fit_is_refused_before_it_runs() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         let x = rt.shared::<f32>(100).unwrap();
         let mut y = rt.shared_with(100, |_| 5.0_f32).unwrap();
@@ -203,7 +203,7 @@ fn what_does_not_fit_is_refused_before_it_runs() {
 
 #[test]
 fn pipelines_are_kept_on_disk_and_what_is_broken_there_is_ignored_aloud() {
-    let _limit = limit();
+    let _turn = turn();
     let Some(device) = name() else { return };
     let test = "descriptors::pipelines_are_kept_on_disk_and_what_is_broken_there_is_ignored_aloud";
     if is_child() {

@@ -5,9 +5,9 @@ use sterna::kernels::{
     reduce_abs_diff, reduce_sum, reduce_sum_len, reduce_sum_u64, reference, saxpy, spmv_csr, stencil5, tile_rows,
 };
 
-use crate::common::{MIB, limit};
+use crate::common::MIB;
 use crate::random::Random;
-use crate::runtimes;
+use crate::{runtimes, turn};
 
 pub(crate) fn about(chunk: usize) -> [usize; 6] {
     [1, 7, chunk - 1, chunk, chunk + 1, 3 * chunk - 5]
@@ -22,7 +22,7 @@ fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
 
 #[test]
 fn streams() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(1);
         for n in about(STREAM_CHUNK) {
@@ -40,7 +40,7 @@ fn streams() {
 
 #[test]
 fn reductions() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(2);
         for n in about(REDUCE_CHUNK) {
@@ -77,7 +77,7 @@ fn reductions() {
 
 #[test]
 fn planes() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(3);
         for (width, height) in [(1, 9), (2, 5), (3, 3), (5, 1), (640, tile_rows(640, 1) + 1), (1000, 2 * tile_rows(1000, 1))]
@@ -100,7 +100,7 @@ fn planes() {
 
 #[test]
 fn sparse_rows() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(32 * MIB) {
         let mut random = Random(4);
         for n in [1, 100, 4095, 4096, 4097, 9000] {

@@ -13,13 +13,13 @@ mod kernels;
 mod random;
 
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
-use common::{MIB, child, is_child, limit, said, stencil_of_16_mib};
+use common::{Limit, MIB, alone, child, is_child, limit, said, stencil_of_16_mib};
 use sterna::hal::{Absent, DeviceError};
 use sterna::kernel::{Kernel, Spirv, each_mut};
 use sterna::kernels::{fill, reduce_sum, reduce_sum_len, reference, saxpy, spmv_csr};
-use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice, VulkanError};
+use sterna::vulkan::{Copies, PageTable, VulkanConfig, VulkanDevice, VulkanError};
 use sterna::{Error, Runtime};
 
 fn required(what: &str) -> bool {
@@ -46,27 +46,49 @@ fn name() -> Option<String> {
     }
 }
 
-/// A runtime on the device with each page table that works on it, and `memory` bytes.
-fn runtimes(memory: usize) -> Vec<(PageTable, Runtime)> {
-    let Some(name) = name() else { return Vec::new() };
-    let mut all = Vec::new();
-    for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
-        let config = VulkanConfig { memory: Some(memory as u64), page_table: Some(kind), ..VulkanConfig::default() };
-        match VulkanDevice::open(&name, &config) {
-            Ok(device) => all.push((kind, Runtime::builder().open_device(Arc::new(device)).build().expect("a runtime"))),
-            Err(e @ VulkanError::NoPageTable { .. }) => {
-                println!("SKIP {kind}: {e}");
-                assert!(!required(kind.name()), "STERNA_REQUIRE names {kind}, which does not work: {e}");
+/// How a device is set up.
+#[derive(Clone, Copy)]
+struct Setup(PageTable, Option<Copies>);
+
+impl std::fmt::Display for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.1 {
+            Some(copies) => write!(f, "{}, {copies}", self.0),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// Has the calling test be the only one: a process has room for eight devices. Its limit of time begins with its turn.
+fn turn() -> (MutexGuard<'static, ()>, Limit) {
+    (alone(), limit())
+}
+
+/// A runtime on the device with each page table and each way of copies that works on it, and `memory` bytes: one after the other.
+fn runtimes(memory: usize) -> impl Iterator<Item = (Setup, Runtime)> {
+    let of = |kind, copies: &[Option<Copies>]| copies.iter().map(|c| Setup(kind, *c)).collect::<Vec<_>>();
+    let ways = [None, Some(Copies::Imported), Some(Copies::Staged)];
+    let setups = [of(PageTable::Mmu, &ways[..1]), of(PageTable::Sparse, &ways), of(PageTable::Fixed, &ways)].concat();
+    let name = name();
+    setups.into_iter().filter_map(move |setup| {
+        let Setup(kind, copies) = setup;
+        let config = VulkanConfig { memory: Some(memory as u64), page_table: Some(kind), copies, ..VulkanConfig::default() };
+        match VulkanDevice::open(name.as_deref()?, &config) {
+            Ok(device) => Some((setup, Runtime::builder().open_device(Arc::new(device)).build().expect("a runtime"))),
+            Err(e @ (VulkanError::NoPageTable { .. } | VulkanError::Settings(_))) => {
+                println!("SKIP {setup}: {e}");
+                let missing = copies.map_or(kind.name(), Copies::name);
+                assert!(!required(missing), "STERNA_REQUIRE names {missing}, which does not work: {e}");
+                None
             }
             Err(e) => panic!("{e}"),
         }
-    }
-    all
+    })
 }
 
 #[test]
 fn launches_see_what_the_host_wrote_and_the_host_sees_what_they_wrote() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         let n = 300_000;
         let x = rt.shared_with(n, |i| (i % 1000) as f32).unwrap();
@@ -89,7 +111,7 @@ fn launches_see_what_the_host_wrote_and_the_host_sees_what_they_wrote() {
 
 #[test]
 fn one_element_read_moves_one_granule() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         let mut y = rt.shared::<u32>(4 * MIB).unwrap();
         rt.launch(&fill(7_u32), (&mut y,)).unwrap().wait().unwrap();
@@ -105,8 +127,8 @@ fn one_element_read_moves_one_granule() {
 
 #[test]
 fn elements_of_every_size_can_be_filled() {
-    let _limit = limit();
-    fn all<T: sterna::bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug>(rt: &Runtime, kind: PageTable, value: T) {
+    let _turn = turn();
+    fn all<T: sterna::bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug>(rt: &Runtime, kind: Setup, value: T) {
         let mut y = rt.shared::<T>(70_001).unwrap();
         match rt.launch(&fill(value), (&mut y,)) {
             Err(e) if lacks_bytes(&e) => println!("SKIP {kind}: elements of {} bytes: {e}", size_of::<T>()),
@@ -132,7 +154,7 @@ fn elements_of_every_size_can_be_filled() {
 
 #[test]
 fn data_of_four_times_the_memory_is_faulted_in_or_comes_in_parts() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(4 * MIB) {
         stencil_of_16_mib(&rt, kind);
         let stats = rt.stats();
@@ -144,7 +166,7 @@ fn data_of_four_times_the_memory_is_faulted_in_or_comes_in_parts() {
 
 #[test]
 fn allocations_take_turns_in_a_memory_that_holds_one() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(5 * MIB) {
         let n = MIB;
         let mut all: Vec<_> = (0..4_u32).map(|v| rt.shared_with(n, |i| v + i as u32).unwrap()).collect();
@@ -180,7 +202,7 @@ fn add_in_rust(a: u32) -> Kernel<(sterna::kernel::EachMut<u32>,)> {
 
 #[test]
 fn what_a_shader_refuses_fails_its_launch_and_taints() {
-    let _limit = limit();
+    let _turn = turn();
     for (kind, rt) in runtimes(64 * MIB) {
         let x = rt.shared::<f32>(1000).unwrap();
         let mut y = rt.shared::<f32>(999).unwrap();
@@ -203,7 +225,7 @@ fn what_a_shader_refuses_fails_its_launch_and_taints() {
 
 #[test]
 fn modules_that_cannot_run_are_refused_by_name() {
-    let _limit = limit();
+    let _turn = turn();
     static GOOD: &[u8] = include_bytes!("glsl/add_one.spv");
     static FRAGMENT: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
         let mut other = GOOD.to_vec();
@@ -236,7 +258,7 @@ fn modules_that_cannot_run_are_refused_by_name() {
 
 #[test]
 fn a_kernel_without_a_form_goes_to_a_device_that_runs_it() {
-    let _limit = limit();
+    let _turn = turn();
     let Some(name) = name() else { return };
     let rt = Runtime::builder().device(format!("vulkan:{name}")).device("cpu:0").memory(32 << 20).build().unwrap();
     let [gpu, cpu] = &rt.devices()[..] else { panic!("two devices") };
@@ -258,7 +280,7 @@ fn a_kernel_without_a_form_goes_to_a_device_that_runs_it() {
 /// from each to each, where memory is short in parts, and launches over the same bytes keep their order.
 #[test]
 fn pages_pass_between_devices_of_every_kind() {
-    let (_limit, n) = (limit(), 2 * MIB);
+    let (_turn, n) = (turn(), 2 * MIB);
     let Some(name) = name() else { return };
     let open = |name: &str, page_table, memory: usize| {
         let config = VulkanConfig { memory: Some(memory as u64), page_table, ..VulkanConfig::default() };
@@ -313,7 +335,7 @@ fn pages_pass_between_devices_of_every_kind() {
 
 #[test]
 fn a_lost_device_says_so() {
-    let _limit = limit();
+    let _turn = turn();
     let Some(name) = name() else { return };
     let device = Arc::new(VulkanDevice::open(&name, &VulkanConfig::default()).unwrap());
     let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build().unwrap();
@@ -327,7 +349,7 @@ fn a_lost_device_says_so() {
 
 #[test]
 fn names_and_kinds_that_do_not_exist_are_refused() {
-    let _limit = limit();
+    let _turn = turn();
     if name().is_none() {
         return;
     }
@@ -346,7 +368,7 @@ fn names_and_kinds_that_do_not_exist_are_refused() {
 
 #[test]
 fn without_a_driver_the_error_says_what_to_do() {
-    let _limit = limit();
+    let _turn = turn();
     let test = "without_a_driver_the_error_says_what_to_do";
     if !is_child() {
         let mut c = child(test);
