@@ -91,7 +91,7 @@ fn buffer_blocks_in_several_sets() {
 
 #[test]
 fn a_grid_of_two_dimensions_is_the_modules() {
-    let _limit = limit();
+    let _turn = turn();
     let (width, height) = (1000_u32, 700_u32);
     let form = Spirv::new(include_bytes!("glsl/transpose.spv"));
     // SAFETY: each invocation writes an element of its own, within the buffers.
