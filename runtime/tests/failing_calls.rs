@@ -6,12 +6,15 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::vulkan::{TABLES, vulkan};
 use common::{MIB, add, copy_add, device, eventually, kinds, limit, over};
 use sterna::cpu::CpuDevice;
-use sterna::hal::Device as _;
+use sterna::hal::{Device as _, Injected};
 use sterna::{Error, Runtime, Shared};
 
 const N: usize = 320 << 10;
+/// Bytes of device memory.
+const MEMORY: usize = 3 * MIB;
 
 /// Five quarters of a mebibyte an array on a device of three: launches, evictions, host stores, prefetches, a copy, contents dropped.
 fn scenario(rt: &Runtime) -> Result<(), Error> {
@@ -60,13 +63,29 @@ fn is_told(e: &Error) -> bool {
     }
 }
 
+/// Every kind of device, with a name for messages, and how one is made.
+fn devices() -> Vec<(String, Box<dyn Fn() -> Injected>)> {
+    let mut all: Vec<(String, Box<dyn Fn() -> Injected>)> = Vec::new();
+    for (kind, config) in kinds(MEMORY).into_iter().filter(|k| !k.0.contains("grain")) {
+        let lose = |d: &CpuDevice| d.inject().lose();
+        all.push((kind.into(), Box::new(move || Injected::new(device(config.clone()), lose))));
+    }
+    for table in TABLES {
+        let open = move || vulkan(table, MEMORY as u64, None);
+        if open().is_ok() {
+            all.push((format!("vulkan, {table}"), Box::new(move || open().expect("a device"))));
+        }
+    }
+    all
+}
+
 /// Has call `n` fail for every `n` until the scenario ends before that, on each kind of device; prints what came of it.
-fn every(what: &str, fail: impl Fn(&CpuDevice, u64), failed: impl Fn(&CpuDevice, u64) -> bool) {
+fn every(what: &str, fail: impl Fn(&Injected, u64), failed: impl Fn(&Injected, u64) -> bool) {
     let _limit = limit();
-    for (kind, config) in kinds(3 * MIB).into_iter().filter(|k| !k.0.contains("grain")) {
+    for (kind, open) in devices() {
         let (mut recovered, mut told) = (0, 0);
         for n in 0.. {
-            let d = device(config.clone());
+            let d = Arc::new(open());
             let rt = over(&d);
             fail(&d, n);
             let result = scenario(&rt);
@@ -92,31 +111,30 @@ fn every(what: &str, fail: impl Fn(&CpuDevice, u64), failed: impl Fn(&CpuDevice,
 
 #[test]
 fn copies() {
-    every("copy", |d, n| d.inject().fail_copy(n), |d, n| d.inject().copies() + 1 > n);
+    every("copy", Injected::fail_copy, |d, n| d.copies() + 1 > n);
 }
 
 #[test]
 fn edits() {
-    every("edit", |d, n| d.inject().fail_edit(n), |d, n| d.inject().edits() + 1 > n);
+    every("edit", Injected::fail_edit, |d, n| d.edits() + 1 > n);
 }
 
 #[test]
 fn submissions() {
-    every("submit", |d, n| d.inject().fail_submit(n), |d, n| d.inject().submits() + 1 > n);
+    every("submit", Injected::fail_submit, |d, n| d.submits() + 1 > n);
 }
 
 #[test]
 fn allocations() {
-    every("allocation", |d, n| d.inject().fail_alloc(n), |d, n| d.inject().allocs() > n);
+    every("allocation", Injected::fail_alloc, |d, n| d.allocs() > n);
 }
 
 #[test]
 fn late_points() {
-    let points = |d: &CpuDevice| d.inject().copies() + d.inject().submits();
-    every("late point", |d, n| d.inject().late_point(n, Duration::from_millis(3)), |d, n| points(d) > n);
+    every("late point", |d, n| d.late_point(n, Duration::from_millis(3)), |d, n| d.copies() + d.submits() > n);
 }
 
 #[test]
 fn losses() {
-    every("loss", |d, n| d.inject().lose_at(n), |d, _| d.inject().is_lost());
+    every("loss", Injected::lose_at, |d, _| d.is_lost());
 }

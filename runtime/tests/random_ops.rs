@@ -8,7 +8,7 @@ mod world;
 
 use proptest::prelude::*;
 use regressions::regressions;
-use world::{Op, Program};
+use world::{Op, Program, VULKAN};
 
 fn op() -> impl Strategy<Value = Op> {
     let (of, dev, value) = (0..4_usize, 0..2_usize, 0..1000_u32);
@@ -108,4 +108,31 @@ fn beside_a_coherent_device() {
 #[test]
 fn on_demand_beside_a_coherent_device() {
     programs("demand", [0, 8], 1);
+}
+
+/// As [`programs`], where both devices can be had; what cannot is said aloud.
+fn programs_with_vulkan(policy: &'static str, devices: [usize; 2], threads: usize) {
+    if devices.into_iter().all(|d| world::open(d).is_ok()) {
+        programs(policy, devices, threads);
+    }
+}
+
+#[test]
+fn on_vulkan_with_faults() {
+    programs_with_vulkan("declared", [VULKAN, 0], 1);
+}
+
+#[test]
+fn on_vulkan_by_pages() {
+    programs_with_vulkan("declared", [VULKAN + 1, 0], 1);
+}
+
+#[test]
+fn on_vulkan_by_buffers() {
+    programs_with_vulkan("declared", [VULKAN + 2, 0], 1);
+}
+
+#[test]
+fn on_demand_between_vulkan_devices_by_several_threads() {
+    programs_with_vulkan("demand", [VULKAN, VULKAN + 1], 3);
 }

@@ -325,7 +325,10 @@ impl Device for CpuDevice {
         match queue.wait(point.value, Some(timeout), self.signals.inject.lost_flag()) {
             Waited::Reached => Ok(true),
             Waited::TimedOut => Ok(false),
-            Waited::Lost => Err(DeviceError::Lost(self.signals.loss())),
+            Waited::Lost => {
+                self.copier.settle();
+                Err(DeviceError::Lost(self.signals.loss()))
+            }
         }
     }
 

@@ -9,6 +9,7 @@
 //!
 //! **States of a batch:** queued (some share not taken), running (all taken), finished (all done), reached (and so are all
 //! before it); or cut short by the device's loss, which holds up its point and all later ones for good. Changed by the threads, under the lock.
+//! After a loss shares that are under way are copied to their end; [`settle`](Copier::settle) waits for them.
 //!
 //! **Locks:** `state`, for list operations only; never over a copy or a wait for other points. A thread that waits for `after`
 //! holds up the batches behind it and nothing else: shares are taken in order, so whatever an `after` of this queue names is
@@ -130,6 +131,8 @@ struct State {
 pub struct Copier {
     state: Mutex<State>,
     work: Condvar,
+    /// Threads in the middle of a share.
+    copying: AtomicU32,
     signals: Arc<dyn Owner>,
     queue: u32,
     threads: usize,
@@ -139,7 +142,8 @@ pub struct Copier {
 impl Copier {
     /// A copier with up to `threads` threads, whose points are of queue number `queue`.
     pub fn new(signals: Arc<dyn Owner>, queue: u32, threads: usize, name: String) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), work: Condvar::new(), signals, queue, threads, name })
+        let (work, copying) = (Condvar::new(), AtomicU32::new(0));
+        Arc::new(Self { state: Mutex::default(), work, copying, signals, queue, threads, name })
     }
 
     /// Queues a batch that is not empty.
@@ -184,12 +188,15 @@ impl Copier {
     fn work(&self) {
         while let Some((batch, share)) = self.take() {
             self.signals.wait_all(&batch.after);
+            // Before the look at the device: see `settle`.
+            self.copying.fetch_add(1, Ordering::AcqRel);
             if self.signals.is_lost() {
                 batch.cut_short.store(true, Ordering::Relaxed);
             } else {
                 // SAFETY: this share was taken by this thread alone; places were checked, the rest is the promise of `copy`.
                 unsafe { batch.copy_share(share) };
             }
+            self.copying.fetch_sub(1, Ordering::AcqRel);
             // The bytes did not arrive, so neither this point nor a later one is ever reached: waits end by the loss.
             if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 && !batch.cut_short.load(Ordering::Relaxed) {
                 self.finish(&batch);
@@ -237,6 +244,15 @@ impl Copier {
         }
     }
 
+    /// Waits until no thread moves bytes any more. For a lost device, whose waits end before its copies: afterwards nothing is written
+    /// that was to be copied.
+    pub fn settle(&self) {
+        // A write, so that a thread which begins later sees what this one has seen: the loss.
+        while self.copying.fetch_add(0, Ordering::AcqRel) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
     /// The number of the last copy that was asked for.
     #[must_use]
     pub fn issued(&self) -> u64 {
@@ -254,6 +270,44 @@ impl Copier {
         for thread in threads {
             // The threads run no code that panics; there is nobody to tell if one did.
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Device(AtomicBool);
+
+    impl Owner for Device {
+        fn wait_all(&self, _: &[Point]) {}
+        fn is_lost(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+        fn copied(&self, _: u64) {}
+    }
+
+    #[test]
+    fn after_a_loss_and_settling_nothing_is_written() {
+        const N: usize = 64 << 20;
+        for _ in 0..2 {
+            let device = Arc::new(Device::default());
+            let copier = Copier::new(Arc::clone(&device) as _, 0, 2, "test".into());
+            let (from, mut to) = (vec![1_u8; N], vec![0_u8; N]);
+            let (first, last) = (NonNull::from(&mut to[0]), NonNull::from(&mut to[N - 1]));
+            let piece = Piece { from: Some(NonNull::from(&from[0])), to: first, bytes: N };
+            copier.queue(std::iter::once(piece).collect(), &[]).unwrap();
+            // SAFETY: bytes of the vector, which lives; the copy writes them meanwhile, hence volatile.
+            let read = |p: NonNull<u8>| unsafe { p.read_volatile() };
+            while read(first) == 0 && read(last) == 0 {}
+            device.0.store(true, Ordering::SeqCst);
+            copier.settle();
+            to.fill(2);
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(to.iter().all(|b| *b == 2), "a copy went on");
+            copier.close();
         }
     }
 }

@@ -92,7 +92,12 @@ impl VulkanDevice {
         };
         let mut last = None;
         for kind in wanted {
-            match Self::with_table(&instance, &gpu, kind, config) {
+            let tried = if kind == PageTable::Mmu && gpu.kind == DeviceKind::Software {
+                Self::alone(&instance, &gpu, config)
+            } else {
+                Self::with_table(&instance, &gpu, kind, config)
+            };
+            match tried {
                 Ok(device) => return Ok(device),
                 Err(e) => last = Some((kind, e)),
             }
@@ -104,6 +109,13 @@ impl VulkanDevice {
             Some((_, e)) => Err(e),
             None => unreachable!("one kind at least is tried"),
         }
+    }
+
+    /// With page table *mmu*, and an instance that no other device shares.
+    fn alone(instance: &Arc<Instance>, gpu: &Gpu, config: &VulkanConfig) -> Result<Self, VulkanError> {
+        let own = instance.alone()?;
+        let same = gpu::find(gpu::list(&own)?, &gpu.index.to_string())?;
+        Self::with_table(&own, &same, PageTable::Mmu, config)
     }
 
     fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
@@ -308,6 +320,10 @@ impl Device for VulkanDevice {
     }
 
     unsafe fn unreserve(&self, range: DevRange) {
+        if self.raw.is_lost() && !matches!(self.table, Table::Mmu(_)) {
+            // Whoever waited was told of the loss, which may be sooner than the last kernel's end. Addresses of page table mmu stay.
+            self.raw.settle();
+        }
         match &self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.unreserve(range) },
@@ -421,7 +437,11 @@ impl Device for VulkanDevice {
 
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
         self.signals.check("wait", &[point])?;
-        self.signals.wait(point, timeout)
+        let waited = self.signals.wait(point, timeout);
+        if let (Err(_), Mover::Host(copier)) = (&waited, &self.mover) {
+            copier.settle();
+        }
+        waited
     }
 
     fn window(&self) -> Option<Range<usize>> {

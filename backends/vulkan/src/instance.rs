@@ -1,7 +1,9 @@
 //! The loader and the instance.
 //!
 //! **Guarantee:** the loader is opened when somebody asks for it and not before; a machine without one gets
-//! [`NoLoader`](VulkanError::NoLoader). Devices of one process share an instance while any of them exists.
+//! [`NoLoader`](VulkanError::NoLoader). Devices of one process share an instance while any of them exists, except those whose kernels
+//! stop at absent pages: each has one of its own. Software drivers have one set of worker threads an instance, and a thread that
+//! waits for a page is not there for another device, whose kernels may be what the page waits for.
 //!
 //! **Validation.** With `STERNA_VULKAN_VALIDATION` set, the Khronos layer is loaded, and its first error message ends the process:
 //! the way to make every test a test of correct use. The value is `1`; behind it, separated by commas, may stand the identifiers
@@ -44,12 +46,26 @@ impl Instance {
         if let Some(there) = shared.upgrade() {
             return Ok(there);
         }
+        let made = Self::make()?;
+        *shared = Arc::downgrade(&made);
+        Ok(made)
+    }
+
+    /// An instance that nobody else has or will get: this one, if the caller alone has it, or a new one.
+    pub(crate) fn alone(self: &Arc<Self>) -> Result<Arc<Self>, VulkanError> {
+        let mut shared = SHARED.lock();
+        if Arc::strong_count(self) > 1 {
+            return Self::make();
+        }
+        *shared = Weak::new();
+        Ok(Arc::clone(self))
+    }
+
+    fn make() -> Result<Arc<Self>, VulkanError> {
         let validation = std::env::var("STERNA_VULKAN_VALIDATION").unwrap_or_default();
         let validate = !validation.is_empty() && validation != "0";
         KNOWN.get_or_init(|| validation.split(',').map(|id| id.trim().to_owned()).collect());
-        let made = Arc::new(Self::new(validate)?);
-        *shared = Arc::downgrade(&made);
-        Ok(made)
+        Ok(Arc::new(Self::new(validate)?))
     }
 
     fn new(validate: bool) -> Result<Self, VulkanError> {

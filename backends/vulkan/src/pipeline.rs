@@ -1,13 +1,17 @@
 //! Kernels that are ready to run: modules that were looked through, and the pipelines made of them.
 //!
-//! **Guarantee:** what is loaded stays until the device goes; the same code again gives the same number. **Lock:** `kernels`, for
-//! look-ups and while a pipeline is built.
+//! **Guarantee:** what is loaded stays until the device goes; the same code again gives the same number, and a pipeline is built
+//! once.
+//!
+//! **Locks:** `building`, while a pipeline is built; then `list`, for look-ups, and never over a call of the driver. Building may
+//! take as long as the kernels that run: lavapipe has one lock for both. A kernel that runs may wait for a page, and whoever brings
+//! the page for somebody who submits a launch, which looks a kernel up: nobody who builds may be in their way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use ash::vk;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use sterna_hal::kernel::spirv::PUSH;
 use sterna_hal::kernel::{Code, Spirv};
 use sterna_hal::{DeviceError, KernelId};
@@ -42,6 +46,7 @@ pub(crate) struct Kernels {
     /// Of every module that takes its arguments by address.
     by_address: vk::PipelineLayout,
     cache: Cache,
+    building: Mutex<()>,
     list: RwLock<List>,
 }
 
@@ -50,7 +55,7 @@ impl Kernels {
         let cache = Cache::new(raw, folder)?;
         let layout = pipeline_layout(raw, &[], PUSH as u32).map_err(opening("vkCreatePipelineLayout"));
         let by_address = layout.inspect_err(|_| cache.destroy())?;
-        Ok(Self { raw: Arc::clone(raw), by_address, cache, list: RwLock::default() })
+        Ok(Self { raw: Arc::clone(raw), by_address, cache, building: Mutex::default(), list: RwLock::default() })
     }
 
     pub(crate) fn get(&self, id: KernelId) -> Option<Arc<Loaded>> {
@@ -59,14 +64,17 @@ impl Kernels {
 
     pub(crate) fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         let form = code.spirv.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "SPIR-V" })?;
-        if let Some(id) = self.list.read().ids.get(code) {
-            return Ok(*id);
+        let known = || self.list.read().ids.get(code).copied();
+        if let Some(id) = known() {
+            return Ok(id);
         }
-        let mut list = self.list.write();
-        if let Some(id) = list.ids.get(code) {
-            return Ok(*id);
+        let _building = self.building.lock();
+        // Somebody else may have built it meanwhile.
+        if let Some(id) = known() {
+            return Ok(id);
         }
         let loaded = self.build(code, form)?;
+        let mut list = self.list.write();
         list.kernels.push(Arc::new(loaded));
         let id = KernelId(list.kernels.len() as u32 - 1);
         list.ids.insert(*code, id);

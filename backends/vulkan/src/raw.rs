@@ -180,6 +180,15 @@ impl Raw {
         if self.is_lost() { Err(self.loss()) } else { Ok(()) }
     }
 
+    /// Waits until no queue has anything to do. For a lost device: its waits end at once, its work perhaps later.
+    pub(crate) fn settle(&self) {
+        for (_, queue) in [Some(&self.compute), Some(&self.transfer), self.sparse.as_ref()].into_iter().flatten() {
+            let queue = queue.lock();
+            // SAFETY: a queue of this device, which is locked. What fails here does nothing any more.
+            let _ = unsafe { self.device.queue_wait_idle(*queue) };
+        }
+    }
+
     /// A timeline semaphore at 0.
     pub(crate) fn semaphore(&self) -> Result<vk::Semaphore, VulkanError> {
         let mut kind = vk::SemaphoreTypeCreateInfo::default().semaphore_type(vk::SemaphoreType::TIMELINE);

@@ -2,6 +2,8 @@
 //! and a way to run a test again as a child process.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub(crate) mod vulkan;
+
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -115,7 +117,7 @@ pub(crate) fn runtime(config: CpuConfig) -> Runtime {
 
 /// A runtime over a device that the test keeps a hold of.
 #[must_use]
-pub(crate) fn over(device: &Arc<CpuDevice>) -> Runtime {
+pub(crate) fn over<D: sterna::hal::Device + 'static>(device: &Arc<D>) -> Runtime {
     let device: Arc<dyn sterna::hal::Device> = Arc::clone(device) as _;
     Runtime::builder().open_device(device).build().expect("a runtime")
 }
@@ -157,7 +159,9 @@ pub(crate) fn sum() -> Kernel<(Whole<u32>, EachOut<u64>)> {
     fn body(_: Group, (): (), x: &[u32], y: &mut [u64]) {
         y[0] = x.iter().map(|x| u64::from(*x)).sum();
     }
-    Kernel::new("sum", (), (whole(), each_out(1)), body)
+    let kernel = Kernel::new("sum", (), (whole(), each_out(1)), body);
+    // SAFETY: as above.
+    unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/sum.spv"))) }
 }
 
 /// `y[i] = 9`, then panics: what it has written must not be seen.

@@ -18,10 +18,10 @@ impl World {
     /// Loses a device, unless it is the last. What only it may have had is lost or right, everything else is right; what is lost
     /// is written anew.
     pub(super) fn lose(&mut self, dev: usize) {
-        if self.crowded || self.cpus.iter().any(|c| c.inject().is_lost()) {
+        if self.crowded || self.below.iter().any(|d| d.is_lost()) {
             return;
         }
-        self.cpus[dev].inject().lose();
+        self.below[dev].lose();
         // Whoever asks for something learns of it.
         let mut probe = self.rt.shared::<u32>(10).unwrap();
         let met = self.rt.on(&self.rt.devices()[dev]).launch(&add(1), (&mut probe,)).and_then(|p| p.wait());

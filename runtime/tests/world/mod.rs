@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use sterna::cpu::CpuDevice;
-use sterna::hal::{Absent, Caps, DevAddr, Device as _, Frames};
+use sterna::hal::{Absent, Caps, DevAddr, Device as _, Frames, Injected};
 use sterna::kernels::fill;
 use sterna::{Advice, Device, Error, ForkPolicy, Location, Runtime, Shared};
 
@@ -147,7 +147,7 @@ pub(crate) enum Op {
 pub(crate) struct World {
     rt: Runtime,
     all: Vec<Both>,
-    cpus: [Arc<CpuDevice>; 2],
+    below: [Arc<Injected>; 2],
     /// Frames that somebody else has; `None` where another world sees to that.
     taken: Option<[Vec<Frames>; 2]>,
     danger: Danger,
@@ -176,6 +176,21 @@ impl Both {
     }
 }
 
+/// Number of the first Vulkan device: one for each of the [`TABLES`](vulkan::TABLES).
+pub(crate) const VULKAN: usize = 100;
+
+/// The device with this number: one of the [`kinds`], or a Vulkan device.
+///
+/// # Errors
+/// What is not there.
+pub(crate) fn open(number: usize) -> Result<Injected, String> {
+    const MEMORY: usize = 4 * MIB;
+    match number.checked_sub(VULKAN) {
+        Some(table) => vulkan::vulkan(vulkan::TABLES[table], MEMORY as u64, None),
+        None => Ok(Injected::new(device(kinds(MEMORY)[number].1.clone()), |d: &CpuDevice| d.inject().lose())),
+    }
+}
+
 /// A part of `0..n`: where it begins and how long it is, out of 65536.
 fn part(n: usize, at: u16, len: u16) -> Range<usize> {
     let start = n * usize::from(at) / 65536;
@@ -198,24 +213,23 @@ impl World {
         (start < end).then_some(start..end)
     }
 
-    /// Over devices of two of the [`kinds`], with two allocations.
+    /// Over two devices by their numbers, with two allocations.
     pub(crate) fn new(policy: &str, devices: [usize; 2], crowded: bool) -> Self {
-        let kinds = kinds(4 * MIB);
-        let cpus = devices.map(|i| device(kinds[i].1.clone()));
-        let open = |i: usize| Arc::clone(&cpus[i]) as Arc<dyn sterna::hal::Device>;
+        let below = devices.map(|i| Arc::new(open(i).expect("a device")));
+        let open = |i: usize| Arc::clone(&below[i]) as Arc<dyn sterna::hal::Device>;
         let b = Runtime::builder().open_device(open(0)).open_device(open(1));
         let rt = b.policy(policy).unwrap().build().unwrap();
         let grain = rt.devices().iter().map(|d| d.caps().grain).max().unwrap() as usize / 4;
         let unit = if faults(&rt) { 1 } else { grain };
-        Self { rt, all: Vec::new(), cpus, taken: Some(Default::default()), danger: Danger::default(), unit, crowded }
+        Self { rt, all: Vec::new(), below, taken: Some(Default::default()), danger: Danger::default(), unit, crowded }
             .furnished()
     }
 
     /// On the same runtime, for another thread.
     pub(crate) fn beside(&self) -> Self {
-        let (rt, cpus) = (self.rt.clone(), self.cpus.clone());
+        let (rt, below) = (self.rt.clone(), self.below.clone());
         let (taken, danger) = (None, Danger::default());
-        Self { rt, all: Vec::new(), cpus, taken, danger, unit: self.unit, crowded: true }.furnished()
+        Self { rt, all: Vec::new(), below, taken, danger, unit: self.unit, crowded: true }.furnished()
     }
 
     fn furnished(mut self) -> Self {
@@ -229,19 +243,26 @@ impl World {
         for b in &self.all {
             same(&b.x, &b.v, &(0..b.v.len()));
         }
-        self.rt.sync().unwrap();
+        self.sync();
+    }
+
+    fn sync(&self) {
+        while let Err(e) = self.rt.sync() {
+            // What another thread asked for beside a guard, and will be told as well.
+            assert!(self.crowded && matches!(e, Error::Pinned), "{e:?}");
+        }
     }
 
     /// A device, or the other if it is lost.
     fn device(&self, dev: usize) -> (usize, Device) {
-        let dev = if self.cpus[dev].inject().is_lost() { 1 - dev } else { dev };
+        let dev = if self.below[dev].is_lost() { 1 - dev } else { dev };
         (dev, self.rt.devices()[dev].clone())
     }
 
     /// Notes that a launch on `dev` may write elements.
     fn written(&mut self, dev: usize, of: usize, r: &Range<usize>) {
         // Where the device takes pages by itself, those around them come along.
-        let Caps { absent, grain, .. } = *self.cpus[dev].caps();
+        let Caps { absent, grain, .. } = *self.below[dev].caps();
         let grain = if absent == Absent::Faults { 2 * MIB } else { grain as usize };
         self.danger.written(dev, &self.all[of].at(r), grain);
     }
@@ -249,7 +270,7 @@ impl World {
     /// Notes that the host has read or written elements, or replaced them.
     fn touched(&mut self, of: usize, r: &Range<usize>) {
         // The memory of a coherent device is used where it is.
-        if !self.cpus.iter().any(|d| d.caps().coherent) {
+        if !self.below.iter().any(|d| d.caps().coherent) {
             self.danger.home(&self.all[of].at(r));
         }
     }
@@ -262,13 +283,16 @@ impl World {
     /// Takes back what somebody else had of a device's memory, then has somebody take all but `left` bytes, as far as it is free.
     fn budget(&mut self, dev: usize, left: u64) {
         let Some(taken) = &mut self.taken else { return };
-        let (cpu, taken) = (&self.cpus[dev], &mut taken[dev]);
+        let (device, taken) = (&self.below[dev], &mut taken[dev]);
+        if device.caps().placed {
+            return; // its memory goes with its addresses
+        }
         // SAFETY: allocated below, and used by nobody.
-        unsafe { cpu.free(&std::mem::take(taken)) };
-        let grain = cpu.caps().grain;
-        let mut want = (cpu.memory().budget.saturating_sub(left) / grain) as u32;
-        while want > 0 && !cpu.inject().is_lost() {
-            if cpu.alloc(DevAddr(0), want, taken).is_err() {
+        unsafe { device.free(&std::mem::take(taken)) };
+        let grain = device.caps().grain;
+        let mut want = (device.memory().budget.saturating_sub(left) / grain) as u32;
+        while want > 0 && !device.is_lost() {
+            if device.alloc(DevAddr(0), want, taken).is_err() {
                 want /= 2;
             } else {
                 break;
@@ -459,14 +483,14 @@ impl World {
             }
             Op::Fork => self.fork(),
             Op::Budget { dev, left } => {
-                let Caps { absent, grain, min_frames, .. } = *self.cpus[dev].caps();
+                let Caps { absent, grain, min_frames, .. } = *self.below[dev].caps();
                 // Where an absent page is a crash, what one launch needs must fit.
                 let least = match absent {
                     // The least that works is slow; `progress` tries that.
                     Absent::Faults => 8 * u64::from(min_frames) * grain,
                     _ => 3 * MIB as u64 + 4 * grain,
                 };
-                let whole = self.cpus[dev].memory().budget;
+                let whole = self.below[dev].memory().budget;
                 self.budget(dev, least.max(whole * u64::from(left) / 256));
             }
             Op::Lose { dev } => self.lose(dev),
@@ -481,7 +505,7 @@ impl World {
                 if what % 2 == 0 { x.advise(advice) } else { x.unadvise(advice) }
             }
             Op::Sync => {
-                self.rt.sync().unwrap();
+                self.sync();
                 self.danger.settled();
             }
             _ => {}
@@ -498,9 +522,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for (cpu, taken) in self.cpus.iter().zip(self.taken.iter_mut().flatten()) {
+        for (device, taken) in self.below.iter().zip(self.taken.iter_mut().flatten()) {
             // SAFETY: allocated by `budget`, and used by nobody.
-            unsafe { cpu.free(&std::mem::take(taken)) };
+            unsafe { device.free(&std::mem::take(taken)) };
         }
     }
 }

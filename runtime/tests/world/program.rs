@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Op, World};
 
-/// A policy, two of the [`kinds`](crate::common::kinds) of devices, and what each thread does. As text it is what stands in
+/// A policy, two devices by their [numbers](super::open), and what each thread does. As text it is what stands in
 /// `regressions.rs`.
 #[derive(Clone)]
 pub(crate) struct Program {
