@@ -1,5 +1,6 @@
-//! The same program in plain Vulkan, wgpu, vulkano and sterna, on one device, in turns: the host computes both inputs of 16 Mi
-//! `f32`, the device adds `a · x` to `y`, the host sums `y`. Buffers are made once.
+//! The same program in plain Vulkan, wgpu, vulkano, cubecl and sterna, on one device, in turns: the host computes both inputs of 16 Mi
+//! `f32`, the device adds `a · x` to `y`, the host sums `y`. Once with buffers that are made before, once with buffers that are made in
+//! each round, whose making, first touch and freeing count; what a library or driver keeps of freed memory is its own affair.
 //!
 //! ```text
 //! cd bench/peers && cargo run --release -- llvmpipe
@@ -8,6 +9,7 @@
 //! The argument is a part of the device's name; without one it is the first device of the loader. Every result is compared with what
 //! it must be, and every program has to say that it is on that device, by Vulkan. Prints medians and ratios.
 
+mod cubecl;
 mod plain;
 mod saxpy;
 mod shared;
@@ -28,6 +30,9 @@ const ROUNDS: usize = 5;
 
 /// One way of writing the program.
 pub trait Peer {
+    /// Frees the buffers, if there are any, and makes others: where the host computes, and where the device does.
+    fn renew(&mut self) -> Result<()>;
+
     /// One round: inputs by [`inputs`], the launch, the sum of `y`.
     fn round(&mut self, round: usize) -> Result<f64>;
 }
@@ -64,6 +69,7 @@ fn main() -> Result<()> {
         ("plain Vulkan, staging", Box::new(plain::Plain::new(&device, true)?)),
         ("wgpu", Box::new(wgpu::Wgpu::new(&device)?)),
         ("vulkano", Box::new(vulkano::Vulkano::new(&device)?)),
+        ("cubecl", Box::new(cubecl::Cubecl::new(&device)?)),
     ];
     for (name, kind) in shared::KINDS {
         match shared::Shared::new(&device, kind) {
@@ -71,11 +77,23 @@ fn main() -> Result<()> {
             Err(e) => println!("SKIP {name}: {e:#}"),
         }
     }
+    table("buffers made once", &mut peers, false)?;
+    table("buffers made anew in each round", &mut peers, true)
+}
+
+/// Measures all peers, one round each in turn, and prints medians beside those of plain Vulkan.
+fn table(title: &str, peers: &mut [(&str, Box<dyn Peer>)], fresh: bool) -> Result<()> {
     let mut times = vec![Vec::new(); peers.len()];
+    if !fresh {
+        peers.iter_mut().try_for_each(|(_, peer)| peer.renew())?;
+    }
     for round in 0..=ROUNDS {
         let want = expected(round);
         for ((name, peer), times) in peers.iter_mut().zip(&mut times) {
             let begin = Instant::now();
+            if fresh {
+                peer.renew()?;
+            }
             let got = peer.round(round)?;
             let time = begin.elapsed().as_secs_f64();
             ensure!(got == want, "{name}, round {round}: {got} instead of {want}");
@@ -84,22 +102,19 @@ fn main() -> Result<()> {
             }
         }
     }
-    let medians: Vec<f64> = times
-        .iter_mut()
-        .map(|t| {
-            t.sort_by(f64::total_cmp);
-            t[t.len() / 2]
-        })
-        .collect();
-    println!("{:<24} {:>9} {:>17} {:>10} {:>10}", "", "median", "least–greatest", "÷ mapped", "÷ staging");
-    for (((name, _), times), median) in peers.iter().zip(&times).zip(&medians) {
+    for times in &mut times {
+        times.sort_by(f64::total_cmp);
+    }
+    let median = |i: usize| times[i][times[i].len() / 2];
+    println!("\n| {title} | median | least–greatest | ÷ mapped | ÷ staging |\n|---|---|---|---|---|");
+    for (i, ((name, _), times)) in peers.iter().zip(&times).enumerate() {
         println!(
-            "{name:<24} {:>6.1} ms {:>7.1}–{:<6.1} ms {:>10.2} {:>10.2}",
-            median * 1e3,
+            "| {name} | {:.1} ms | {:.1}–{:.1} ms | {:.3} | {:.3} |",
+            median(i) * 1e3,
             times[0] * 1e3,
             times[times.len() - 1] * 1e3,
-            median / medians[0],
-            median / medians[1]
+            median(i) / median(0),
+            median(i) / median(1)
         );
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sterna::kernels::saxpy;
 use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice};
 use sterna::{Runtime, Shared as Allocation};
@@ -14,8 +14,7 @@ pub const KINDS: [(&str, PageTable); 3] =
 
 pub struct Shared {
     rt: Runtime,
-    x: Allocation<f32>,
-    y: Allocation<f32>,
+    buffers: Option<[Allocation<f32>; 2]>,
 }
 
 impl Shared {
@@ -24,15 +23,21 @@ impl Shared {
         let gpu = VulkanDevice::open(device, &config)?;
         ensure!(gpu.gpu().name == device, "another device: {}", gpu.gpu().name);
         let rt = Runtime::builder().open_device(Arc::new(gpu)).build()?;
-        let (x, y) = (rt.shared(N)?, rt.shared(N)?);
-        Ok(Self { rt, x, y })
+        Ok(Self { rt, buffers: None })
     }
 }
 
 impl Peer for Shared {
+    fn renew(&mut self) -> Result<()> {
+        self.buffers = None;
+        self.buffers = Some([self.rt.shared(N)?, self.rt.shared(N)?]);
+        Ok(())
+    }
+
     fn round(&mut self, round: usize) -> Result<f64> {
-        inputs(round, &mut self.x, &mut self.y);
-        self.rt.launch(&saxpy(A), (&self.x, &mut self.y))?;
-        Ok(sum(&self.y))
+        let [x, y] = self.buffers.as_mut().context("no buffers")?;
+        inputs(round, x, y);
+        self.rt.launch(&saxpy(A), (&*x, &mut *y))?;
+        Ok(sum(y))
     }
 }

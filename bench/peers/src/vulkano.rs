@@ -21,14 +21,20 @@ use vulkano::sync::GpuFuture;
 use crate::saxpy::{ARGS, words};
 use crate::{GROUPS, N, Peer, inputs, sum};
 
-pub struct Vulkano {
-    queue: Arc<Queue>,
-    commands: Arc<StandardCommandBufferAllocator>,
-    pipeline: Arc<ComputePipeline>,
+struct Buffers {
     set: Arc<DescriptorSet>,
     /// Staging buffers: up, up, down.
     host: [Subbuffer<[f32]>; 3],
     device: [Subbuffer<[f32]>; 2],
+}
+
+pub struct Vulkano {
+    queue: Arc<Queue>,
+    memory: Arc<StandardMemoryAllocator>,
+    sets: Arc<StandardDescriptorSetAllocator>,
+    commands: Arc<StandardCommandBufferAllocator>,
+    pipeline: Arc<ComputePipeline>,
+    buffers: Option<Buffers>,
 }
 
 impl Vulkano {
@@ -43,20 +49,6 @@ impl Vulkano {
         let (device, mut queues) = Device::new(physical, info)?;
         let queue = queues.next().context("no queue")?;
         let memory = Arc::new(StandardMemoryAllocator::new_default(Arc::clone(&device)));
-        let buffer = |usage, memory_type_filter| {
-            let info = BufferCreateInfo { usage, ..BufferCreateInfo::default() };
-            let place = AllocationCreateInfo { memory_type_filter, ..AllocationCreateInfo::default() };
-            Buffer::new_slice::<f32>(Arc::clone(&memory) as _, info, place, N as u64)
-        };
-        let up =
-            || buffer(BufferUsage::TRANSFER_SRC, MemoryTypeFilter::PREFER_HOST | MemoryTypeFilter::HOST_SEQUENTIAL_WRITE);
-        let down =
-            || buffer(BufferUsage::TRANSFER_DST, MemoryTypeFilter::PREFER_HOST | MemoryTypeFilter::HOST_RANDOM_ACCESS);
-        let there = || {
-            let usage = BufferUsage::STORAGE_BUFFER | BufferUsage::TRANSFER_SRC | BufferUsage::TRANSFER_DST;
-            buffer(usage, MemoryTypeFilter::PREFER_DEVICE)
-        };
-        let (host, on_device) = ([up()?, up()?, down()?], [there()?, there()?]);
 
         // SAFETY: a valid module.
         let module = unsafe { ShaderModule::new(Arc::clone(&device), ShaderModuleCreateInfo::new(&words())) }?;
@@ -67,31 +59,55 @@ impl Vulkano {
         let info = ComputePipelineCreateInfo::stage_layout(stage, layout);
         let pipeline = ComputePipeline::new(Arc::clone(&device), None, info)?;
         let sets = Arc::new(StandardDescriptorSetAllocator::new(Arc::clone(&device), Default::default()));
-        let writes =
-            [WriteDescriptorSet::buffer(0, on_device[0].clone()), WriteDescriptorSet::buffer(1, on_device[1].clone())];
-        let set = DescriptorSet::new(sets, Arc::clone(&pipeline.layout().set_layouts()[0]), writes, [])?;
         let commands = Arc::new(StandardCommandBufferAllocator::new(device, Default::default()));
-        Ok(Self { queue, commands, pipeline, set, host, device: on_device })
+        Ok(Self { queue, memory, sets, commands, pipeline, buffers: None })
     }
 }
 
 impl Peer for Vulkano {
+    fn renew(&mut self) -> Result<()> {
+        self.buffers = None;
+        let buffer = |usage, memory_type_filter| {
+            let info = BufferCreateInfo { usage, ..BufferCreateInfo::default() };
+            let place = AllocationCreateInfo { memory_type_filter, ..AllocationCreateInfo::default() };
+            Buffer::new_slice::<f32>(Arc::clone(&self.memory) as _, info, place, N as u64)
+        };
+        let up =
+            || buffer(BufferUsage::TRANSFER_SRC, MemoryTypeFilter::PREFER_HOST | MemoryTypeFilter::HOST_SEQUENTIAL_WRITE);
+        let down =
+            || buffer(BufferUsage::TRANSFER_DST, MemoryTypeFilter::PREFER_HOST | MemoryTypeFilter::HOST_RANDOM_ACCESS);
+        let there = || {
+            let usage = BufferUsage::STORAGE_BUFFER | BufferUsage::TRANSFER_SRC | BufferUsage::TRANSFER_DST;
+            buffer(usage, MemoryTypeFilter::PREFER_DEVICE)
+        };
+        let (host, device) = ([up()?, up()?, down()?], [there()?, there()?]);
+        let writes = [WriteDescriptorSet::buffer(0, device[0].clone()), WriteDescriptorSet::buffer(1, device[1].clone())];
+        let set = DescriptorSet::new(
+            Arc::clone(&self.sets) as _,
+            Arc::clone(&self.pipeline.layout().set_layouts()[0]),
+            writes,
+            [],
+        )?;
+        self.buffers = Some(Buffers { set, host, device });
+        Ok(())
+    }
+
     fn round(&mut self, round: usize) -> Result<f64> {
-        let [x, y, result] = &self.host;
+        let Buffers { set, host: [x, y, result], device } = self.buffers.as_ref().context("no buffers")?;
         inputs(round, &mut x.write()?, &mut y.write()?);
         let usage = CommandBufferUsage::OneTimeSubmit;
         let family = self.queue.queue_family_index();
         let mut commands = AutoCommandBufferBuilder::primary(Arc::clone(&self.commands) as _, family, usage)?;
         let layout = self.pipeline.layout();
         commands
-            .copy_buffer(CopyBufferInfo::buffers(x.clone(), self.device[0].clone()))?
-            .copy_buffer(CopyBufferInfo::buffers(y.clone(), self.device[1].clone()))?
+            .copy_buffer(CopyBufferInfo::buffers(x.clone(), device[0].clone()))?
+            .copy_buffer(CopyBufferInfo::buffers(y.clone(), device[1].clone()))?
             .bind_pipeline_compute(Arc::clone(&self.pipeline))?
-            .bind_descriptor_sets(PipelineBindPoint::Compute, Arc::clone(layout), 0, Arc::clone(&self.set))?
+            .bind_descriptor_sets(PipelineBindPoint::Compute, Arc::clone(layout), 0, Arc::clone(set))?
             .push_constants(Arc::clone(layout), 0, ARGS)?;
         // SAFETY: the shader stays within its buffers.
         unsafe { commands.dispatch(GROUPS) }?;
-        commands.copy_buffer(CopyBufferInfo::buffers(self.device[1].clone(), result.clone()))?;
+        commands.copy_buffer(CopyBufferInfo::buffers(device[1].clone(), result.clone()))?;
         commands.build()?.execute(Arc::clone(&self.queue))?.then_signal_fence_and_flush()?.wait(None)?;
         Ok(sum(&result.read()?))
     }

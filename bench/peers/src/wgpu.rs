@@ -8,34 +8,39 @@ use crate::{GROUPS, N, Peer, inputs, sum};
 
 const BYTES: u64 = 4 * N as u64;
 
-pub struct Wgpu {
-    device: wgpu::Device,
-    queue: wgpu::Queue,
-    pipeline: wgpu::ComputePipeline,
-    group: wgpu::BindGroup,
-    buffers: [wgpu::Buffer; 2],
+/// The adapter of that name, by Vulkan.
+pub fn adapter(name: &str) -> Result<(wgpu::Instance, wgpu::Adapter)> {
+    let mut instance = wgpu::InstanceDescriptor::new_without_display_handle();
+    instance.backends = wgpu::Backends::VULKAN;
+    let instance = wgpu::Instance::new(instance);
+    let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
+    let adapter = all.into_iter().find(|a| a.get_info().name == name).context("wgpu does not list the device")?;
+    ensure!(adapter.get_info().backend == wgpu::Backend::Vulkan, "another backend: {:?}", adapter.get_info());
+    Ok((instance, adapter))
+}
+
+struct Buffers {
+    device: [wgpu::Buffer; 2],
     result: wgpu::Buffer,
+    group: wgpu::BindGroup,
     /// What the host computes.
     x: Vec<f32>,
     y: Vec<f32>,
 }
 
+pub struct Wgpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    pipeline: wgpu::ComputePipeline,
+    args: wgpu::Buffer,
+    buffers: Option<Buffers>,
+}
+
 impl Wgpu {
     pub fn new(name: &str) -> Result<Self> {
-        let mut instance = wgpu::InstanceDescriptor::new_without_display_handle();
-        instance.backends = wgpu::Backends::VULKAN;
-        let instance = wgpu::Instance::new(instance);
-        let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
-        let adapter = all.into_iter().find(|a| a.get_info().name == name).context("wgpu does not list the device")?;
-        ensure!(adapter.get_info().backend == wgpu::Backend::Vulkan, "another backend: {:?}", adapter.get_info());
+        let (_, adapter) = adapter(name)?;
         let info = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..wgpu::DeviceDescriptor::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&info))?;
-        let buffer = |usage| {
-            device.create_buffer(&wgpu::BufferDescriptor { label: None, size: BYTES, usage, mapped_at_creation: false })
-        };
-        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let buffers = [buffer(storage), buffer(storage)];
-        let result = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let args = device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
             label: None,
             contents: bytemuck::bytes_of(&ARGS),
@@ -51,12 +56,7 @@ impl Wgpu {
             compilation_options: wgpu::PipelineCompilationOptions::default(),
             cache: None,
         });
-        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &[entry(0, &buffers[0]), entry(1, &buffers[1]), entry(2, &args)],
-        });
-        Ok(Self { device, queue, pipeline, group, buffers, result, x: vec![0.0; N], y: vec![0.0; N] })
+        Ok(Self { device, queue, pipeline, args, buffers: None })
     }
 }
 
@@ -65,26 +65,49 @@ fn entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
 }
 
 impl Peer for Wgpu {
+    fn renew(&mut self) -> Result<()> {
+        if let Some(old) = self.buffers.take() {
+            for buffer in old.device.iter().chain([&old.result]) {
+                buffer.destroy();
+            }
+        }
+        let buffer = |usage| {
+            let info = wgpu::BufferDescriptor { label: None, size: BYTES, usage, mapped_at_creation: false };
+            self.device.create_buffer(&info)
+        };
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let device = [buffer(storage), buffer(storage)];
+        let result = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.pipeline.get_bind_group_layout(0),
+            entries: &[entry(0, &device[0]), entry(1, &device[1]), entry(2, &self.args)],
+        });
+        self.buffers = Some(Buffers { device, result, group, x: vec![0.0; N], y: vec![0.0; N] });
+        Ok(())
+    }
+
     fn round(&mut self, round: usize) -> Result<f64> {
-        inputs(round, &mut self.x, &mut self.y);
-        self.queue.write_buffer(&self.buffers[0], 0, bytemuck::cast_slice(&self.x));
-        self.queue.write_buffer(&self.buffers[1], 0, bytemuck::cast_slice(&self.y));
+        let Buffers { device, result, group, x, y } = self.buffers.as_mut().context("no buffers")?;
+        inputs(round, x, y);
+        self.queue.write_buffer(&device[0], 0, bytemuck::cast_slice(x));
+        self.queue.write_buffer(&device[1], 0, bytemuck::cast_slice(y));
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             pass.set_pipeline(&self.pipeline);
-            pass.set_bind_group(0, &self.group, &[]);
+            pass.set_bind_group(0, &*group, &[]);
             pass.dispatch_workgroups(GROUPS[0], GROUPS[1], GROUPS[2]);
         }
-        encoder.copy_buffer_to_buffer(&self.buffers[1], 0, &self.result, 0, BYTES);
+        encoder.copy_buffer_to_buffer(&device[1], 0, result, 0, BYTES);
         self.queue.submit([encoder.finish()]);
-        self.result.slice(..).map_async(wgpu::MapMode::Read, |mapped| mapped.expect("a buffer that can be mapped"));
+        result.slice(..).map_async(wgpu::MapMode::Read, |mapped| mapped.expect("a buffer that can be mapped"));
         self.device.poll(wgpu::PollType::wait_indefinitely())?;
         let total = {
-            let bytes = self.result.get_mapped_range(..)?;
+            let bytes = result.get_mapped_range(..)?;
             sum(bytemuck::cast_slice(&bytes))
         };
-        self.result.unmap();
+        result.unmap();
         Ok(total)
     }
 }
