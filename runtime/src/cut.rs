@@ -93,9 +93,7 @@ impl<'a> Cut<'a> {
         };
         self.placed.iter().filter(of).map(|(p, place)| {
             let bytes = p.bytes.start.max(t.bytes.start)..p.bytes.end.min(t.bytes.end);
-            // Nothing comes by demand to a device that cannot fault.
-            let place = if *place == Place::Demand { Place::Migrate } else { *place };
-            (Touch { bytes, ..p.clone() }, place)
+            (Touch { bytes, ..p.clone() }, *place)
         })
     }
 

@@ -266,9 +266,8 @@ fn launch(
         let mut full = false;
         let mut demand = false;
         for (t, place) in &placed {
-            let place = if *place == Place::Demand && !faults { Place::Migrate } else { *place };
-            demand |= place == Place::Demand;
-            full |= populate_touch(free, record, t, place, now)?;
+            demand |= *place == Place::Demand;
+            full |= populate_touch(free, record, t, *place, now)?;
         }
         if full && !faults {
             // It would fit, but for something else that stays.

@@ -41,6 +41,24 @@ fn meet(rt: &Runtime) {
     let _ = rt.sync();
 }
 
+/// Fails by its limit if the thread that writes down a loss, and is the last to let go of an allocation that ended meanwhile, takes
+/// that off the device under its own lock.
+#[test]
+fn an_allocation_ends_beside_the_loss() {
+    let _limit = limit();
+    for _ in 0..200 {
+        let dev = device(CpuConfig { host_readable: false, ..small(8 * MIB) });
+        let rt = over(&dev);
+        let mut y = rt.shared::<u32>(100_000).unwrap();
+        rt.launch(&add(1), (&mut y,)).unwrap().wait().unwrap();
+        dev.inject().lose_at(3);
+        // Brought home by the service thread, which has the allocation in hand a moment longer than its owner.
+        assert_eq!(y[70_000], 1);
+        drop(y);
+        meet(&rt);
+    }
+}
+
 #[test]
 fn what_only_the_device_had_is_lost_and_the_rest_is_not() {
     let _limit = limit();

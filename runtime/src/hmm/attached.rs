@@ -391,7 +391,7 @@ impl Attached {
         let mut since = Instant::now();
         loop {
             let first = self.mirror.order.lock().0.first().copied();
-            let Some((_, id)) = first else { return Ok(()) };
+            let Some((_, id)) = first else { break };
             let Some(seg) = self.space().segment_of(id) else {
                 std::thread::yield_now(); // on its way out: it frees its own
                 continue;
@@ -405,10 +405,18 @@ impl Attached {
                 return Err(Error::Pinned);
             }
         }
+        // Where addresses are memory, that goes with them.
+        if self.mirror.caps().placed {
+            for seg in self.mirror.seated() {
+                self.mirror.unseat(&mut free, &seg);
+            }
+        }
+        Ok(())
     }
 
     /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
-    /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs. Says for each range how many batches that took; 0 for one that was there.
+    /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs; for one that cannot that is
+    /// [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was there.
     ///
     /// # Errors
     /// As [`populate`](Self::populate); [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.

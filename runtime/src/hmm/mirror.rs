@@ -307,10 +307,12 @@ impl DeviceMirror {
     /// marked that was lost.
     pub(crate) fn noticed(&self, error: DeviceError) -> Error {
         if matches!(error, DeviceError::Lost(_)) {
-            let _one = self.ending.lock();
-            if !self.lost.swap(true, Ordering::AcqRel) {
-                self.write_off(&mut Free::at_entry());
-            }
+            let ending = self.ending.lock();
+            let first = !self.lost.swap(true, Ordering::AcqRel);
+            let segs = if first { self.write_off(&mut Free::at_entry()) } else { Vec::new() };
+            drop(ending);
+            // A segment whose owner has let go of it meanwhile ends here, and takes itself off the device, which comes by here.
+            drop(segs);
         }
         Error::device(&self.device, error)
     }
@@ -570,16 +572,16 @@ impl DeviceMirror {
         unsafe { self.device.unreserve(view.at) };
     }
 
-    /// The device is gone: pages that only it had are lost; every other page is the host's again.
-    fn write_off(&self, free: &mut Free) {
+    /// The device is gone: pages that only it had are lost; every other page is the host's again. Gives the segments that it held.
+    fn write_off(&self, free: &mut Free) -> Vec<Arc<Segment>> {
         let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
-        for seg in segs {
+        for seg in &segs {
             let mut lost = Vec::new();
             seg.note_lost();
             for id in seg.claimed() {
                 let block = self.space.block(id);
                 let mut body = block.lock(free);
-                self.change(&seg, id, &mut body, |body| {
+                self.change(seg, id, &mut body, |body| {
                     let dev = &mut body.dev[self.slot];
                     let gone = dev.dirty;
                     dev.valid = Mask::EMPTY;
@@ -603,6 +605,7 @@ impl DeviceMirror {
                 seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() }, 0);
             }
         }
+        segs
     }
 }
 

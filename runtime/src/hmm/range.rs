@@ -53,7 +53,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sterna_hal::{Access, Edit, HostAt, Target};
+use sterna_hal::{Absent, Access, Edit, HostAt, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
@@ -230,13 +230,14 @@ pub(crate) fn populate_within(
     let mut since = Instant::now();
     loop {
         let mut moved = match place {
-            Place::Demand => {
+            Place::Demand if mirror.caps().absent == Absent::Faults => {
                 mirror.view(seg)?;
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
             Place::Remote if mirror.may_alias() => in_place(free, mirror, seg, pages, want)?,
-            Place::Migrate | Place::Remote => migrate::to_device(free, mirror, seg, pages, want)?,
+            // Nothing comes by demand to a device that cannot fault, and nothing is used in place by one that cannot.
+            _ => migrate::to_device(free, mirror, seg, pages, want)?,
         };
         if moved.moved > 0 {
             since = Instant::now();

@@ -47,14 +47,14 @@ fn in_place(ctx: &Ctx<'_>) -> Outcome {
     }
     let (dev, m) = (ctx.dev(0), ctx.filled(N));
     assert_eq!(dev.to_dev(&m, m.all()), Ok((N, counting(N, 0))));
-    let copies = dev.cpu.inject().copies();
+    let copies = dev.device.copies();
     for round in 0..10 {
         m.expect(m.all(), 2 * round);
         m.words_mut().iter_mut().for_each(|w| *w += 1);
         let batches = dev.run(&increment(), &[m.operand(m.all())]).unwrap();
         assert_eq!(batches, [0], "a launch over pages that the host used found them there");
     }
-    assert_eq!(dev.cpu.inject().copies(), copies, "bytes were copied");
+    assert_eq!(dev.device.copies(), copies, "bytes were copied");
     assert!(dev.snapshot(&m, m.all()).unwrap().iter().all(|b| b & !seen::PMD == LOCAL));
     dev.expect_frames(N);
     let mut out = vec![0; N as usize * WORDS];
@@ -71,7 +71,7 @@ fn atomics_of_both(ctx: &Ctx<'_>) -> Outcome {
     const ROUNDS: u32 = 200;
     let (dev, m) = (ctx.dev(0), ctx.mem(16));
     dev.to_dev(&m, m.all()).unwrap();
-    let copies = dev.cpu.inject().copies();
+    let copies = dev.device.copies();
     let (stop, mut mine) = (AtomicBool::new(false), 0);
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -91,7 +91,7 @@ fn atomics_of_both(ctx: &Ctx<'_>) -> Outcome {
     });
     let got: Vec<u32> = (0..16).map(|p| m.page(p)[0]).collect();
     assert_eq!(got, vec![mine + 4 * ROUNDS; 16]);
-    assert_eq!(dev.cpu.inject().copies(), copies);
+    assert_eq!(dev.device.copies(), copies);
     Ok(())
 }
 
@@ -104,7 +104,7 @@ fn another_device_takes_it(ctx: &Ctx<'_>) -> Outcome {
     dev0.to_dev(&m, m.all()).unwrap();
     // So that there is time for stores between a copy and what follows it.
     for dev in [&dev0, &dev1] {
-        dev.cpu.inject().delay_copies(Duration::from_millis(2));
+        dev.device.delay_copies(Duration::from_millis(2));
     }
     let stop = AtomicBool::new(false);
     let stores: Vec<u32> = std::thread::scope(|s| {
@@ -294,7 +294,7 @@ fn remapped(ctx: &Ctx<'_>) -> Outcome {
     let (dev, m) = (ctx.dev(0), ctx.filled(64));
     dev.to_dev(&m, m.all()).unwrap();
     m.expect(m.all(), 0);
-    let copies = dev.cpu.inject().copies();
+    let copies = dev.device.copies();
     m.remap(0..16, 32..48, true);
     dev.expect_frames(48);
     assert!((0..16).all(|p| m.page(p).iter().all(|w| *w == 0)));
@@ -305,7 +305,7 @@ fn remapped(ctx: &Ctx<'_>) -> Outcome {
     let mut out = vec![0; WORDS];
     dev.read(&m, 40..41, &mut out).unwrap();
     assert_eq!(out[3], 9);
-    assert_eq!(dev.cpu.inject().copies(), copies, "a page that only changed its address was copied");
+    assert_eq!(dev.device.copies(), copies, "a page that only changed its address was copied");
     Ok(())
 }
 
@@ -316,13 +316,13 @@ fn system_calls(ctx: &Ctx<'_>) -> Outcome {
     }
     let (dev, m) = (ctx.dev(0), ctx.filled(BLOCK));
     dev.to_dev(&m, m.all()).unwrap();
-    let copies = dev.cpu.inject().copies();
+    let copies = dev.device.copies();
     assert_eq!(m.page(5)[0], 5 * WORDS as u32);
     assert!((0..BLOCK).all(|p| storable(&m, p)), "pages of one mapping, most of them untouched");
     let mut out = vec![0; WORDS];
     dev.read(&m, 9..10, &mut out).unwrap();
     assert_eq!(out[WORDS - 1].to_ne_bytes()[3], 7);
-    assert_eq!(dev.cpu.inject().copies(), copies);
+    assert_eq!(dev.device.copies(), copies);
     Ok(())
 }
 
@@ -409,9 +409,9 @@ fn flush_and_copy(ctx: &Ctx<'_>) -> Outcome {
     let pages = m.pages(m.all());
     dev.attached.populate(&pages, Access::ReadWrite, Place::Migrate, None).unwrap();
     m.words_mut().iter_mut().enumerate().for_each(|(i, w)| *w = i as u32);
-    let copies = dev.cpu.inject().copies();
+    let copies = dev.device.copies();
     m.seg.flush().unwrap();
-    assert_eq!(dev.cpu.inject().copies(), copies, "the pages were moved for a flush");
+    assert_eq!(dev.device.copies(), copies, "the pages were moved for a flush");
     assert_eq!(resident(&dev, &m), 64);
     let mut bytes = vec![0; (64 * PAGE) as usize];
     f.read_exact_at(&mut bytes, 0).expect("its contents");
@@ -437,7 +437,7 @@ fn lost(ctx: &Ctx<'_>) -> Outcome {
     let (dev, other, m) = (ctx.dev(0), ctx.dev(1), ctx.filled(64));
     dev.to_dev(&m, 0..32).unwrap();
     m.expect(m.all(), 0);
-    dev.cpu.lose();
+    dev.device.lose();
     assert!(dev.attached.migrate(&m.pages(32..64)).is_err());
     assert_eq!(shown(&m), 0);
     let mut out = vec![3; 64 * WORDS];

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna::Error;
-use sterna::cpu::CpuDevice;
-use sterna::hal::Access;
+use sterna::hal::{Access, Injected};
 use sterna::hmm::{Attached, Operand, Pages, PfnFlags, Segment, Space};
-use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, each, each_mut, each_out};
+use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Spirv, each, each_mut, each_out};
 use sterna::policy::Place;
 
+use crate::kinds::Config;
 use crate::memory::{Memory, WORDS};
 
 /// The errors of the kernel's interface.
@@ -22,6 +22,7 @@ pub(crate) enum Errno {
     NoEntry,
     Busy,
     NoMem,
+    TooBig,
     NotSupported,
     Pinned,
     Other,
@@ -35,6 +36,7 @@ impl From<Error> for Errno {
             Error::Invalid { .. } => Self::Invalid,
             Error::Busy { .. } => Self::Busy,
             Error::OutOfDeviceMemory { .. } => Self::NoMem,
+            Error::TooBig { .. } => Self::TooBig,
             Error::Unsupported { .. } => Self::NotSupported,
             Error::Pinned => Self::Pinned,
             _ => Self::Other,
@@ -71,30 +73,40 @@ pub(crate) fn eventually(holds: impl Fn() -> bool) {
 
 pub(crate) struct Dev {
     pub(crate) attached: Attached,
-    pub(crate) cpu: Arc<CpuDevice>,
+    /// The device beneath, whose calls fail on demand.
+    pub(crate) device: Arc<Injected>,
+    /// See [`Config::placed`].
+    placed: bool,
     place: Place,
 }
 
+/// What `y = x + a` does in SPIR-V, for elements of a page a group; here with 0.
+const COPY: &[u8] = include_bytes!("../common/glsl/copy_add.spv");
+
 fn read_kernel() -> Kernel<(Each<u32>, EachOut<u32>)> {
-    fn body(_: Group, (): (), x: &[u32], y: &mut [u32]) {
+    fn body(_: Group, _: u32, x: &[u32], y: &mut [u32]) {
         y.copy_from_slice(x);
     }
-    Kernel::new("read", (), (each(WORDS), each_out(WORDS)), body)
+    let kernel = Kernel::new("read", 0, (each(WORDS), each_out(WORDS)), body);
+    // SAFETY: with 0 the module does what `body` does, to the group's own part.
+    unsafe { kernel.with_spirv(Spirv::new(COPY)) }
 }
 
 fn write_kernel() -> Kernel<(Each<u32>, EachMut<u32>)> {
-    fn body(_: Group, (): (), x: &[u32], y: &mut [u32]) {
+    fn body(_: Group, _: u32, x: &[u32], y: &mut [u32]) {
         y.copy_from_slice(x);
     }
-    Kernel::new("write", (), (each(WORDS), each_mut(WORDS)), body)
+    let kernel = Kernel::new("write", 0, (each(WORDS), each_mut(WORDS)), body);
+    // SAFETY: as above.
+    unsafe { kernel.with_spirv(Spirv::new(COPY)) }
 }
 
 impl Dev {
-    pub(crate) fn new(space: &'static Space, cpu: CpuDevice, alias: bool) -> Self {
-        let cpu = Arc::new(cpu);
-        let device: Arc<dyn sterna::hal::Device> = Arc::clone(&cpu) as _;
-        let attached = Attached::new(space, device).expect("the device can be attached");
-        Self { attached, cpu, place: if alias { Place::Remote } else { Place::Migrate } }
+    pub(crate) fn new(space: &'static Space, device: Injected, config: &Config) -> Self {
+        let device = Arc::new(device);
+        let attached = Attached::new(space, Arc::clone(&device) as _).expect("the device can be attached");
+        let place = if config.alias { Place::Remote } else { Place::Migrate };
+        Self { attached, device, placed: config.placed, place }
     }
 
     /// Grains of device memory in use.
@@ -108,6 +120,19 @@ impl Dev {
     pub(crate) fn expect_frames(&self, want: u64) {
         eventually(|| self.frames() == want);
         assert_eq!(self.frames(), want, "grains of device memory in use");
+    }
+
+    /// As [`expect_frames`](Self::expect_frames), of the one memory that has any there: where frames belong to addresses, all of
+    /// it is in use from the first page that came until its addresses are given back.
+    #[track_caller]
+    pub(crate) fn expect_frames_of(&self, m: &Memory, want: u64) {
+        self.expect_frames(if self.placed { m.len.next_multiple_of(16) } else { want });
+        let snapshot = self.snapshot(m, m.all()).expect("a snapshot");
+        let there = snapshot
+            .iter()
+            .filter(|b| **b != seen::ERROR && **b & (seen::PRIVATE_LOCAL | seen::COHERENT_LOCAL) != 0)
+            .count() as u64;
+        assert_eq!(there, want, "pages that are there");
     }
 
     /// READ: the pages through the device's page table; missing entries are faulted in. `out` changes only on success.

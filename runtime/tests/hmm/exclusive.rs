@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use sterna::hmm::{ForkPolicy, Prot};
-use sterna::kernel::{Group, Kernel, Scatter, scatter};
+use sterna::kernel::{Group, Kernel, Scatter, Spirv, scatter};
 
 use crate::device::{Dev, Errno};
 use crate::forks::{fork, status};
@@ -121,7 +121,9 @@ pub(crate) fn add_ones() -> Kernel<(Scatter<u32>,)> {
             w.fetch_add(1, Ordering::Relaxed);
         });
     }
-    Kernel::new("add_ones", (), (scatter(),), body).groups(4)
+    let kernel = Kernel::new("add_ones", (), (scatter(),), body).groups(4);
+    // SAFETY: the module does what `body` does, by atomic additions.
+    unsafe { kernel.with_spirv(Spirv::new(include_bytes!("glsl/add_ones.spv"))) }
 }
 
 fn exclusive_atomics(ctx: &Ctx<'_>) -> Outcome {

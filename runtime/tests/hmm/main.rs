@@ -12,6 +12,7 @@ mod coherent;
 mod device;
 mod exclusive;
 mod forks;
+mod kinds;
 mod memory;
 mod migration;
 mod mirror;
@@ -27,35 +28,11 @@ mod table;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hmm::Space;
 
 use device::Dev;
+use kinds::{Config, ORDINARY, Size};
 use memory::Memory;
-
-/// A kind of device. One line each.
-pub(crate) struct Config {
-    pub(crate) name: &'static str,
-    /// The device uses host pages in place where it can.
-    pub(crate) alias: bool,
-    pub(crate) coherent: bool,
-    device: fn() -> CpuConfig,
-}
-
-fn base() -> CpuConfig {
-    CpuConfig { memory: 64 << 20, workers: 2, grain: 4096, window: 64 << 30, ..CpuConfig::default() }
-}
-
-pub(crate) const CONFIGS: &[Config] = &[
-    Config {
-        name: "private",
-        alias: false,
-        coherent: false,
-        device: || CpuConfig { map_host: false, host_readable: false, ..base() },
-    },
-    Config { name: "private, host mapping", alias: true, coherent: false, device: base },
-    Config { name: "coherent", alias: true, coherent: true, device: || CpuConfig { coherent: true, ..base() } },
-];
 
 /// What a test gets.
 pub(crate) struct Ctx<'a> {
@@ -66,15 +43,18 @@ pub(crate) struct Ctx<'a> {
 impl Ctx<'_> {
     /// A device of the configuration; each test has its own.
     pub(crate) fn dev(&self, index: u32) -> Dev {
-        let cpu = CpuDevice::new(index, (self.config.device)()).expect("a device");
-        Dev::new(self.space, cpu, self.config.alias)
+        self.open(index, ORDINARY)
     }
 
-    /// A device of the configuration with changes.
-    pub(crate) fn dev_with(&self, change: impl FnOnce(&mut CpuConfig)) -> Dev {
-        let mut config = (self.config.device)();
-        change(&mut config);
-        Dev::new(self.space, CpuDevice::new(0, config).expect("a device"), self.config.alias)
+    /// A device of the configuration and of another size.
+    pub(crate) fn dev_with(&self, change: impl FnOnce(&mut Size)) -> Dev {
+        let mut size = ORDINARY;
+        change(&mut size);
+        self.open(0, size)
+    }
+
+    fn open(&self, index: u32, size: Size) -> Dev {
+        Dev::new(self.space, self.config.open(index, size).expect("a device"), self.config)
     }
 
     pub(crate) fn mem(&self, pages: u64) -> Memory {

@@ -93,11 +93,11 @@ fn userfaultfd_read(ctx: &Ctx<'_>) -> Outcome {
 fn userfaultfd_timeout(ctx: &Ctx<'_>) -> Outcome {
     let (dev, m, driver) = (ctx.dev(0), ctx.filled(N), Driver::default());
     let mirror = hmm_mirror_register(ctx.space, driver);
-    dev.cpu.inject().delay_copies(Duration::from_millis(800));
-    let before = dev.cpu.inject().copies();
+    dev.device.delay_copies(Duration::from_millis(800));
+    let before = dev.device.copies();
     std::thread::scope(|s| {
         s.spawn(|| dev.attached.migrate(&m.pages(m.all())).unwrap());
-        eventually(|| dev.cpu.inject().copies() > before);
+        eventually(|| dev.device.copies() > before);
         let ask = |timeout| {
             let mut range = Range::new(&mirror, m.pages(m.all())).expect("no window is open");
             range.fault_within(false, timeout).map_err(Errno::from)
@@ -194,11 +194,11 @@ impl MirrorOps for Slow {
 fn callbacks_come_first(ctx: &Ctx<'_>) -> Outcome {
     let (dev, m) = (ctx.dev(0), ctx.filled(16));
     let (late, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let cpu = Arc::clone(&dev.cpu);
+    let device = Arc::clone(&dev.device);
     let mirror = Mirror::register(
         ctx.space,
         Slow {
-            dev_copies: Box::new(move || cpu.inject().copies()),
+            dev_copies: Box::new(move || device.copies()),
             before: AtomicU32::new(0),
             late: Arc::clone(&late),
             done: Arc::clone(&done),

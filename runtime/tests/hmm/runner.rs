@@ -8,13 +8,16 @@ use std::time::Duration;
 use sterna::Mechanism;
 use sterna::hmm::Space;
 
-use crate::support::available;
+use crate::kinds::{self, Config};
+use crate::support::{available, required};
 use crate::table::{Cell, Table};
-use crate::{CONFIGS, Ctx, cell, tests};
+use crate::{Ctx, cell, tests};
 
 const CHILD: &str = "STERNA_HMM_CHILD";
 const FORCED: &str = "STERNA_HOST_FAULTS";
 const ONLY: &str = "STERNA_HMM_ONLY";
+/// The kinds of devices that the child runs over, by their numbers.
+const KINDS: &str = "STERNA_HMM_KINDS";
 /// A planted defect that the child switches on.
 pub(crate) const PLANT: &str = "STERNA_HMM_PLANT";
 /// A cell that takes longer hangs; with a defect some do.
@@ -74,9 +77,11 @@ pub(crate) fn child() {
             }
         }
     });
+    let numbers = std::env::var(KINDS).unwrap_or_default();
+    let configs = || numbers.split(',').map(|n| &kinds::ALL[n.parse::<usize>().expect("a number")]);
     let mut n = 0;
     for test in tests().into_iter().filter(|t| chosen(t.name)) {
-        for config in CONFIGS {
+        for config in configs() {
             n += 1;
             if n <= from {
                 continue;
@@ -100,26 +105,28 @@ pub(crate) fn child() {
 /// The whole table.
 pub(crate) fn all() -> Table {
     let forced: Option<Mechanism> = std::env::var(FORCED).ok().map(|m| m.parse().expect("a mechanism"));
-    let mut table = Table::new();
+    let (mut table, there) = (Table::new(), kinds::available());
     for m in mechanisms() {
         if forced.is_some_and(|f| f != m) {
             continue;
         }
         if !available(m) {
             say(&format!("SKIP hmm under {m}: not available to this user\n"));
-            let required = std::env::var("STERNA_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|r| r.trim() == m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
+            assert!(!required(&m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
             continue;
         }
-        table.column(m, mechanism(m, &std::env::var(ONLY).unwrap_or_default(), None));
+        let configs: Vec<_> = there.iter().copied().filter(|c| c.belongs(m)).collect();
+        table.columns(m, &configs, mechanism(m, &configs, &std::env::var(ONLY).unwrap_or_default(), None));
     }
     table
 }
 
 /// The cells of one mechanism, test by test and configuration by configuration, of the tests whose name contains `only`, or is
 /// `only` behind a `=`; with a planted defect if one is named.
-pub(crate) fn mechanism(m: Mechanism, only: &str, plant: Option<&str>) -> Vec<Cell> {
-    let expected = tests().into_iter().filter(|t| fits(t.name, only)).count() * CONFIGS.len();
+pub(crate) fn mechanism(m: Mechanism, configs: &[&Config], only: &str, plant: Option<&str>) -> Vec<Cell> {
+    let expected = tests().into_iter().filter(|t| fits(t.name, only)).count() * configs.len();
+    let number = |c: &&Config| kinds::ALL.iter().position(|k| std::ptr::eq(k, *c)).expect("a kind").to_string();
+    let numbers = configs.iter().map(number).collect::<Vec<_>>().join(",");
     let mut cells = Vec::new();
     while cells.len() < expected {
         let before = cells.len();
@@ -128,6 +135,7 @@ pub(crate) fn mechanism(m: Mechanism, only: &str, plant: Option<&str>) -> Vec<Ce
             .env(CHILD, before.to_string())
             .env(FORCED, m.to_string())
             .env(ONLY, only)
+            .env(KINDS, &numbers)
             .env(PLANT, plant.unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

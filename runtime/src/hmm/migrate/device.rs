@@ -42,7 +42,14 @@ pub(crate) fn to_device(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let (_seat, view) = mirror.seat(free, seg, pages, want.rank)?;
+    let (_seat, view) = match mirror.seat(free, seg, pages, want.rank) {
+        Ok(seated) => seated,
+        // Where addresses are memory, there is room for all of the segment or for none.
+        Err(Error::OutOfDeviceMemory { .. }) => {
+            return Ok(Moved { full: true, refused: pages.len(), ..Moved::default() });
+        }
+        Err(e) => return Err(e),
+    };
     // Before any frame is taken: what is there already must not make room for the rest.
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
