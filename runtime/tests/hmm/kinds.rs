@@ -76,7 +76,7 @@ impl Config {
                 let device = CpuDevice::new(index, change(config)).map_err(|e| e.to_string())?;
                 Ok(Injected::new(Arc::new(device), CpuDevice::lose))
             }
-            Make::Vulkan(table) => crate::support::vulkan(table, size.memory, Some(size.grain)),
+            Make::Vulkan(table) => crate::vulkan::vulkan(table, size.memory, Some(size.grain)),
         }
     }
 }

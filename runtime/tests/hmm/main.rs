@@ -25,6 +25,8 @@ mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+#[path = "../common/vulkan.rs"]
+mod vulkan;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

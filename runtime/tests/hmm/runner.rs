@@ -9,8 +9,9 @@ use sterna::Mechanism;
 use sterna::hmm::Space;
 
 use crate::kinds::{self, Config};
-use crate::support::{available, required};
+use crate::support::available;
 use crate::table::{Cell, Table};
+use crate::vulkan::required;
 use crate::{Ctx, cell, tests};
 
 const CHILD: &str = "STERNA_HMM_CHILD";

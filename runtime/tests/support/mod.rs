@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sterna::cpu::{CpuConfig, CpuDevice};
-use sterna::hal::{Device as _, Injected};
+use sterna::hal::Device as _;
 use sterna::kernel::{EachMut, Group, Kernel, Spirv, each_mut};
 use sterna::{Mechanism, Runtime};
 
@@ -28,7 +28,8 @@ pub(crate) fn under_each(test: &str, limit: Duration, body: impl FnOnce(Mechanis
     for m in Mechanism::ALL {
         if !available(m) {
             println!("SKIP {test} under {m}: not available to this user");
-            assert!(!required(&m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
+            let required = std::env::var("STERNA_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|r| r.trim() == m.to_string()), "STERNA_REQUIRE names {m}, which is missing");
             continue;
         }
         let out = child(test).env(FORCED, m.to_string()).output().unwrap();
@@ -68,43 +69,6 @@ pub(crate) fn available(m: Mechanism) -> bool {
         let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags);
         fd >= 0 && libc::close(fd as libc::c_int) == 0
     }
-}
-
-/// Whether `STERNA_REQUIRE` names `what`: then a test that would be left out fails instead.
-pub(crate) fn required(what: &str) -> bool {
-    std::env::var("STERNA_REQUIRE").unwrap_or_default().split(',').any(|r| r.trim() == what)
-}
-
-/// The first Vulkan device that the loader lists, or the one that `STERNA_VULKAN_TEST` names, with this page table, or why it cannot
-/// be had. Fails where `STERNA_REQUIRE` names what is missing.
-#[cfg(feature = "vulkan")]
-pub(crate) fn vulkan(table: &str, memory: u64, grain: Option<u64>) -> Result<Injected, String> {
-    use sterna::vulkan::{CacheFolder, VulkanConfig, VulkanDevice, devices};
-    let named = std::env::var("STERNA_VULKAN_TEST").ok().filter(|n| !n.is_empty());
-    let name = match named {
-        Some(name) => name,
-        None => match devices() {
-            Ok(all) => all[0].index.to_string(),
-            Err(e) => {
-                assert!(!required("vulkan"), "STERNA_REQUIRE names vulkan, which is missing: {e}");
-                return Err(e.to_string());
-            }
-        },
-    };
-    let page_table = Some(table.parse().expect("a page table"));
-    let pipeline_cache = CacheFolder::Off;
-    let config = VulkanConfig { memory: Some(memory), page_table, grain, pipeline_cache, ..VulkanConfig::default() };
-    let device = VulkanDevice::open(&name, &config).map_err(|e| {
-        assert!(!required(table), "STERNA_REQUIRE names {table}, which does not work: {e}");
-        e.to_string()
-    })?;
-    Ok(Injected::new(Arc::new(device), VulkanDevice::lose))
-}
-
-#[cfg(not(feature = "vulkan"))]
-pub(crate) fn vulkan(table: &str, _: u64, _: Option<u64>) -> Result<Injected, String> {
-    assert!(!required("vulkan") && !required(table), "STERNA_REQUIRE names {table}, without the feature `vulkan`");
-    Err("built without the feature `vulkan`".into())
 }
 
 /// A runtime over CPU devices of these configurations.
