@@ -6,19 +6,22 @@
 #[path = "torture/comers.rs"]
 mod comers;
 mod support;
+#[path = "common/vulkan.rs"]
+mod vulkan;
 #[path = "torture/workers.rs"]
 mod workers;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sterna::Mechanism;
-use sterna::cpu::CpuConfig;
-use sterna::hal::Absent;
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hal::{Absent, Device};
 use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
 use sterna::kernel::{Group, Kernel, each_mut};
 use support::{duration, plain, runtime, seed, smallest, tick, under_each};
-use workers::{Tally, round};
+use workers::{Setting, Tally, round};
 
 const SETTINGS: usize = 8;
 
@@ -26,10 +29,14 @@ fn seconds() -> Duration {
     duration("STERNA_TORTURE_SECONDS", Duration::from_secs(3))
 }
 
+fn cpu(index: u32, config: &CpuConfig) -> Arc<dyn Device> {
+    Arc::new(CpuDevice::new(index, config.clone()).unwrap())
+}
+
 /// The rounds of a run: what differs are the grain, whether launches declare or fault, the room, and the size.
-fn setting(n: usize) -> (&'static str, CpuConfig, usize) {
+fn setting(n: usize) -> Setting {
     let roomy = |grain| CpuConfig { memory: 64 << 20, grain, workers: 2, ..CpuConfig::default() };
-    match n % SETTINGS {
+    let (policy, config, bytes) = match n % SETTINGS {
         0 => ("declared", roomy(64 << 10), 64 << 10),
         1 => ("demand", roomy(4 << 10), 16 << 10),
         2 => ("demand", CpuConfig { workers: 2, ..smallest(64 << 10) }, 256 << 10),
@@ -39,21 +46,49 @@ fn setting(n: usize) -> (&'static str, CpuConfig, usize) {
         6 => ("demand", CpuConfig { coherent: true, workers: 2, ..smallest(4 << 10) }, 256 << 10),
         // An access to an absent page is a crash on this one.
         _ => ("declared", CpuConfig { absent: Absent::Undefined, ..roomy(16 << 10) }, 64 << 10),
-    }
+    };
+    Setting { policy, devices: [0, 1].map(|i| cpu(i, &config)), bytes }
 }
 
-fn torture(mechanism: Mechanism, time: Duration, seed: u64) -> Tally {
+/// The same over Vulkan devices with a page table: two of them, or one and a CPU device, with room for all and for a part. `None` where
+/// there is no such device.
+fn vulkan_setting(table: &str, n: usize) -> Option<Setting> {
+    let open = |memory| vulkan::vulkan(table, memory, None).ok().map(|d| Arc::new(d) as Arc<dyn Device>);
+    let other = |memory| cpu(0, &CpuConfig { memory, workers: 2, ..CpuConfig::default() });
+    // With little room: what one launch needs, what is pinned by others, and what an allocation that comes and goes takes.
+    let little = 2 << 20;
+    Some(match n % 4 {
+        0 => Setting { policy: "declared", devices: [open(64 << 20)?, open(64 << 20)?], bytes: 64 << 10 },
+        1 => Setting { policy: "declared", devices: [open(64 << 20)?, other(64 << 20)], bytes: 128 << 10 },
+        2 => Setting { policy: "demand", devices: [open(little)?, open(little)?], bytes: 256 << 10 },
+        _ => Setting { policy: "declared", devices: [open(little)?, other(little)], bytes: 256 << 10 },
+    })
+}
+
+/// Rounds of `time` in all, the first of them drawn by the seed. `None` where a setting cannot be had.
+fn torture(
+    what: &str,
+    time: Duration,
+    seed: u64,
+    m: Mechanism,
+    setting: impl Fn(usize) -> Option<Setting>,
+) -> Option<Tally> {
     let (start, mut total, mut n) = (Instant::now(), Tally::default(), seed as usize % SETTINGS);
     let rounds = (time.as_secs() as usize).clamp(3, 10);
     for _ in 0..rounds {
-        let (policy, config, bytes) = setting(n);
-        let t = round(mechanism, policy, &config, bytes, time / rounds as u32, seed + n as u64);
-        println!("{mechanism} {policy} {} KiB grains {} KiB: {t}", config.grain >> 10, bytes >> 10);
+        let setting = setting(n)?;
+        let said = setting.to_string();
+        let t = round(m, setting, time / rounds as u32, seed + n as u64);
+        println!("{m} {said}: {t}");
         total += t;
         n += 1;
     }
-    println!("{mechanism}, seed {seed}, {:.1?}: {total}", start.elapsed());
-    total
+    println!("{what}, {m}, seed {seed}, {:.1?}: {total}", start.elapsed());
+    Some(total)
+}
+
+fn over_cpu_devices(m: Mechanism, seed: u64) -> Tally {
+    torture("CPU devices", seconds(), seed, m, |n| Some(setting(n))).expect("CPU devices")
 }
 
 /// Fails if a store of the host or of a device is lost, appears twice, or lands on a neighbour's element: if bytes are copied
@@ -63,9 +98,29 @@ fn nothing_is_lost() {
     under_each("nothing_is_lost", seconds() + Duration::from_secs(60), |m| {
         let seed = seed();
         println!("{m}: STERNA_SEED={seed}");
-        let t = torture(m, seconds(), seed);
+        let t = over_cpu_devices(m, seed);
         assert_eq!(t.lost, 0, "{t}");
         assert!(t.increments > 0 && t.launches > 0 && t.pages_moved > 0, "somebody did nothing: {t}");
+    });
+}
+
+/// As `nothing_is_lost`, over Vulkan devices with each page table, for a third of the time each.
+#[test]
+fn nothing_is_lost_on_vulkan() {
+    under_each("nothing_is_lost_on_vulkan", seconds() + Duration::from_secs(60), |m| {
+        // Under the others it is the host's side that differs.
+        if !matches!(m, Mechanism::Transparent | Mechanism::Signal) {
+            return;
+        }
+        let seed = seed();
+        println!("{m}: STERNA_SEED={seed}");
+        for table in vulkan::TABLES {
+            let run = torture(table, seconds() / 3, seed, m, |n| vulkan_setting(table, n));
+            if let Some(t) = run {
+                assert_eq!(t.lost, 0, "{table}: {t}");
+                assert!(t.increments > 0 && t.launches > 0 && t.pages_moved > 0, "somebody did nothing: {t}");
+            }
+        }
     });
 }
 
@@ -187,12 +242,32 @@ mod planted {
             with(&planted::COPY_BEFORE_UNMAP, || {
                 let (start, mut lost) = (Instant::now(), 0);
                 while lost == 0 && start.elapsed() < Duration::from_secs(5) {
-                    let (policy, config, bytes) = setting(0);
-                    lost += round(m, policy, &config, bytes, Duration::from_millis(500), seed()).lost;
+                    lost += round(m, setting(0), Duration::from_millis(500), seed()).lost;
                 }
                 println!("{m}: {lost} lost after {:?}", start.elapsed());
                 assert!(lost > 0, "a copy taken before the unmap went unseen");
             });
+        });
+    }
+
+    /// The same on Vulkan devices with each page table.
+    #[test]
+    fn copies_before_the_unmap_are_seen_on_vulkan() {
+        under_each("planted::copies_before_the_unmap_are_seen_on_vulkan", Duration::from_secs(90), |m| {
+            if !matches!(m, Mechanism::Transparent | Mechanism::Signal) {
+                return;
+            }
+            for table in vulkan::TABLES {
+                with(&planted::COPY_BEFORE_UNMAP, || {
+                    let (start, mut lost) = (Instant::now(), 0);
+                    while lost == 0 && start.elapsed() < Duration::from_secs(10) {
+                        let Some(setting) = vulkan_setting(table, 0) else { return };
+                        lost += round(m, setting, Duration::from_millis(500), seed()).lost;
+                    }
+                    println!("{m}, {table}: {lost} lost after {:?}", start.elapsed());
+                    assert!(lost > 0, "a copy taken before the unmap went unseen on {table}");
+                });
+            }
         });
     }
 
@@ -204,7 +279,7 @@ mod planted {
                 return;
             }
             with(&planted::NO_MARKERS, || {
-                let t = torture(m, seconds(), seed());
+                let t = over_cpu_devices(m, seed());
                 assert_eq!(t.lost, 0, "{t}");
                 assert_eq!(never_touched_by_the_host(), 0);
                 let rt = plain();

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hal;
 use sterna::hmm::{Action, Attached, Mirror, MirrorOps, Pages, PinKind, Range};
 use sterna::{Advice, Device, Location, Mechanism, Runtime, ViewMut};
 
 use crate::comers;
-use crate::support::{Random, runtime, tick};
+use crate::support::{Random, tick};
 
 const WRITERS: usize = 6;
 const DEVICES: usize = 2;
@@ -81,12 +82,34 @@ impl fmt::Display for Tally {
 
 type Views<'a> = Vec<ViewMut<'a, u64>>;
 
+/// What a round is like.
+pub(crate) struct Setting {
+    pub(crate) policy: &'static str,
+    pub(crate) devices: [Arc<dyn hal::Device>; DEVICES],
+    /// Of an allocation.
+    pub(crate) bytes: usize,
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = |d: &Arc<dyn hal::Device>| {
+            let (memory, grain) = (d.memory().budget >> 10, d.caps().grain >> 10);
+            format!("{} ({memory} KiB in grains of {grain})", d.info().id)
+        };
+        let [a, b] = &self.devices;
+        write!(f, "{} {} and {}, allocations of {} KiB", self.policy, device(a), device(b), self.bytes >> 10)
+    }
+}
+
 /// Runs a round of `time` and compares every element at its end.
-pub(crate) fn round(m: Mechanism, policy: &str, config: &CpuConfig, bytes: usize, time: Duration, seed: u64) -> Tally {
-    let rt = runtime(policy, vec![config.clone(); DEVICES]);
+pub(crate) fn round(m: Mechanism, setting: Setting, time: Duration, seed: u64) -> Tally {
+    let Setting { policy, devices, bytes } = setting;
+    let grain = devices.iter().map(|d| d.caps().grain).max().unwrap_or(4096) as usize;
+    let named = Runtime::builder().policy(policy).unwrap();
+    let rt = devices.into_iter().fold(named, sterna::Builder::open_device).build().unwrap();
     // Views of 800 bytes, so that pages are shared and elements straddle nothing; without faults views are whole grains.
     let (bytes, per_view) = match m {
-        Mechanism::None => (config.grain as usize * ROLES * 4, config.grain as usize / 8),
+        Mechanism::None => (grain * ROLES * 4, grain / 8),
         _ => (bytes, 100),
     };
     let mut all: Vec<_> = (0..ALLOCATIONS).map(|_| rt.shared::<u64>(bytes / 8).unwrap()).collect();
