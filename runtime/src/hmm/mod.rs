@@ -74,6 +74,7 @@ pub(crate) mod segment;
 pub(crate) mod source;
 pub(crate) mod space;
 pub(crate) mod sync;
+pub(crate) mod taint;
 pub(crate) mod zap;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};

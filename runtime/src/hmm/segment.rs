@@ -31,6 +31,7 @@ use super::pin::PinKind;
 use super::seat::Addresses;
 use super::source::Sources;
 use super::space::Space;
+use super::taint::Taint;
 use crate::policy::{FaultRule, HintMap, Hints, Side};
 
 /// The part of a segment that lives in a table and never moves. All zero: no segment.
@@ -80,15 +81,6 @@ pub(crate) struct Use {
     pub(crate) launch: Arc<InFlight>,
 }
 
-/// Bytes that a failed launch would have written.
-#[derive(Clone, Debug)]
-pub(crate) struct Taint {
-    pub(crate) bytes: Range<u64>,
-    pub(crate) error: crate::Error,
-    /// The launch's number; 0 for what was lost with a device.
-    pub(crate) by: u64,
-}
-
 /// What a segment's bytes are.
 #[derive(Debug)]
 pub(crate) enum Kind {
@@ -133,7 +125,7 @@ pub struct Segment {
     /// Some of its pages were remapped.
     remapped: AtomicBool,
     /// Some of its pages were lost with a device once.
-    lossy: AtomicBool,
+    pub(super) lossy: AtomicBool,
     pub(super) sources: Sources,
 }
 
@@ -327,22 +319,6 @@ impl Segment {
         u64::from(block.0 - self.first.0) * BLOCK + page as u64 * PAGE
     }
 
-    pub(crate) fn has_taints(&self) -> bool {
-        !self.taints.lock().is_empty()
-    }
-
-    /// The error of a failed launch that would have written some of `bytes`.
-    pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<crate::Error> {
-        self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
-    }
-
-    /// The error of pages that were lost with their device.
-    pub(crate) fn loss(&self, pages: &Pages) -> crate::Error {
-        let at = |page: u64| (page * PAGE).saturating_sub(self.offset());
-        let known = self.taint(&(at(pages.0.start)..at(pages.0.end)));
-        known.unwrap_or_else(|| crate::Error::Lost { device: "a device".into() })
-    }
-
     /// Waits for unfinished launches that write bytes of `bytes`, with `write` also for those that read them.
     pub(crate) fn wait_unused(&self, free: &mut Free, bytes: &Range<u64>, write: bool) {
         loop {
@@ -355,58 +331,6 @@ impl Segment {
                 None => return,
             }
         }
-    }
-
-    /// Marks what a failed launch would have written. The gate stays up until it is healed.
-    pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error, by: u64) {
-        let gate = &self.rec().gate;
-        gate.raise(true);
-        self.taints.lock().push(Taint { bytes, error, by });
-    }
-
-    /// `bytes` have been written whole: what was tainted there no longer is.
-    pub(crate) fn heal(&self, bytes: &Range<u64>) {
-        self.heal_before(bytes, u64::MAX);
-    }
-
-    /// As [`heal`](Self::heal), of what launches before number `by` have tainted: launches do not retire in the order in which they
-    /// were asked for, and one that is refused does so at once.
-    fn heal_before(&self, bytes: &Range<u64>, by: u64) {
-        let mut taints = self.taints.lock();
-        let before = taints.len();
-        let mut left = Vec::new();
-        for t in taints.drain(..) {
-            if t.by >= by {
-                left.push(t);
-                continue;
-            }
-            left.extend(without(&t.bytes, bytes).map(|part| Taint { bytes: part, error: t.error.clone(), by: t.by }));
-        }
-        *taints = left;
-        let gate = &self.rec().gate;
-        for _ in taints.len()..before {
-            gate.lower(true);
-        }
-        for _ in before..taints.len() {
-            gate.raise(true);
-        }
-    }
-
-    /// As [`heal`](Self::heal), for launch number `by`, which has ended: what it wrote may have been lost since, with its device or
-    /// with one that wrote it later, and a later launch may have failed to write it.
-    pub(crate) fn heal_but_lost(&self, bytes: &Range<u64>, by: u64) {
-        let mut whole = vec![bytes.clone()];
-        if self.lossy.load(Ordering::Acquire) {
-            let free = &mut Free::at_entry();
-            for (id, mask) in self.pages_of(bytes).blocks() {
-                let lost = self.claim(id).lock(free).lost & mask;
-                for r in lost.runs() {
-                    let at = |page: usize| id.offset() - self.offset() + page as u64 * PAGE;
-                    whole = whole.iter().flat_map(|w| without(w, &(at(r.start)..at(r.end)))).collect();
-                }
-            }
-        }
-        whole.iter().for_each(|w| self.heal_before(w, by));
     }
 
     /// `pages` are about to be replaced by the host, which gives them storage: what was lost of them need not be found again.

@@ -1,23 +1,13 @@
-//! The handle of a shared allocation, and the gate that makes `Deref` sound.
-//!
-//! **Guarantee.** While a reference obtained here lives, every load through it gives the value that the program's order of
-//! launches and stores says, and every store lands. Three layers give that: borrows (at a launch no conflicting host reference is
-//! alive), the gate (`deref` waits for unfinished launches that write, `deref_mut` for those that read or write), and faults that
-//! only fetch.
-//!
-//! **Cost.** `written` is stored only through `&mut`, so `deref` reads it plainly and the check leaves loops; the cold path takes
-//! the core's address and never `&mut self`, so that the optimiser knows that `ptr` and `len` stay.
+//! What all handles are: a stretch of a segment that derefs to a slice, and the gate in front of it.
 
-use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Bound, Deref, DerefMut, Range, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytemuck::Pod;
 
-use crate::guard::{HostMut, HostRef};
 use crate::hmm::discard::discard;
 use crate::hmm::fork;
 use crate::hmm::gate::Gate;
@@ -27,10 +17,9 @@ use crate::hmm::os::memory;
 use crate::hmm::pin::Pin;
 use crate::hmm::source;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
-use crate::residency::Residency;
 use crate::runtime::Runtime;
 use crate::stats::Cause;
-use crate::{Advice, Device, Error};
+use crate::{Device, Error};
 
 /// What a handle or view stands for. On the heap, so that the cold path gets an address that does not lead into the handle.
 #[derive(Debug)]
@@ -59,8 +48,8 @@ impl Drop for Core {
 
 /// The part of handles and views that `deref` needs.
 pub(crate) struct Handle<T> {
-    ptr: NonNull<T>,
-    len: usize,
+    pub(super) ptr: NonNull<T>,
+    pub(super) len: usize,
     /// A launch that writes may be unfinished. Stored only through `&mut`.
     written: u32,
     /// A launch that reads, or a move, may be unfinished.
@@ -76,7 +65,7 @@ unsafe impl<T: Send> Send for Handle<T> {}
 unsafe impl<T: Sync> Sync for Handle<T> {}
 
 impl<T: Pod> Handle<T> {
-    fn new(core: Core, launched: bool) -> Self {
+    pub(super) fn new(core: Core, launched: bool) -> Self {
         let at = core.seg.offset() + core.bytes.start;
         Self {
             ptr: core.seg.space().window_at(at).cast(),
@@ -90,7 +79,7 @@ impl<T: Pod> Handle<T> {
     }
 
     #[inline]
-    fn get(&self) -> &[T] {
+    pub(super) fn get(&self) -> &[T] {
         // SAFETY: the record is never unmapped.
         if self.written != 0 && !unsafe { self.gate.as_ref() }.is_readable() {
             settle(&*self.core, false);
@@ -101,7 +90,7 @@ impl<T: Pod> Handle<T> {
     }
 
     #[inline]
-    fn get_mut(&mut self) -> &mut [T] {
+    pub(super) fn get_mut(&mut self) -> &mut [T] {
         if self.written | *self.read.get_mut() != 0 {
             self.clear();
         }
@@ -111,7 +100,7 @@ impl<T: Pod> Handle<T> {
 
     #[cold]
     #[inline(never)]
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         // SAFETY: the record is never unmapped.
         if !unsafe { self.gate.as_ref() }.is_writable() {
             settle(&*self.core, true);
@@ -167,31 +156,31 @@ impl<T: Pod> Handle<T> {
         Self::new(core, true)
     }
 
-    fn view(&self, range: &Range<usize>) -> Self {
+    pub(super) fn view(&self, range: &Range<usize>) -> Self {
         let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone(), part: false };
         // A launch may be unfinished: the view's gate decides, not the parent's.
         Self::new(core, true)
     }
 
-    fn pages(&self) -> Pages {
+    pub(super) fn pages(&self) -> Pages {
         self.core.seg.pages_of(&self.core.bytes)
     }
 
     /// The pages of the grains that hold nothing but this handle's bytes; the end of the allocation counts as a border.
-    fn whole_grains(&self, grain: u64) -> Pages {
+    pub(super) fn whole_grains(&self, grain: u64) -> Pages {
         let Range { start, end } = self.core.bytes;
         let end = if end == self.core.seg.used() { end } else { end / grain * grain };
         self.core.seg.pages_of(&(start.next_multiple_of(grain)..end))
     }
 
-    fn try_read(&self) -> Result<&[T], Error> {
+    pub(super) fn try_read(&self) -> Result<&[T], Error> {
         fork::check()?;
         self.core.settle(false)?;
         // SAFETY: as in `get`, and nothing of it is tainted or lost.
         Ok(unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) })
     }
 
-    fn prefetch(&self, to: Option<&Device>) {
+    pub(super) fn prefetch(&self, to: Option<&Device>) {
         if fork::forked() || hal_in_kernel() {
             return;
         }
@@ -253,7 +242,7 @@ fn hal_in_kernel() -> bool {
 
 impl Core {
     /// Waits for unfinished launches that conflict with a host access to this range.
-    fn wait(&self, free: &mut Free, write: bool) {
+    pub(super) fn wait(&self, free: &mut Free, write: bool) {
         #[cfg(feature = "planted")]
         let write = write && !crate::hmm::planted::on(&crate::hmm::planted::GATE_DOWN_FOR_READS);
         self.seg.wait_unused(free, &self.bytes, write);
@@ -275,14 +264,14 @@ impl Core {
     }
 
     /// The part of `bytes` that is whole pages. Behind the end of the allocation is nothing but what its devices' grains hold.
-    fn whole_pages(&self, bytes: &Range<u64>) -> Range<u64> {
+    pub(super) fn whole_pages(&self, bytes: &Range<u64>) -> Range<u64> {
         let all = u64::from(self.seg.blocks()) * BLOCK;
         let end = if bytes.end >= self.seg.used() { all } else { bytes.end / PAGE * PAGE };
         bytes.start.next_multiple_of(PAGE)..end
     }
 
     /// Reads what is still in a file behind the range.
-    fn fetch(&self) -> Result<(), Error> {
+    pub(super) fn fetch(&self) -> Result<(), Error> {
         if hal_in_kernel() {
             return Err(Error::InsideKernel);
         }
@@ -313,7 +302,7 @@ impl Core {
     }
 
     /// How pages come home for reading, or for writing.
-    fn way_home(&self, write: bool) -> Home {
+    pub(super) fn way_home(&self, write: bool) -> Home {
         // Where host faults are served a mapped page has no replica, unless its stores are watched; without them the gate ends
         // replicas before a write.
         match (write, self.seg.space().mechanism()) {
@@ -329,7 +318,7 @@ impl Core {
     }
 
     /// Brings bytes home and keeps them there.
-    fn pin(&self, bytes: &Range<u64>, write: bool) -> Result<Pin, Error> {
+    pub(super) fn pin(&self, bytes: &Range<u64>, write: bool) -> Result<Pin, Error> {
         Pin::long(&mut Free::at_entry(), &self.seg, &self.seg.pages_of(bytes), self.way_home(write))
     }
 }
@@ -349,286 +338,3 @@ fn settle(core: *const Core, write: bool) {
         panic!("sterna: {e}");
     }
 }
-
-macro_rules! reading {
-    ($T:ident) => {
-        /// How many elements.
-        #[must_use]
-        pub fn len(&self) -> usize {
-            self.0.len()
-        }
-
-        /// Whether there are none. An allocation has at least one; a view may have none.
-        #[must_use]
-        pub fn is_empty(&self) -> bool {
-            self.0.len() == 0
-        }
-
-        /// The elements, or the error for which `deref` would panic: of a failed launch that would have written some of them,
-        /// or of a lost device that had the only copy. What is still in a [mapped file](crate::Runtime::map_file) is read.
-        ///
-        /// # Errors
-        /// That error; [`File`](Error::File); [`InsideKernel`](Error::InsideKernel) in a kernel; [`Forked`](Error::Forked) in a
-        /// forked child.
-        pub fn try_read(&self) -> Result<&[$T], Error> {
-            fork::check()?;
-            self.0.core.fetch()?;
-            self.0.try_read()
-        }
-
-        /// A view of some elements, to be read by launches and the host.
-        ///
-        /// # Errors
-        /// [`Range`](Error::Range) if it does not lie inside.
-        pub fn range(&self, range: impl RangeBounds<usize>) -> Result<View<'_, $T>, Error> {
-            let range = self.0.resolve(range)?;
-            self.0.note_read();
-            Ok(View(self.0.view(&range), PhantomData))
-        }
-
-        /// The elements of `range`, at home and kept there while the guard lives: for I/O, on every mechanism.
-        ///
-        /// # Errors
-        /// As [`try_read`](Self::try_read), and [`Range`](Error::Range).
-        pub fn host(&self, range: impl RangeBounds<usize>) -> Result<HostRef<'_, $T>, Error> {
-            let range = self.0.resolve(range)?;
-            let slice = self.0.try_read()?;
-            let guard = self.0.core.pin(&self.0.part(&range), false)?;
-            Ok(HostRef::new(&slice[range], guard))
-        }
-
-        /// Asks for the pages to be brought to a device. A hint: never fails, changes no byte, returns at once.
-        pub fn prefetch_to(&self, device: &Device) {
-            self.0.prefetch(Some(device));
-        }
-
-        /// Asks for the pages to be brought home. A hint: never fails, changes no byte, returns at once.
-        pub fn prefetch_to_host(&self) {
-            self.0.prefetch(None);
-        }
-
-        /// Says something of the elements that helps to place them. A hint: never fails, changes no byte, moves nothing.
-        pub fn advise(&self, advice: Advice) {
-            self.0.core.advise(&advice, true);
-        }
-
-        /// Takes back what [`advise`](Self::advise) said of the elements.
-        pub fn unadvise(&self, advice: Advice) {
-            self.0.core.advise(&advice, false);
-        }
-
-        /// Where the pages are now.
-        #[must_use]
-        pub fn residency(&self) -> Residency {
-            Residency::of(&self.0.core)
-        }
-
-        /// The pages of the arena that hold the elements, for people who write drivers.
-        #[must_use]
-        pub fn pages(&self) -> Pages {
-            self.0.pages()
-        }
-
-        /// The first element's address on the host. Who reads or writes through it sees to what `deref` and `deref_mut` see to:
-        /// no launch that conflicts is unfinished, and in mode `none` the bytes are home.
-        #[must_use]
-        pub fn as_host_ptr(&self) -> *const $T {
-            self.0.ptr.as_ptr()
-        }
-    };
-}
-
-macro_rules! writing {
-    ($T:ident) => {
-        /// Waits for unfinished launches that use any of it, as `deref_mut` does, and returns the error for which that would
-        /// panic. Afterwards indexing costs what it costs on a slice, until the next launch: without it each access through the
-        /// handle first looks whether the launch has ended, which keeps a loop from being vectorised.
-        ///
-        /// # Errors
-        /// As [`try_read`](Self::try_read).
-        pub fn settle(&mut self) -> Result<&mut [$T], Error> {
-            fork::check()?;
-            self.0.core.settle(true)?;
-            Ok(self.0.get_mut())
-        }
-
-        /// A view of some elements, to be written by launches and the host.
-        ///
-        /// # Errors
-        /// [`Range`](Error::Range) if it does not lie inside.
-        pub fn range_mut(&mut self, range: impl RangeBounds<usize>) -> Result<ViewMut<'_, $T>, Error> {
-            let range = self.0.resolve(range)?;
-            self.0.note_write();
-            Ok(ViewMut(self.0.view(&range), PhantomData))
-        }
-
-        /// Two views, of the elements before `mid` and from `mid` on.
-        ///
-        /// # Errors
-        /// [`Range`](Error::Range) if `mid` lies behind the end.
-        pub fn split_at_mut(&mut self, mid: usize) -> Result<(ViewMut<'_, $T>, ViewMut<'_, $T>), Error> {
-            let (a, b) = (self.0.resolve(..mid)?, self.0.resolve(mid..)?);
-            self.0.note_write();
-            Ok((ViewMut(self.0.view(&a), PhantomData), ViewMut(self.0.view(&b), PhantomData)))
-        }
-
-        /// Views of `n` elements each; the last may have fewer.
-        ///
-        /// # Panics
-        /// If `n` is 0, as [`slice::chunks_mut`].
-        pub fn chunks_mut(&mut self, n: usize) -> impl ExactSizeIterator<Item = ViewMut<'_, $T>> {
-            assert!(n > 0, "chunks of 0 elements");
-            self.0.note_write();
-            let handle = &self.0;
-            let len = handle.len();
-            (0..len.div_ceil(n)).map(move |i| ViewMut(handle.view(&(i * n..((i + 1) * n).min(len))), PhantomData))
-        }
-
-        /// The elements of `range`, at home and kept there while the guard lives: for I/O, on every mechanism.
-        ///
-        /// # Errors
-        /// As [`try_read`](Self::try_read), and [`Range`](Error::Range).
-        pub fn host_mut(&mut self, range: impl RangeBounds<usize>) -> Result<HostMut<'_, $T>, Error> {
-            let range = self.0.resolve(range)?;
-            fork::check()?;
-            self.0.core.settle(true)?;
-            let guard = self.0.core.pin(&self.0.part(&range), true)?;
-            // SAFETY: the handle's own elements; what conflicts with a host access has ended.
-            let slice = unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) };
-            Ok(HostMut::new(&mut slice[range], guard))
-        }
-
-        /// Replaces every element. What a failed launch had tainted is healed.
-        ///
-        /// # Errors
-        /// [`Range`](Error::Range) if the lengths differ; [`OutOfHostMemory`](Error::OutOfHostMemory).
-        pub fn write_from(&mut self, values: &[$T]) -> Result<(), Error> {
-            if values.len() != self.0.len() {
-                return Err(Error::Range { start: 0, end: values.len(), len: self.0.len() });
-            }
-            self.0.replace(0..values.len(), |to| to.copy_from_slice(values))
-        }
-
-        /// Replaces element `i` by `value(i)`, for all. What a failed launch had tainted is healed.
-        ///
-        /// # Errors
-        /// [`OutOfHostMemory`](Error::OutOfHostMemory).
-        pub fn fill_with(&mut self, mut value: impl FnMut(usize) -> $T) -> Result<(), Error> {
-            self.0.replace(0..self.0.len(), |to| {
-                for (i, v) in to.iter_mut().enumerate() {
-                    *v = value(i);
-                }
-            })
-        }
-    };
-}
-
-/// A shared allocation: a slice on the host, a buffer on devices, one allocation. Unique, as a `Vec` is: views share it.
-///
-/// ```compile_fail,E0599
-/// # let rt = sterna::Runtime::new().unwrap();
-/// let x = rt.shared::<f32>(8).unwrap();
-/// let y = x.clone(); // a second handle would make `&mut` a lie
-/// ```
-///
-/// A view keeps its parent borrowed:
-///
-/// ```compile_fail,E0502
-/// # let rt = sterna::Runtime::new().unwrap();
-/// let mut x = rt.shared::<f32>(8).unwrap();
-/// let half = x.range_mut(..4).unwrap();
-/// println!("{}", x[0]);
-/// drop(half);
-/// ```
-///
-/// and what a launch writes needs `&mut`:
-///
-/// ```compile_fail,E0277
-/// # let rt = sterna::Runtime::new().unwrap();
-/// let x = rt.shared::<f32>(8).unwrap();
-/// rt.launch(&sterna::kernels::fill(1.0_f32), (&x,)).unwrap();
-/// ```
-///
-/// One argument cannot be both read and written:
-///
-/// ```compile_fail,E0502
-/// # let rt = sterna::Runtime::new().unwrap();
-/// let mut x = rt.shared::<f32>(8).unwrap();
-/// rt.launch(&sterna::kernels::saxpy(1.0), (&x, &mut x)).unwrap();
-/// ```
-///
-/// Elements are plain data:
-///
-/// ```compile_fail,E0277
-/// # let rt = sterna::Runtime::new().unwrap();
-/// let x = rt.shared::<String>(8).unwrap();
-/// ```
-pub struct Shared<T: Pod>(pub(crate) Handle<T>);
-
-/// Some elements of a [`Shared`], to be read.
-pub struct View<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a T>);
-
-/// Some elements of a [`Shared`], to be read and written.
-pub struct ViewMut<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a mut T>);
-
-impl<T: Pod + Send + Sync> Shared<T> {
-    /// The owner of bytes `bytes` of a segment that nobody else has.
-    pub(crate) fn over(rt: Runtime, seg: Arc<Segment>, bytes: Range<u64>) -> Self {
-        Self(Handle::new(Core { seg, bytes, rt, part: false }, false))
-    }
-
-    reading!(T);
-    writing!(T);
-}
-
-impl<T: Pod + Send + Sync> View<'_, T> {
-    reading!(T);
-}
-
-impl<T: Pod + Send + Sync> ViewMut<'_, T> {
-    reading!(T);
-    writing!(T);
-}
-
-macro_rules! deref {
-    ($name:literal, $handle:ty) => {
-        impl<T: Pod> Deref for $handle {
-            type Target = [T];
-            /// Waits for unfinished launches that write any of it.
-            ///
-            /// # Panics
-            /// With the error of such a launch if it failed; inside a kernel, if it would have to wait.
-            #[inline]
-            fn deref(&self) -> &[T] {
-                self.0.get()
-            }
-        }
-        impl<T: Pod> fmt::Debug for $handle {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // Not the elements: printing must neither wait nor move pages.
-                write!(f, "{}({} elements at {:p})", $name, self.0.len, self.0.ptr)
-            }
-        }
-    };
-}
-macro_rules! deref_mut {
-    ($handle:ty) => {
-        impl<T: Pod> DerefMut for $handle {
-            /// Waits for unfinished launches that read or write any of it.
-            ///
-            /// # Panics
-            /// As `deref`.
-            #[inline]
-            fn deref_mut(&mut self) -> &mut [T] {
-                self.0.get_mut()
-            }
-        }
-    };
-}
-deref!("Shared", Shared<T>);
-deref!("View", View<'_, T>);
-deref!("ViewMut", ViewMut<'_, T>);
-deref_mut!(Shared<T>);
-deref_mut!(ViewMut<'_, T>);
-
-const _: () = assert!(PAGE == 4096);

@@ -1,0 +1,144 @@
+//! How a device's mirror ends, and what of it does: a segment that is dropped, a device that is detached or lost.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sterna_hal::{Access, Edit, Target};
+
+use super::super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::super::lock::Free;
+use super::super::migrate::Home;
+use super::super::os;
+use super::super::segment::Segment;
+use super::DeviceMirror;
+use crate::Error;
+use crate::stats::Cause;
+
+impl DeviceMirror {
+    /// The device is detached: its entries go, and every segment that had addresses on it gives them back. What the device had
+    /// has come home, and nobody uses the device any more.
+    pub(crate) fn detach(&self, free: &mut Free) -> Result<(), Error> {
+        let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
+        let home = Home::off(self.slot, true);
+        for seg in segs {
+            for id in seg.claimed() {
+                let first = id.first_page().0;
+                let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
+                super::super::migrate::bring_home(free, &seg, &pages, home, Cause::Mirror)?;
+            }
+            if let Some(view) = seg.give_up_view(self) {
+                self.views.write().remove(&view.at.at.0);
+                // SAFETY: launches have ended, entries are gone.
+                unsafe { self.device.unreserve(view.at) };
+            }
+        }
+        Ok(())
+    }
+
+    /// A dropped segment: removes its entries, frees its frames, gives its addresses back.
+    pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
+        let Some(view) = seg.view(self.slot) else { return };
+        self.views.write().remove(&view.at.at.0);
+        let whole = Edit { at: view.at, to: Target::Absent, access: Access::Read };
+        // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is given
+        // back, which removes its entries too.
+        let _ = self.remove(free, &[whole]);
+        let per = self.pods().pages_per_grain();
+        let mut frames = Vec::new();
+        for id in seg.claimed() {
+            let mut body = self.space.block(id).lock(free);
+            self.set_rank(id, &mut body, 0);
+            for f in &mut body.dev[self.slot].frames[..PAGES_PER_BLOCK / per] {
+                if *f != 0 {
+                    super::super::devmem::push_frame(&mut frames, *f - 1);
+                    *f = 0;
+                }
+            }
+        }
+        // SAFETY: each grain stood in exactly one block's table, from which it was taken just now; no entry names it.
+        unsafe { self.device.free(&frames) };
+        // SAFETY: the segment is gone, its launches have retired.
+        unsafe { self.device.unreserve(view.at) };
+    }
+
+    /// The device is gone: pages that only it had are lost; every other page is the host's again. Gives the segments that it held.
+    pub(super) fn write_off(&self, free: &mut Free) -> Vec<Arc<Segment>> {
+        let segs: Vec<Arc<Segment>> = self.views.read().values().filter_map(|(_, s)| s.upgrade()).collect();
+        for seg in &segs {
+            let mut lost = Vec::new();
+            seg.note_lost();
+            for id in seg.claimed() {
+                let block = self.space.block(id);
+                let mut body = block.lock(free);
+                self.change(seg, id, &mut body, |body| {
+                    let dev = &mut body.dev[self.slot];
+                    let gone = dev.dirty;
+                    dev.valid = Mask::EMPTY;
+                    dev.dirty = Mask::EMPTY;
+                    dev.mapped = Mask::EMPTY;
+                    dev.writable = Mask::EMPTY;
+                    dev.alias = Mask::EMPTY;
+                    dev.leaving = Mask::EMPTY;
+                    dev.atomic = Mask::EMPTY;
+                    self.space.host.forsake(self.space, (id, block), body, gone);
+                    body.lost |= gone;
+                    lost.push(Span { block: id, mask: gone });
+                });
+                self.set_rank(id, &mut body, 0);
+                drop(body);
+                block.bump();
+            }
+            for run in runs_of(&lost) {
+                let start = run.0.start * PAGE - seg.offset();
+                let bytes = start..(start + run.bytes()).min(seg.bytes());
+                seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() }, 0);
+            }
+        }
+        segs
+    }
+}
+
+/// How long to wait for threads of the engine that have a mirror in hand for a moment. Who has it for longer is the program.
+const IN_HAND: Duration = Duration::from_millis(20);
+
+/// How long a device may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// Gives mirrors up and waits until their devices have ended, unless the program has them elsewhere.
+///
+/// A thread that has just served a fault may be the last to let go; the device must not end beside the end of the process, which
+/// takes the driver's own state away.
+pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
+    let ends: Vec<_> = mirrors.iter().map(|m| (Arc::clone(&m.ended), Arc::downgrade(m))).collect();
+    drop(mirrors);
+    let begin = Instant::now();
+    for (ended, mirror) in ends {
+        let most = || if mirror.strong_count() == 0 { ENDING } else { IN_HAND };
+        while !ended.load(Ordering::Acquire) && begin.elapsed() < most() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
+impl Drop for DeviceMirror {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here; nobody can use the mirror any more.
+        let device = unsafe { ManuallyDrop::take(&mut self.device) };
+        let (space, slot, ended) = (self.space, self.slot, Arc::clone(&self.ended));
+        let end = move || {
+            // A lost device ends its workers, which may be parked in a fault: faults are answered until it is gone.
+            drop(device);
+            space.device_faults.unwatch(slot);
+            space.give_slot(slot);
+            ended.store(true, Ordering::Release);
+        };
+        if os::serves_faults() {
+            // This thread is the one that answers them. If no other can be had, the device stays for ever.
+            let _ = std::thread::Builder::new().name("sterna-end".into()).spawn(end);
+        } else {
+            end();
+        }
+    }
+}

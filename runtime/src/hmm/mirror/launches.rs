@@ -1,0 +1,153 @@
+//! Launches of a device's mirror: whether one may run now, its submission, and those on their way.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use sterna_hal::kernel::{Code, KernelId};
+use sterna_hal::{Access, Arg, DeviceError, Launch};
+
+use super::super::hold;
+use super::super::inflight::{InFlight, Touch};
+use super::super::pin;
+use super::super::segment::Segment;
+use super::DeviceMirror;
+use crate::Error;
+
+/// Who submits a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By<'a> {
+    /// The thread that launches; the launch is recorded with it.
+    Caller,
+    /// The scheduler, whose count of what it has still to do is lowered with it.
+    Scheduler(&'a AtomicUsize),
+}
+
+/// Why a launch was not submitted.
+#[derive(Debug)]
+pub(crate) enum NotYet {
+    /// Something it needs is not resident, or some entry is stale.
+    Populate,
+    /// A fault waits for a moment without launches; see [`hold`].
+    Held,
+    /// A long pin keeps at home what the device cannot use there.
+    Pinned,
+    /// The device refused it.
+    Failed(DeviceError),
+}
+
+impl DeviceMirror {
+    /// Whether a kernel may touch `bytes` of `seg` without a fault or a change of state. Under the driver lock.
+    pub(crate) fn ready(&self, seg: &Segment, bytes: &Range<u64>, access: Access) -> bool {
+        let rec = seg.rec();
+        let view = &rec.view[self.slot];
+        let word = if access.writes() { &view.ready_write } else { &view.ready_read };
+        if word.load(Ordering::Relaxed) == seg.blocks() {
+            return true;
+        }
+        if bytes.start == 0 && bytes.end == seg.bytes() {
+            return false;
+        }
+        seg.pages_of(bytes).blocks().all(|(id, mask)| {
+            let block = self.space.block(id);
+            // A part of a block may be ready when the rest is elsewhere.
+            block.segment().is_some() && block.is_ready(self.slot, mask, access.writes())
+        })
+    }
+
+    /// Submits a launch if the driver lock shows that everything it `needs` is ready, or, with `faults`, that the device may
+    /// fault the rest in. `touches` are its arguments; a launch of some of its groups needs a part of each. The check and the submission are one step under that lock, as every revocation is.
+    pub(crate) fn try_submit(
+        &self,
+        launch: &Launch<'_>,
+        record: &Arc<InFlight>,
+        (touches, needs): (&[Touch], &[Touch]),
+        faults: bool,
+        by: By<'_>,
+    ) -> Result<(), NotYet> {
+        let _driver = self.pods().lock.hold();
+        let given = launch.args.iter().filter_map(|a| if let Arg::Range { at, .. } = a { Some(at.at) } else { None });
+        for ((t, need), given) in touches.iter().zip(needs).zip(given) {
+            // Addresses may have been taken away and others given since the arguments were made.
+            if t.seg.view(self.slot).is_none_or(|v| v.of(t.bytes.start) != given || !v.covers(&need.bytes)) {
+                return Err(NotYet::Populate);
+            }
+            let ok = if faults {
+                t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
+            } else {
+                self.ready(&t.seg, &need.bytes, t.access)
+            };
+            if !ok {
+                return Err(NotYet::Populate);
+            }
+            if hold::held(&t.seg, self.slot) {
+                return Err(NotYet::Held);
+            }
+            if pin::bars(self, &t.seg, &t.bytes) {
+                return Err(NotYet::Pinned);
+            }
+        }
+        match by {
+            By::Caller => record.record(),
+            // From here on a launch that finds everything resident comes behind this one, by the driver lock. Lowered before
+            // the device can finish it, so that whoever waits for it and launches again finds the way free.
+            By::Scheduler(unscheduled) => {
+                unscheduled.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        // SAFETY: the arguments were checked against the kernel; their segments live until the launch retires; the gate keeps
+        // the host's references away, order between launches keeps other devices away.
+        match unsafe { self.device.submit(launch, &[]) } {
+            Ok(ticket) => {
+                record.submitted(ticket);
+                self.live.lock().push_back(Arc::clone(record));
+                Ok(())
+            }
+            Err(e) => {
+                if let By::Scheduler(unscheduled) = by {
+                    unscheduled.fetch_add(1, Ordering::AcqRel);
+                }
+                Err(NotYet::Failed(e))
+            }
+        }
+    }
+
+    /// The kernel's number on this device.
+    pub(crate) fn load(&self, code: &Code) -> Result<KernelId, Error> {
+        if let Some(id) = self.kernels.read().get(code) {
+            return Ok(*id);
+        }
+        let id = self.device.load(code).map_err(|e| self.noticed(e))?;
+        self.kernels.write().insert(*code, id);
+        Ok(id)
+    }
+
+    /// Retires launches that have ended, oldest first. Costs one look when none has.
+    pub(crate) fn reap(&self) {
+        loop {
+            let Some(front) = self.live.lock().front().cloned() else { return };
+            if !front.poll() {
+                return;
+            }
+            let mut live = self.live.lock();
+            if live.front().is_some_and(|l| Arc::ptr_eq(l, &front)) {
+                live.pop_front();
+            }
+        }
+    }
+
+    /// Launches submitted and not retired, oldest first.
+    pub(crate) fn live(&self) -> Vec<Arc<InFlight>> {
+        self.live.lock().iter().cloned().collect()
+    }
+
+    /// The oldest launch that has not retired.
+    pub(crate) fn oldest(&self) -> Option<Arc<InFlight>> {
+        self.live.lock().front().cloned()
+    }
+
+    /// Whether a launch may be running. May be called from the threads that serve faults.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.live.lock().iter().all(|l| l.point().is_some_and(|p| self.device.reached(p)))
+    }
+}

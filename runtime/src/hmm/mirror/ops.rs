@@ -1,0 +1,127 @@
+//! A driver's own mirror: callbacks for what changes on the host's side.
+
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::super::addr::Pages;
+use super::super::notifier::Notifier;
+use super::super::space::Space;
+
+/// Why entries go away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// The range is unmapped or its contents are dropped.
+    Invalidate,
+    /// Access is reduced.
+    Protect,
+    /// Pages move; `to` is the device they move to (`None`: the host).
+    Migrate {
+        /// Destination.
+        to: Option<usize>,
+    },
+    /// A device gets pages to itself, for atomic operations.
+    Exclusive {
+        /// Which.
+        by: usize,
+    },
+    /// The mirror is being unregistered.
+    Release,
+}
+
+/// What a driver does when the host side changes (`hmm_mirror_ops`).
+#[doc(alias = "hmm_mirror_ops")]
+pub trait MirrorOps: Send + Sync {
+    /// Removes every entry for `pages`, under the driver's own lock, and has the device stop using them. Called with a window
+    /// open over the range and no engine lock held. It may return before the device has stopped if
+    /// [`finish`](Self::finish) waits for that: first every mirror starts, then every mirror finishes.
+    #[doc(alias = "sync_cpu_device_pagetables")]
+    fn update(&self, action: Action, pages: &Pages);
+    /// Returns when the device can no longer use what `update` removed.
+    fn finish(&self, action: Action, pages: &Pages) {
+        let _ = (action, pages);
+    }
+}
+
+/// A driver's view of the space (`hmm_mirror`). When its last clone is dropped no callback begins any more, but one may still be
+/// running: [`unregister`](Self::unregister) waits for it.
+pub struct Mirror {
+    space: &'static Space,
+    notifier: Notifier,
+    ops: Box<dyn MirrorOps>,
+    windows: Mutex<Windows>,
+    /// Told when the last window has ended.
+    quiet: Condvar,
+}
+
+/// Windows that call a mirror's callbacks.
+#[derive(Debug, Default)]
+struct Windows {
+    open: usize,
+    /// None may join them.
+    closed: bool,
+}
+
+impl Mirror {
+    /// Registers a mirror of the whole space.
+    #[doc(alias = "hmm_mirror_register")]
+    #[must_use]
+    pub fn register(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
+        space.lock().register(ops)
+    }
+
+    pub(crate) fn unregistered(space: &'static Space, ops: impl MirrorOps + 'static) -> Arc<Self> {
+        let (notifier, windows) = (Notifier::default(), Mutex::default());
+        Arc::new(Self { space, notifier, ops: Box::new(ops), windows, quiet: Condvar::new() })
+    }
+
+    /// Ends the mirror, whoever else has a clone of it: when this returns no callback is running and none will. Waits for changes of
+    /// the host side that are under way, so it is called neither in a callback nor with a lock held that callbacks take.
+    #[doc(alias = "hmm_mirror_unregister")]
+    pub fn unregister(&self) {
+        let mut windows = self.windows.lock();
+        windows.closed = true;
+        while windows.open > 0 {
+            self.quiet.wait(&mut windows);
+        }
+    }
+
+    /// A window begins, unless the mirror has ended.
+    pub(crate) fn enter(&self) -> bool {
+        let mut windows = self.windows.lock();
+        windows.open += usize::from(!windows.closed);
+        !windows.closed
+    }
+
+    /// A window that began has ended.
+    pub(crate) fn leave(&self) {
+        let mut windows = self.windows.lock();
+        windows.open -= 1;
+        if windows.open == 0 {
+            self.quiet.notify_all();
+        }
+    }
+
+    /// Its windows.
+    #[must_use]
+    pub fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// The space it mirrors.
+    #[must_use]
+    pub fn space(&self) -> &'static Space {
+        self.space
+    }
+
+    pub(crate) fn ops(&self) -> &dyn MirrorOps {
+        &*self.ops
+    }
+}
+
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror").finish_non_exhaustive()
+    }
+}
