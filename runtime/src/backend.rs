@@ -28,8 +28,7 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
         Error::UnknownName { what: "device", given: selector.to_string(), valid }
     };
     let failed = |source: DeviceError| Error::Device { device: selector.to_string(), source };
-    let (backend, name) = selector.split_once(':').unwrap_or((selector, ""));
-    match backend {
+    match selector.split(':').next().unwrap_or_default() {
         "cpu" => {
             // Names as they are written, not as numbers are read: `cpu:+1` and `cpu:01` are no names.
             let named = |i: &u32| selector == format!("cpu:{i}") || (*i == 0 && selector == "cpu");
@@ -40,6 +39,7 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
         }
         #[cfg(feature = "vulkan")]
         "vulkan" => {
+            let name = selector.strip_prefix("vulkan:").unwrap_or_default();
             let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
             let pipeline_cache = config::var("STERNA_PIPELINE_CACHE", str::parse)?.unwrap_or_default();
             let copies = config::var("STERNA_VULKAN_COPIES", str::parse)?;
@@ -58,10 +58,9 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
 
 /// The devices for a program that names none: the best GPU there is, and the CPU device for kernels without a form for it.
 pub(crate) fn best() -> Vec<String> {
-    let mut names = vec!["cpu:0".to_string()];
     #[cfg(feature = "vulkan")]
-    if let Some(gpu) = sterna_vulkan::best() {
-        names.insert(0, format!("vulkan:{}", gpu.index));
-    }
-    names
+    let gpu = sterna_vulkan::best().map(|gpu| format!("vulkan:{}", gpu.index));
+    #[cfg(not(feature = "vulkan"))]
+    let gpu = None;
+    gpu.into_iter().chain(["cpu:0".to_string()]).collect()
 }
