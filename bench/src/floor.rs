@@ -4,6 +4,7 @@
 
 mod faults;
 pub(crate) mod vulkan;
+pub(crate) mod vulkan_copies;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -11,7 +11,7 @@
 use anyhow::Result;
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 use sterna::kernels::fill;
-use sterna::{Device, Runtime, Shared, human};
+use sterna::{Runtime, Shared, human};
 
 use super::Row;
 use crate::floor::{Copiers, Mapping};
@@ -21,7 +21,7 @@ use crate::table::Sheet;
 pub(super) const ROW: Row =
     Row { name: "bulk", question: "how fast do 256 MiB move when a program asks for them?", variants: &[""], run };
 
-const BYTES: usize = 256 << 20;
+pub(super) const BYTES: usize = 256 << 20;
 const GIB: usize = 1 << 30;
 const PAGE: usize = 4096 / 8;
 const WARM: usize = 2;
@@ -29,36 +29,31 @@ const LEAST: Option<f64> = Some(0.95);
 
 /// What the moves of one kind gave, round by round.
 #[derive(Default)]
-struct Way {
+pub(super) struct Way {
     ours: Runs,
     floor: Runs,
     wrong: Vec<String>,
 }
 
-struct Bench {
-    rt: Runtime,
-    device: Device,
-    copiers: Copiers,
-    buffers: (Mapping, Mapping),
+/// A device and, for one round, its floor: what copies [`BYTES`] to the device or, without the argument, home.
+pub(super) struct Bench<'a> {
+    pub(super) rt: &'a Runtime,
+    pub(super) floor: Box<dyn FnMut(bool) -> Result<()> + 'a>,
 }
 
 fn run(sheet: &mut Sheet) -> Result<()> {
     let rt = Runtime::builder().memory((GIB + BYTES) as u64).build()?;
     let buffers = (Mapping::in_folios(BYTES)?, Mapping::in_folios(BYTES)?);
-    let b = Bench { device: rt.devices()[0].clone(), rt, copiers: Copiers::new(processors())?, buffers };
-
-    let (mut there, mut home) = (Way::default(), Way::default());
-    let mut x = b.rt.shared_with(BYTES / 8, |i| i as u64)?;
+    let copiers = Copiers::new(processors())?;
+    let mut b = Bench {
+        rt: &rt,
+        floor: Box::new(|_| {
+            copiers.copy(buffers.0, buffers.1);
+            Ok(())
+        }),
+    };
     // Many, since the speed of memory on a shared machine comes and goes from one round to the next.
-    for round in 0..42 {
-        store(&mut x, round);
-        b.there(&x, &mut there)?;
-        b.rt.launch(&fill(round + 1), (&mut x,))?.wait()?;
-        b.home(&x, round + 1, &mut home)?;
-    }
-    drop(x);
-    show(sheet, "2 MiB folios, to the device", there, WARM, LEAST);
-    show(sheet, "2 MiB folios, home", home, WARM, LEAST);
+    b.in_folios(sheet, "2 MiB folios", 42)?;
 
     for (name, bytes, rounds) in [("256 MiB", BYTES, 7), ("1 GiB", GIB, 3)] {
         let (mut there, mut home) = (Way::default(), Way::default());
@@ -90,17 +85,33 @@ fn store(x: &mut Shared<u64>, value: u64) {
     }
 }
 
-impl Bench {
-    fn there(&self, x: &Shared<u64>, way: &mut Way) -> Result<()> {
+impl Bench<'_> {
+    /// 256 MiB in 2 MiB folios, there and home again, again and again.
+    pub(super) fn in_folios(&mut self, sheet: &mut Sheet, what: &str, rounds: u64) -> Result<()> {
+        let (mut there, mut home) = (Way::default(), Way::default());
+        let mut x = self.rt.shared_with(BYTES / 8, |i| i as u64)?;
+        for round in 0..rounds {
+            store(&mut x, round);
+            self.there(&x, &mut there)?;
+            self.rt.launch(&fill(round + 1), (&mut x,))?.wait()?;
+            self.home(&x, round + 1, &mut home)?;
+        }
+        show(sheet, &format!("{what}, to the device"), there, WARM, LEAST);
+        show(sheet, &format!("{what}, home"), home, WARM, LEAST);
+        Ok(())
+    }
+
+    fn there(&mut self, x: &Shared<u64>, way: &mut Way) -> Result<()> {
         let before = self.rt.stats().to_device();
-        self.timed(x, way, || x.prefetch_to(&self.device));
+        let device = self.rt.devices()[0].clone();
+        self.timed(x, way, true, || x.prefetch_to(&device))?;
         way.moved(self.rt.stats().to_device() - before, x);
         Ok(())
     }
 
-    fn home(&self, x: &Shared<u64>, expected: u64, way: &mut Way) -> Result<()> {
+    fn home(&mut self, x: &Shared<u64>, expected: u64, way: &mut Way) -> Result<()> {
         let before = self.rt.stats().to_host();
-        self.timed(x, way, || x.prefetch_to_host());
+        self.timed(x, way, false, || x.prefetch_to_host())?;
         way.moved(self.rt.stats().to_host() - before, x);
         if x.iter().step_by(PAGE).any(|v| *v != expected) {
             way.wrong.push("contents".into());
@@ -109,14 +120,17 @@ impl Bench {
     }
 
     /// Times the floor, then what `ask` asks for until it is done.
-    fn timed(&self, x: &Shared<u64>, way: &mut Way, ask: impl FnOnce()) {
-        way.floor.push(BYTES as f64 / seconds(|| self.copiers.copy(self.buffers.0, self.buffers.1)));
+    fn timed(&mut self, x: &Shared<u64>, way: &mut Way, there: bool, ask: impl FnOnce()) -> Result<()> {
+        let mut copied = Ok(());
+        way.floor.push(BYTES as f64 / seconds(|| copied = (self.floor)(there)));
+        copied?;
         let time = seconds(|| {
             ask();
             // Fails only with an error of a launch, and each has been waited for.
             let _ = self.rt.sync();
         });
         way.ours.push(size_of_val::<[u64]>(x) as f64 / time);
+        Ok(())
     }
 }
 

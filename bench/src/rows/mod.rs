@@ -9,6 +9,8 @@ mod launch;
 mod one_element;
 mod oversubscription;
 mod vulkan;
+mod vulkan_bulk;
+mod vulkan_part;
 
 use anyhow::Result;
 
@@ -25,7 +27,7 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
-pub(crate) const ALL: [Row; 9] = [
+pub(crate) const ALL: [Row; 11] = [
     indexing::ROW,
     host_fault::ROW,
     bulk::ROW,
@@ -34,6 +36,8 @@ pub(crate) const ALL: [Row; 9] = [
     allocation::ROW,
     oversubscription::ROW,
     vulkan::ROW,
+    vulkan_bulk::ROW,
+    vulkan_part::ROW,
     idle::ROW,
 ];
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use sterna::kernel::{EachMut, Kernel, Spirv, each_mut};
-use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice, VulkanError};
+use sterna::vulkan::{Copies, Gpu, PageTable, VulkanConfig, VulkanDevice, VulkanError};
 use sterna::{Runtime, Shared};
 
 use super::Row;
@@ -35,27 +35,11 @@ fn empty(len: usize) -> Kernel<(EachMut<u32>,)> {
 }
 
 fn run(sheet: &mut Sheet) -> Result<()> {
-    let all = match sterna::vulkan::devices() {
-        Ok(all) => all,
-        Err(e) => {
-            sheet.add(&Line::new(Verdict::Skipped, "launch and wait").figure(e.to_string()));
-            return Ok(());
-        }
-    };
     // Before the devices are opened, so that the drivers' threads are pinned too.
     let _pinned = Pinned::to(Pinned::first_cpu());
-    let gpu = &all[0];
-    sheet.add(&Line::new(Verdict::Info, "device").figure(gpu.name.clone()));
+    let Some(gpu) = first(sheet, "launch and wait") else { return Ok(()) };
     for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
-        let config = VulkanConfig { memory: Some(256 << 20), page_table: Some(kind), ..VulkanConfig::default() };
-        let device = match VulkanDevice::open(&gpu.index.to_string(), &config) {
-            Ok(device) => Arc::new(device),
-            Err(e @ VulkanError::NoPageTable { .. }) => {
-                sheet.add(&Line::new(Verdict::Skipped, format!("page table {kind}")).figure(e.to_string()));
-                continue;
-            }
-            Err(e) => return Err(e.into()),
-        };
+        let Some(device) = opened(sheet, &gpu, kind, None, 256 << 20)? else { continue };
         let rt = Runtime::builder().open_device(device).build()?;
         let mut plain = Plain::new(&gpu.name, CODE, QUEUED as u32)?;
         let (mut y, mut large) = (rt.shared::<u32>(1 << 18)?, rt.shared::<u32>(32 << 20)?);
@@ -76,6 +60,41 @@ fn run(sheet: &mut Sheet) -> Result<()> {
         sheet.at_most(&format!("{QUEUED} launches and one wait, {kind}"), Unit::Time, queued, queued_floor, Some(1.05));
     }
     Ok(())
+}
+
+/// The first device that the loader lists; without one it is said what is not measured.
+pub(super) fn first(sheet: &mut Sheet, what: &str) -> Option<Gpu> {
+    match sterna::vulkan::devices() {
+        Ok(all) => {
+            let gpu = all.into_iter().next()?;
+            sheet.add(&Line::new(Verdict::Info, "device").figure(gpu.name.clone()));
+            Some(gpu)
+        }
+        Err(e) => {
+            sheet.add(&Line::new(Verdict::Skipped, what).figure(e.to_string()));
+            None
+        }
+    }
+}
+
+/// The device with this page table and these copies; where it does not have them it is said so.
+pub(super) fn opened(
+    sheet: &mut Sheet,
+    gpu: &Gpu,
+    kind: PageTable,
+    copies: Option<Copies>,
+    memory: u64,
+) -> Result<Option<Arc<VulkanDevice>>> {
+    let config = VulkanConfig { memory: Some(memory), page_table: Some(kind), copies, ..VulkanConfig::default() };
+    match VulkanDevice::open(&gpu.index.to_string(), &config) {
+        Ok(device) => Ok(Some(Arc::new(device))),
+        Err(e @ (VulkanError::NoPageTable { .. } | VulkanError::Settings(_))) => {
+            let what = copies.map_or(format!("page table {kind}"), |c| format!("page table {kind}, copies {c}"));
+            sheet.add(&Line::new(Verdict::Skipped, what).figure(e.to_string()));
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Launches so many times, and waits for the last.
