@@ -292,6 +292,13 @@ mod tests {
             let first = reach(0);
             let [second, again] = [reach(1), reach(0)];
             assert!(Arc::ptr_eq(&first, &again) && imports.bytes() == 2 * PIECE);
+            // What goes on behind a piece is another's, on the way to it and when it is there.
+            for _ in 0..2 {
+                let behind = imports.reach(HostAt { offset: PIECE - 10, ..at }, 100);
+                assert!(matches!(&behind, Reach::Imported(_, into, 10) if *into == PIECE - 10), "{behind:?}");
+                imports.forget(at, 1);
+            }
+            let first = reach(0);
             reach(2); // in place of the second, which whoever has it keeps
             assert!(imports.bytes() == 2 * PIECE && Arc::strong_count(&second) == 1);
             assert!(Arc::ptr_eq(&first, &reach(0)) && !Arc::ptr_eq(&second, &reach(1)));
