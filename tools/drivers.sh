@@ -48,7 +48,8 @@ fetch() {
 # What a driver's tests must not leave out.
 features() {
     case $1 in
-    lavapipe) echo vulkan,mmu,sparse,fixed ;;
+    lavapipe) echo vulkan,mmu,sparse,fixed,imported ;;
+    plain) echo vulkan,mmu,fixed,imported ;;
     *) echo vulkan,mmu,fixed ;;
     esac
 }

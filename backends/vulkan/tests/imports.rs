@@ -107,7 +107,7 @@ fn runs_across_the_borders_of_pieces_arrive_whole() {
         assert_eq!(b.device.imported(), 2 * bytes - BLOCK);
         // A few bytes beside each border, both ways, all in one batch.
         b.fill(0, bytes, 2);
-        let spots: Vec<u64> = (1..3).flat_map(|i| [i * PIECE - 12, i * PIECE - 4, i * PIECE]).collect();
+        let spots: Vec<u64> = (1..3).flat_map(|i| [i * PIECE - 12, i * PIECE - 4, i * PIECE + 4]).collect();
         b.copy(&spots.iter().map(|at| b.run(*at, *at, 8, true)).collect::<Vec<_>>());
         b.copy(&[b.run(home, 0, bytes - BLOCK, false)]);
         for i in (0..bytes - BLOCK).step_by(4) {

@@ -34,7 +34,8 @@ pub(crate) fn device(config: &VulkanConfig) -> Option<VulkanDevice> {
     match VulkanDevice::open(&name()?, config) {
         Ok(device) => Some(device),
         Err(e @ (VulkanError::NoPageTable { .. } | VulkanError::Settings(_))) => {
-            skip(config.page_table.map_or("vulkan", |k| k.name()), &e.to_string());
+            let copies = config.copies.filter(|_| matches!(e, VulkanError::Settings(_))).map(|c| c.name());
+            skip(copies.or(config.page_table.map(|k| k.name())).unwrap_or("vulkan"), &e.to_string());
             None
         }
         Err(e) => panic!("{e}"),
