@@ -174,12 +174,15 @@ impl<'a> Cut<'a> {
             Some(requested) if limit < self.budget || !self.mirror.caps().placed => {
                 Error::TooBig { requested, limit, what: "what the device can reserve in one piece" }
             }
-            _ => Error::WorkingSet {
-                kernel: self.prepared.name,
-                device: self.mirror.device().info().id.clone(),
-                needs: self.bytes(groups),
-                budget: self.budget,
-            },
+            _ => {
+                let (device, needs, budget) = (self.mirror.device().info().id.clone(), self.bytes(groups), self.budget);
+                if needs > budget {
+                    return Error::WorkingSet { kernel: self.prepared.name, device, needs, budget };
+                }
+                // The budget would do: what there is of it is taken, or the driver has less.
+                let in_use = self.mirror.device().memory().in_use;
+                Error::OutOfDeviceMemory { device, requested: needs, in_use, budget }
+            }
         }
     }
 

@@ -121,7 +121,9 @@ pub enum Error {
         budget: u64,
     },
     /// Device memory is used up by what cannot be moved now. Users see this only where the host has no room either.
-    #[error("{device}: {requested} bytes asked, {in_use} of {budget} in use and not movable")]
+    #[error(
+        "{device}: {requested} bytes asked, {in_use} of {budget} in use and not movable; if the driver has less than that, end what else uses the device, or lower STERNA_DEVICE_MEMORY"
+    )]
     OutOfDeviceMemory {
         /// The device.
         device: String,

@@ -147,6 +147,17 @@ pub(crate) enum Backing<'a> {
     Nothing,
 }
 
+/// What there is to do about it.
+pub const TOO_MANY_MAPPINGS: &str = "too many separate mappings: raise vm.max_map_count (sysctl), or use a larger grain";
+
+/// Closes what is mapped at `at` to every access, for a process that has used up its mappings: where a whole mapping is meant, or
+/// nothing that is not closed already, this needs none, and a new mapping would, even in the place of nothing.
+fn closed(at: Option<NonNull<u8>>, bytes: u64) -> Option<*mut libc::c_void> {
+    let at = at?.as_ptr().cast();
+    // SAFETY: the caller of `map` owns the addresses.
+    again(-1, || unsafe { libc::mprotect(at, to_usize(bytes), libc::PROT_NONE) }).ok().map(|_| at)
+}
+
 /// Maps `backing` at `at`, not inherited by forked children, replacing what was there, or anywhere if `at` is `None`.
 ///
 /// # Safety
@@ -168,14 +179,11 @@ pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'
     // To take something away is never refused for good.
     let tried = match backing {
         Backing::File { .. } => again(libc::MAP_FAILED, call),
-        Backing::Nothing => in_the_end(libc::MAP_FAILED, call),
+        Backing::Nothing => in_the_end(libc::MAP_FAILED, call).or_else(|e| closed(at, bytes).ok_or(e)),
     };
     let p = tried.map_err(|e| {
-        let remedy = if at.is_some() {
-            "too many separate mappings: raise vm.max_map_count (sysctl), or use a larger grain"
-        } else {
-            "the address space of the process is limited: raise `ulimit -v`"
-        };
+        let remedy =
+            if at.is_some() { TOO_MANY_MAPPINGS } else { "the address space of the process is limited: raise `ulimit -v`" };
         failed("mmap", &e, remedy)
     })?;
     // Not for a forked child, which has no engine to keep it right. Neighbours merge only if all have it, hence on every mapping.

@@ -10,7 +10,7 @@ use ash::{ext, vk};
 use sterna_hal::DeviceKind;
 
 use crate::error::{VulkanError, opening};
-use crate::instance::{Instance, which};
+use crate::instance::{Instance, no_driver, without_driver};
 
 /// What a device is.
 #[derive(Clone, Debug)]
@@ -126,9 +126,9 @@ pub fn best() -> Option<Gpu> {
 
 pub(crate) fn list(instance: &Arc<Instance>) -> Result<Vec<Gpu>, VulkanError> {
     // SAFETY: the instance is alive.
-    let raw = unsafe { instance.raw.enumerate_physical_devices() }.map_err(opening("vkEnumeratePhysicalDevices"))?;
+    let raw = unsafe { instance.raw.enumerate_physical_devices() }.map_err(no_driver("vkEnumeratePhysicalDevices"))?;
     if raw.is_empty() {
-        return Err(VulkanError::NoDriver(which()));
+        return Err(without_driver("none of the installed drivers has a device here"));
     }
     let mut all: Vec<Gpu> = raw.into_iter().map(|d| describe(instance, d)).collect::<Result<_, _>>()?;
     all.sort_by_key(|g| g.kind);
@@ -275,22 +275,21 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
         (on(twelve.vulkan_memory_model), on(twelve.vulkan_memory_model_device_scope));
     (can.variable_pointers, can.maintenance4) = (on(pointers.variable_pointers), on(four.maintenance4));
     (can.robust, can.robust2) = (on(base.robust_buffer_access), on(robust.robust_buffer_access2));
-    for (there, what) in
-        [(twelve.buffer_device_address, "buffer device addresses"), (twelve.timeline_semaphore, "timeline semaphores")]
-    {
-        if !on(there) {
-            gpu.lacks = Some(what.into());
-        }
-    }
     // SAFETY: as above.
     let families = unsafe { vk.get_physical_device_queue_family_properties(raw) };
     can.sparse = [base.sparse_binding, base.sparse_residency_buffer, base.sparse_residency_aliased].into_iter().all(on)
         && families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::SPARSE_BINDING));
-    if !families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE)) {
-        gpu.lacks = Some("a compute queue".into());
-    }
+    let compute = families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE));
+    gpu.lacks = lacking(on(twelve.buffer_device_address), on(twelve.timeline_semaphore), compute);
     memory(instance, &mut gpu);
     Ok(gpu)
+}
+
+/// What a device of Vulkan 1.2 lacks, of what it must have.
+fn lacking(addresses: bool, timelines: bool, compute: bool) -> Option<String> {
+    let needed = [(addresses, "buffer device addresses"), (timelines, "timeline semaphores"), (compute, "a compute queue")];
+    let missing: Vec<&str> = needed.into_iter().filter(|(there, _)| !there).map(|(_, what)| what).collect();
+    (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
 fn memory(instance: &Instance, gpu: &mut Gpu) {
@@ -315,4 +314,27 @@ fn memory(instance: &Instance, gpu: &mut Gpu) {
         | vk::MemoryPropertyFlags::HOST_CACHED;
     gpu.can.unified = gpu.kind != DeviceKind::Discrete
         && types.iter().any(|t| t.heap_index as usize == heap && t.property_flags.contains(shared));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw::Raw;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(lacking(true, true, true), None);
+        assert_eq!(lacking(false, true, false).unwrap(), "buffer device addresses and a compute queue");
+        assert_eq!(lacking(true, false, true).unwrap(), "timeline semaphores");
+    }
+
+    #[test]
+    fn a_device_that_lacks_something_is_listed_and_refused() {
+        let Ok(instance) = Instance::shared() else { return println!("SKIP: no Vulkan") };
+        let Ok(mut all) = list(&instance) else { return println!("SKIP: no Vulkan device") };
+        all[0].lacks = lacking(true, false, true);
+        let Err(e) = Raw::new(instance, all.remove(0)) else { panic!("it was opened") };
+        assert!(matches!(e, VulkanError::MissingFeature { .. }), "{e:?}");
+        assert!(e.to_string().contains("lacks timeline semaphores"), "{e}");
+    }
 }

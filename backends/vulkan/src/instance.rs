@@ -91,10 +91,7 @@ impl Instance {
             info = info.push_next(&mut message).push_next(&mut checks);
         }
         // SAFETY: everything that the structures point to is alive.
-        let raw = unsafe { entry.create_instance(&info, None) }.map_err(|code| match code {
-            vk::Result::ERROR_INCOMPATIBLE_DRIVER => VulkanError::NoDriver(which()),
-            code => opening("vkCreateInstance")(code),
-        })?;
+        let raw = unsafe { entry.create_instance(&info, None) }.map_err(no_driver("vkCreateInstance"))?;
         let mut this = Self { raw, messenger: None, _entry: entry };
         if validate {
             let utils = ext::debug_utils::Instance::new(&this._entry, &this.raw);
@@ -107,12 +104,20 @@ impl Instance {
     }
 }
 
-/// What was said about drivers in the environment: a wrong path there is the usual reason for having none.
-pub(crate) fn which() -> String {
-    ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok().map(|value| format!(" ({name} names `{value}`)")))
-        .unwrap_or_default()
+/// That no driver works, and why: a wrong path in the environment is the usual reason.
+pub(crate) fn without_driver(why: &str) -> VulkanError {
+    let named = |name: &&str| std::env::var_os(name).map(|value| format!(" ({name} names `{}`)", value.display()));
+    let named = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].iter().find_map(named).unwrap_or_default();
+    VulkanError::NoDriver(format!("{named}: {why}"))
+}
+
+/// A call of the loader that failed before any device was found. Its code may be any of several for a broken driver: an empty
+/// description of one is `ERROR_OUT_OF_HOST_MEMORY`.
+pub(crate) fn no_driver(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
+    move |code| match code {
+        vk::Result::ERROR_LAYER_NOT_PRESENT | vk::Result::ERROR_EXTENSION_NOT_PRESENT => opening(call)(code),
+        code => without_driver(&format!("{call} says \"{code}\"")),
+    }
 }
 
 unsafe extern "system" fn on_message(

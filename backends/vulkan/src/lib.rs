@@ -6,6 +6,7 @@
 //! | [`VulkanDevice`] | a device, as the engine drives it |
 //! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
 //! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
+//! | `mappings` | how many mappings the process has left |
 //! | `pool` | buffers, with memory from gpu-allocator |
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
 //! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
@@ -41,6 +42,7 @@ mod import;
 mod imports;
 mod instance;
 mod launch;
+mod mappings;
 pub mod module;
 mod pipeline;
 mod pool;

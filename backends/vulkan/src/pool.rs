@@ -115,6 +115,10 @@ impl Pool {
             bound.map_err(raw.failed("vkBindBufferMemory"))?;
             buffer.address = raw.device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(made));
         }
+        // Lavapipe gives the address -1 where it found no memory.
+        if buffer.address == 0 || buffer.address.checked_add(bytes).is_none() {
+            return Err(DeviceError::OutOfMemory { requested: bytes, in_use: 0, budget: 0 });
+        }
         Ok(buffer)
     }
 }

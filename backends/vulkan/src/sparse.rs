@@ -12,7 +12,7 @@
 //! notices a kernel that touches what it does not declare.
 //!
 //! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; `memory` over bookkeeping of frames and over the
-//! driver's allocation of a chunk. Never both at once; the queue's own inside `state`.
+//! driver's allocation of a chunk. Never both at once; the queue's own, and `mappings` for a count, inside `state`.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -21,13 +21,14 @@ use std::sync::Arc;
 use ash::vk;
 use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
-use sterna_hal::{CopyRun, DevAddr, DevRange, DeviceError, Edit, Frames, Memory, Place, Point, Target};
+use sterna_hal::{CopyRun, DevAddr, DevRange, DeviceError, DeviceKind, Edit, Frames, Memory, Place, Point, Target};
 use sterna_host::frames::FrameTable;
 use sterna_host::sys::{invalid, to_usize};
 
 use crate::config::GRAIN;
 use crate::error::VulkanError;
 use crate::launch::TABLE;
+use crate::mappings::Mappings;
 use crate::pool::{Buffer, Pool, usage};
 use crate::raw::{Raw, Shared};
 use crate::signals::Semaphore;
@@ -55,6 +56,8 @@ pub(crate) struct Sparse {
     /// Memory types that sparse buffers take.
     types: u32,
     state: Mutex<State>,
+    /// On drivers that run on the host.
+    mappings: Option<Mutex<Mappings>>,
     memory: Mutex<Chunks>,
 }
 
@@ -171,6 +174,7 @@ impl Sparse {
             space,
             types: needs.memory_type_bits,
             state: Mutex::default(),
+            mappings: if raw.gpu.kind == DeviceKind::Software { Mappings::new().map(Mutex::new) } else { None },
             memory: Mutex::new(chunks),
         })
     }
@@ -228,6 +232,13 @@ impl Sparse {
         // SAFETY: a buffer of this device that was made for having an address.
         let base =
             unsafe { self.raw.device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(buffer)) };
+        // Lavapipe gives the address -1 where it found no addresses.
+        if base == 0 || base.checked_add(whole + ALIGNMENT).is_none() {
+            state.reserved -= whole + ALIGNMENT;
+            // SAFETY: made just now, and nobody has it.
+            unsafe { self.raw.device.destroy_buffer(buffer, None) };
+            return Err(exhausted(state.reserved));
+        }
         let at = base.next_multiple_of(ALIGNMENT);
         let bound = vec![0; to_usize((whole / self.grain).div_ceil(64))];
         state.by_address.insert(at, Region { buffer, base, at, bytes: whole, bound, count: 0 });
@@ -399,6 +410,10 @@ impl Sparse {
         let State { by_address, issued, .. } = &mut *state;
         for (at, _) in &all {
             Self::region(by_address, "edit", *at)?;
+        }
+        if let Some(mappings) = &self.mappings {
+            let pieces = |some: bool| all.iter().flat_map(|(_, run)| run).filter(|r| r.0.is_some() == some).count() as u64;
+            mappings.lock().take(pieces(true), pieces(false))?;
         }
         let mut binds: Vec<Binds> = Vec::new();
         for (at, run) in all {

@@ -5,6 +5,7 @@
 #![cfg(feature = "vulkan")]
 
 mod algorithms;
+mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
 mod descriptors;
