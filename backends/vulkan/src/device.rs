@@ -173,7 +173,7 @@ impl VulkanDevice {
                 };
                 let table = if kind == PageTable::Sparse {
                     let budget = if software { budget.min(MOST_BOUND * grain) } else { budget };
-                    Table::Sparse(Sparse::new(&raw, &pool, bound, location, budget, config.grain)?)
+                    Table::Sparse(Box::new(Sparse::new(&raw, &pool, bound, location, budget, config.grain)?))
                 } else {
                     Table::Fixed(Fixed::new(Arc::clone(&pool), location, grain, budget, gpu.can.max_allocation))
                 };
@@ -184,7 +184,7 @@ impl VulkanDevice {
         let sparse = if let Table::Sparse(t) = &table { Some(t) } else { None };
         let caps = Caps {
             absent: if faults { Absent::Faults } else { Absent::Undefined },
-            grain: sparse.map_or(grain, Sparse::grain),
+            grain: sparse.map_or(grain, |t| t.grain()),
             queued_edits: sparse.is_some(),
             map_host: faults,
             coherent: false,

@@ -22,7 +22,7 @@ const LEAST_PIECE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) enum Table {
     Mmu(Box<HostAddresses>),
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
     Fixed(Fixed),
 }
 
