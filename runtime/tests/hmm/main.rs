@@ -2,7 +2,7 @@
 //! host-fault mechanism and every kind of device. Prints the table *test × configuration*, which `docs/conformance.md` keeps.
 //!
 //! A mechanism belongs to its process, so this program runs itself once for each. `STERNA_HMM_ONLY=name` runs the tests whose
-//! name contains that; `STERNA_CONFORMANCE=write` writes the table to the documentation, and without it the test fails where the
+//! name contains that, `STERNA_HMM_KIND=mmu` the kinds of devices; `STERNA_CONFORMANCE=write` writes the table to the documentation, and without it the test fails where the
 //! documentation says something else.
 
 mod access;

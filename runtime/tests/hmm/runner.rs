@@ -117,6 +117,9 @@ pub(crate) fn all() -> Table {
             continue;
         }
         let configs: Vec<_> = there.iter().copied().filter(|c| c.belongs(m)).collect();
+        if configs.is_empty() {
+            continue;
+        }
         table.columns(m, &configs, mechanism(m, &configs, &std::env::var(ONLY).unwrap_or_default(), None));
     }
     table
