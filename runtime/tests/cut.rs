@@ -6,14 +6,16 @@ mod placed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use common::*;
 use placed::Placed;
 use sterna::cpu::CpuConfig;
 use sterna::hal::Device;
+use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
 use sterna::kernel::{EachMut, Group, Kernel, Scatter, each_mut, scatter};
 use sterna::kernels::{fill, pagerank_contributions, pagerank_step, reduce_sum_len, reference, spmv_csr};
-use sterna::{Error, Runtime};
+use sterna::{Error, Runtime, Shared};
 
 /// A runtime on each kind of device that cannot fault, one after the other.
 fn rigids(memory: usize) -> impl Iterator<Item = (&'static str, Runtime)> {
@@ -43,6 +45,36 @@ fn a_stencil_over_four_times_the_memory_is_right() {
         assert!(stats.devices[0].parts >= 12, "{how}: {stats}");
         assert_eq!(stats.devices[0].launches, 3, "{how}");
         assert!(stats.devices[0].memory.in_use <= 4 << 20, "{how}");
+    }
+}
+
+/// A driver that takes its time when pages go.
+struct Slow;
+
+impl MirrorOps for Slow {
+    fn update(&self, why: Action, _: &Pages) {
+        if why == Action::Invalidate {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Fails if a launch is refused for memory of an allocation that is just ending on another thread.
+#[test]
+fn memory_on_its_way_back_is_waited_for() {
+    let (_limit, _alone) = (limit(), alone());
+    for (how, rt) in rigids(2 * MIB) {
+        let _slow = Mirror::register(rt.space(), Slow);
+        std::thread::scope(|s| {
+            let (send, receive) = std::sync::mpsc::channel::<Shared<u32>>();
+            s.spawn(move || receive.into_iter().for_each(drop));
+            for round in 0..20 {
+                let mut x = rt.shared::<u32>(MIB / 4).unwrap();
+                let done = rt.launch(&add(1), (&mut x,)).and_then(|p| p.wait());
+                done.unwrap_or_else(|e| panic!("{how}, round {round}: {e}"));
+                send.send(x).unwrap();
+            }
+        });
     }
 }
 

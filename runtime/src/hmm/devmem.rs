@@ -11,18 +11,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames};
 
 use super::addr::{BLOCK, BlockId, Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::block::DevPages;
+use super::block::{Body, DevPages};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::segment::{Segment, overlap};
 use crate::Error;
 use crate::stats::Cause;
+
+/// How long to wait for memory that is on its way back, and how long between two looks at it.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_micros(100);
 
 /// Appends one grain to a list of stretches.
 pub(crate) fn push_frame(frames: &mut Vec<Frames>, grain: u32) {
@@ -59,8 +63,9 @@ impl Reserved {
             let placed = frames.pop().map(|f| f.first);
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
-        let mut tries = 500;
+        let start = Instant::now();
         loop {
+            let left = mirror.left();
             if grains == 0 {
                 break;
             }
@@ -81,11 +86,13 @@ impl Reserved {
                     let below = want.rank + u64::from(want.cause == Cause::DeviceFault);
                     if pins || evict(free, mirror, short, below, true)? == 0 {
                         // Whoever serves faults does not wait: it is asked again.
-                        if tries == 0 || want.cause == Cause::DeviceFault || !passes(free, mirror, want.rank) {
+                        if want.cause == Cause::DeviceFault
+                            || start.elapsed() > PATIENCE
+                            || !passes(free, mirror, want, left)
+                        {
                             return Err(mirror.noticed(e));
                         }
-                        tries -= 1;
-                        std::thread::sleep(Duration::from_micros(100));
+                        std::thread::sleep(MOMENT);
                     }
                 }
                 Err(e) => return Err(mirror.noticed(e)),
@@ -129,13 +136,14 @@ impl Drop for Reserved {
 }
 
 /// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one
-/// whose last use is longest ago, and no one that submitted launches use. Waits for one of those if there is no other. False if none
-/// is left.
+/// whose last use is longest ago, and no one that submitted launches use. Waits for one of those if there is no other, or for one that is
+/// on its way out. False if none is left, and none has gone since `left`.
 pub(crate) fn unseat_another(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     wants: &Segment,
     below: u64,
+    left: u64,
 ) -> Result<bool, Error> {
     if mirror.caps().absent != Absent::Undefined {
         return Ok(false);
@@ -170,8 +178,15 @@ pub(crate) fn unseat_another(
             return Ok(true);
         }
     }
+    if wait_for_oldest(free, mirror) {
+        return Ok(true);
+    }
+    if mirror.is_left_since(left) {
+        std::thread::sleep(MOMENT);
+        return Ok(true);
+    }
     // What was in use a moment ago may not be any more, with nothing left to wait for.
-    Ok(wait_for_oldest(free, mirror) || used)
+    Ok(used)
 }
 
 /// Waits for the oldest launch that has not retired. False if there is none.
@@ -254,10 +269,18 @@ fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, 
     victims
 }
 
-/// Whether a block that could be evicted is in somebody's hands for a moment.
-fn passes(free: &mut Free, mirror: &DeviceMirror, below: u64) -> bool {
-    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
-    candidates.into_iter().any(|id| mirror.space().block(id).try_lock(free).is_none_or(|body| !body.busy.is_empty()))
+/// Whether memory may be there in a moment: a segment is on its way out, or has gone since `left`; a block that could be evicted is in
+/// somebody's hands; a launch that used one has just been reaped by somebody else.
+fn passes(free: &mut Free, mirror: &DeviceMirror, want: Want, left: u64) -> bool {
+    if mirror.is_left_since(left) {
+        return true;
+    }
+    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    // Elsewhere what launches use is taken, too.
+    let waits = mirror.caps().absent == Absent::Undefined && want.cause == Cause::Launch;
+    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(want.rank, BlockId(0))).map(|(_, id)| *id).collect();
+    let soon = |body: &Body| !body.busy.is_empty() || waits && body.dev[slot].has_frames(per);
+    candidates.into_iter().any(|id| mirror.space().block(id).try_lock(free).is_none_or(|body| soon(&body)))
 }
 
 /// Whether a launch that the device has, and has not finished, uses a block.

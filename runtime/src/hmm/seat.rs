@@ -149,9 +149,10 @@ impl DeviceMirror {
             // A launch on a device that faults may touch what was not announced.
             let parts = self.caps().absent == Absent::Undefined;
             let part = parts && (exactly || whole.end > self.caps().max_reservation);
+            let left = self.left();
             match self.reserve(seg, if part { &need } else { &whole }) {
                 Ok(_) => {}
-                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below)? => {}
+                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below, left)? => {}
                 Err(e) => return Err(e),
             }
         }

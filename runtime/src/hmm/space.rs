@@ -317,6 +317,8 @@ impl Space {
             return;
         }
         let mut free = Free::at_entry();
+        let devices = self.devices();
+        devices.iter().for_each(|m| m.leaves());
         self.segments.write().remove(&seg.first().0);
         // The engine's own devices find no segment there: what they have goes below, in one piece.
         let mirrored = !self.mirrors.read().is_empty();
@@ -327,7 +329,7 @@ impl Space {
             let mut body = block.lock(&mut free);
             self.host.unframe(self, (id, block), &mut body, Mask::FULL);
         }
-        for m in self.devices() {
+        for m in devices {
             m.forget(&mut free, seg);
         }
         let mut away = seg.is_altered();

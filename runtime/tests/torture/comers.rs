@@ -8,9 +8,13 @@ use crate::support::{Random, tick};
 /// Elements a granule of 64 KiB: what is remapped.
 const GRANULE: usize = 8192;
 
-/// How far elements are from what they must be.
-fn off(x: &[u64], must: impl Fn(usize) -> u64) -> u64 {
-    x.iter().enumerate().map(|(i, v)| v.abs_diff(must(i))).sum()
+/// How far elements are from what they must be; says where they are not.
+fn off(what: &str, x: &[u64], must: impl Fn(usize) -> u64) -> u64 {
+    let wrong: Vec<_> = x.iter().enumerate().filter(|(i, v)| **v != must(*i)).collect();
+    if let (Some((first, v)), Some((last, _))) = (wrong.first(), wrong.last()) {
+        println!("{what}: {} of {} elements, {first} to {last}: {v} instead of {}", wrong.len(), x.len(), must(*first));
+    }
+    wrong.iter().map(|(i, v)| v.abs_diff(must(*i))).sum()
 }
 
 /// Makes one, has a device add to it, does something with it; says how much is lost.
@@ -24,12 +28,12 @@ pub(crate) fn one(rt: &Runtime, device: &Device, taker: &Attached, m: Mechanism,
         0 => {
             let before = x.cow_clone().unwrap();
             add(&mut x);
-            off(&before, |i| i as u64 + 1) + off(&x, |i| i as u64 + 2)
+            off("a copy", &before, |i| i as u64 + 1) + off("a copied one", &x, |i| i as u64 + 2)
         }
         1 => {
             x.discard(GRANULE..).unwrap();
             add(&mut x);
-            off(&x, |i| if i < GRANULE { i as u64 + 2 } else { 1 })
+            off("discarded", &x, |i| if i < GRANULE { i as u64 + 2 } else { 1 })
         }
         // Without faults a launch's borders are a device's grains.
         2 if m != Mechanism::None => {
@@ -37,12 +41,12 @@ pub(crate) fn one(rt: &Runtime, device: &Device, taker: &Attached, m: Mechanism,
             add(&mut x);
             add(&mut rest);
             drop(x);
-            off(&rest, |i| (i + GRANULE) as u64 + 2)
+            off("split off", &rest, |i| (i + GRANULE) as u64 + 2)
         }
         3 => {
             x.truncate(GRANULE).unwrap();
             add(&mut x);
-            off(&x, |i| i as u64 + 2)
+            off("shortened", &x, |i| i as u64 + 2)
         }
         4 if m != Mechanism::None => by_the_driver(rt, &mut x, random),
         5 if random.below(16) == 0 => forked(&x),
@@ -56,12 +60,12 @@ pub(crate) fn one(rt: &Runtime, device: &Device, taker: &Attached, m: Mechanism,
             }
             if random.below(2) == 0 {
                 add(&mut x);
-                off(&x, |i| i as u64 + 2)
+                off("taken and added to", &x, |i| i as u64 + 2)
             } else {
-                off(&x, |i| i as u64 + 1)
+                off("taken", &x, |i| i as u64 + 1)
             }
         }
-        _ => off(&x, |i| i as u64 + 1),
+        _ => off("added to", &x, |i| i as u64 + 1),
     }
 }
 
@@ -76,7 +80,7 @@ fn by_the_driver(rt: &Runtime, x: &mut Shared<u64>, random: &mut Random) -> u64 
         match random.below(3) {
             0 => {
                 space.protect(&low, Prot::Read).unwrap();
-                let lost = off(x, |i| i as u64 + 1);
+                let lost = off("protected", x, |i| i as u64 + 1);
                 space.protect(&low, Prot::Write).unwrap();
                 x[0] += 1;
                 lost + x[0].abs_diff(2)
@@ -84,11 +88,11 @@ fn by_the_driver(rt: &Runtime, x: &mut Shared<u64>, random: &mut Random) -> u64 
             1 => {
                 space.unmap(&low).unwrap();
                 space.map(&low).unwrap();
-                off(x, |i| if i < GRANULE { 0 } else { i as u64 + 1 })
+                off("unmapped", x, |i| if i < GRANULE { 0 } else { i as u64 + 1 })
             }
             _ => {
                 space.remap(&low, &high, true).unwrap();
-                off(x, |i| match i {
+                off("remapped", x, |i| match i {
                     _ if i < GRANULE => 0,
                     _ if i < 2 * GRANULE => (i - GRANULE) as u64 + 1,
                     _ => i as u64 + 1,
@@ -110,7 +114,7 @@ fn flushed(rt: &Runtime, device: &Device, x: &Shared<u64>) -> u64 {
     std::fs::remove_file(&path).unwrap();
     let there: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_ne_bytes(*b)).collect();
     assert_eq!(there.len(), x.len());
-    off(&there, |i| i as u64 + 2) + off(&mapped, |i| i as u64 + 2)
+    off("the file", &there, |i| i as u64 + 2) + off("flushed", &mapped, |i| i as u64 + 2)
 }
 
 /// A child finds the elements, writes them, and the parent does not see that.
@@ -132,5 +136,5 @@ fn forked(x: &Shared<u64>) -> u64 {
         status
     };
     assert_eq!(status, 0, "the child's exit code is {} (signal {})", status >> 8, status & 127);
-    off(x, |i| i as u64 + 1)
+    off("forked", x, |i| i as u64 + 1)
 }

@@ -37,8 +37,28 @@ impl DeviceMirror {
         Ok(())
     }
 
-    /// A dropped segment: removes its entries, frees its frames, gives its addresses back.
+    /// A dropped segment is about to end, and nobody finds it any more: what it has here is memory on its way back.
+    pub(crate) fn leaves(&self) {
+        self.leaving.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many segments have ended. See [`is_left_since`](Self::is_left_since).
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    /// Whether a segment has given its memory back since [`left`](Self::left) said `left`, or is about to.
+    pub(crate) fn is_left_since(&self, left: u64) -> bool {
+        self.leaving.load(Ordering::SeqCst) != left
+    }
+
+    /// A dropped segment, after [`leaves`](Self::leaves): removes its entries, frees its frames, gives its addresses back.
     pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
+        self.take_off(free, seg);
+        self.left.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn take_off(&self, free: &mut Free, seg: &Segment) {
         let Some(view) = seg.view(self.slot) else { return };
         self.views.write().remove(&view.at.at.0);
         let whole = Edit { at: view.at, to: Target::Absent, access: Access::Read };

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -63,6 +63,9 @@ pub(crate) struct DeviceMirror {
     ended: Arc<AtomicBool>,
     /// Held while what was lost with the device is written off.
     ending: Mutex<()>,
+    /// Segments that began to end, and those that have ended.
+    leaving: AtomicU64,
+    left: AtomicU64,
 }
 
 impl fmt::Debug for DeviceMirror {
@@ -119,6 +122,8 @@ impl DeviceMirror {
             lost: AtomicBool::new(false),
             ended: Arc::default(),
             ending: Mutex::new(()),
+            leaving: AtomicU64::new(0),
+            left: AtomicU64::new(0),
         });
         space.add_device(&this);
         if let Some(window) = this.device.window() {
