@@ -2,17 +2,27 @@
 # The tests that use Vulkan, over every software driver, with the mechanisms for host faults that this user may have; then again under
 # the validation layers. Each test takes all page tables that its driver has, and says which it leaves out.
 #
-#   tools/drivers.sh [--as-is] FOLDER [DRIVER...]    lavapipe (installed by tools/lavapipe.sh), plain (tools/lavapipe-plain.sh),
-#                                                    swiftshader (tools/swiftshader.sh); by default all. The latter two, and the newer
-#                                                    layer, are put into FOLDER if they are not there yet, unless --as-is is said
+#   tools/drivers.sh [--as-is] [--tests | --validation] FOLDER [DRIVER...]
+#
+# Drivers are lavapipe (which tools/lavapipe.sh installs), plain (tools/lavapipe-plain.sh) and swiftshader (tools/swiftshader.sh); by
+# default all. The latter two, and the newer layer, are put into FOLDER if they are not there yet, unless --as-is is said. --tests leaves
+# out the layers, --validation the rest.
 #
 # A driver or layer that cannot be had is skipped aloud, unless STERNA_REQUIRE names it (`layers` for both layers). Prints one line a
 # run: what passed, how long it took, and what was left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-as_is=no
-if [ "${1:-}" = --as-is ]; then as_is=yes && shift; fi
-[ $# -ge 1 ] || { sed -n '5,7p' "$0" >&2; exit 2; }
+as_is=no tests=yes validation=yes
+while [ $# -gt 0 ]; do
+    case $1 in
+    --as-is) as_is=yes ;;
+    --tests) validation=no ;;
+    --validation) tests=no ;;
+    *) break ;;
+    esac
+    shift
+done
+[ $# -ge 1 ] || { sed -n '5,9p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 shift
@@ -54,65 +64,71 @@ features() {
     esac
 }
 
-# The programs, by package and name.
 cargo test --locked --workspace --no-run --message-format=json 2>"$folder/log" >"$folder/built" || { cat "$folder/log" >&2; exit 1; }
+# The test programs of a package, by name, and where one is.
+names() { sed -n "/#$1@/s/.*\"kind\":\[\"test\"\].*\"name\":\"\([^\"]*\)\",\"src_path\".*/$1\/\1/p" "$folder/built"; }
 program() {
-    sed -n "/#${1%/*}@/s/.*\"name\":\"${1#*/}\",.*\"test\":true.*\"executable\":\"\\([^\"]*\\)\".*/\\1/p" "$folder/built" | sed -n 1p
+    sed -n "/#${1%/*}@/s/.*\"name\":\"${1#*/}\",.*\"test\":true.*\"executable\":\"\([^\"]*\)\".*/\1/p" "$folder/built" | sed -n 1p
 }
-suite=(sterna-vulkan/conformance sterna-vulkan/parts)
-programs=(sterna/vulkan)
+# What does not depend on the mechanism, and what does. Behind a name, the tests that are wanted of it.
+mapfile -t once < <(names sterna-vulkan)
+[ ${#once[@]} -ge 2 ] || { echo 'no test programs were found' >&2; exit 1; }
+once+=(sterna/failing_calls)
+each=(sterna/vulkan 'sterna/random_ops on_vulkan')
 
-# run DRIVER WHAT LIMIT PROGRAM [NAME=VALUE...]
+# run DRIVER WHAT LIMIT 'PROGRAM [TEST]' [NAME=VALUE...]
 run() {
-    local driver=$1 what=$2 limit=$3 name=$4 begin=$SECONDS path icd
+    local driver=$1 what=$2 limit=$3 name=${4% *} wanted=() begin=$SECONDS path icd
+    if [ "$name" != "$4" ]; then wanted=("${4#* }"); fi
     shift 4
     path=$(program "$name")
     [ -x "$path" ] || { echo "cargo built no test $name" >&2; exit 1; }
     icd=$(description "$driver")
-    if ! env "VK_DRIVER_FILES=$icd" "VK_ICD_FILENAMES=$icd" "$@" timeout --kill-after=10 "$limit" "$path" --nocapture \
+    if ! env "VK_DRIVER_FILES=$icd" "VK_ICD_FILENAMES=$icd" "$@" timeout --kill-after=10 "$limit" "$path" "${wanted[@]}" --nocapture \
         >"$folder/log" 2>&1 </dev/null; then
         tail -n 40 "$folder/log" >&2
         echo "FAILED: $name, $driver, $what" >&2
         exit 1
     fi
-    printf '%-12s %-20s %-26s %s, %s s\n' "$driver" "$what" "$name" \
+    printf '%-12s %-20s %-28s %s, %s s\n' "$driver" "$what" "$name" \
         "$(sed -n 's/^test result: ok. \([0-9]* passed\).*/\1/p' "$folder/log" | sed -n 1p)" $((SECONDS - begin))
     sed -n 's/^.*\(SKIP .*\)$/\1/p' "$folder/log" | cut -c1-110 | sort | uniq -c | sed 's/^ *\([0-9]*\) /        \1 × /'
 }
 
 mechanisms=(signal)
 if [ "$(id -u)" = 0 ]; then mechanisms=(transparent signal); fi
+there=()
 for driver in "${drivers[@]}"; do
     fetch "$driver"
-    if [ -z "$(description "$driver" || true)" ]; then
-        skip "$driver" 'the driver is neither installed nor fetched'
-        continue
-    fi
+    if [ -n "$(description "$driver" || true)" ]; then there+=("$driver"); else skip "$driver" 'the driver is neither installed nor fetched'; fi
+done
+for driver in "${there[@]}"; do
+    [ $tests = yes ] || break
     printf -- '-- %s\n' "$driver"
     require=STERNA_REQUIRE=$(features "$driver")
-    for name in "${suite[@]}"; do run "$driver" '' 300 "$name" "$require"; done
+    for name in "${once[@]}"; do run "$driver" '' 300 "$name" "$require"; done
     for mechanism in "${mechanisms[@]}"; do
-        for name in "${programs[@]}"; do run "$driver" "$mechanism" 300 "$name" "$require,$mechanism" "STERNA_HOST_FAULTS=$mechanism"; done
+        for name in "${each[@]}"; do run "$driver" "$mechanism" 300 "$name" "$require,$mechanism" "STERNA_HOST_FAULTS=$mechanism"; done
     done
 done
 
 # The newer layer comes with SwiftShader. Its checks across submits and of what shaders access are off unless asked for.
 for layer in distribution newer; do
-    settings=()
+    [ $validation = yes ] || break
+    settings=(PROPTEST_CASES=20)
     if [ $layer = newer ]; then
         fetch swiftshader
-        settings=("VK_LAYER_PATH=$folder/swiftshader" VK_LAYER_SYNCVAL_SHADER_ACCESSES_HEURISTIC=1)
+        settings+=("VK_LAYER_PATH=$folder/swiftshader" VK_LAYER_SYNCVAL_SHADER_ACCESSES_HEURISTIC=1)
         [ -f "$folder/swiftshader/VkLayer_khronos_validation.json" ] || { skip layers 'the newer layer is not there'; continue; }
     elif ! ls /usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json >/dev/null 2>&1; then
         skip layers "the distribution's layer (Debian: vulkan-validationlayers) is not installed"
         continue
     fi
     printf -- '-- validation, %s layer\n' $layer
-    for driver in "${drivers[@]}"; do
-        [ -n "$(description "$driver" || true)" ] || continue
+    for driver in "${there[@]}"; do
         known=$(sed -n "s/^\\(any\\|$driver\\) $layer \\([^ ]*\\) .*/\\2/p" tools/known-validation | paste -sd,)
         [ -z "$known" ] || printf 'known, and let pass on %s: %s\n' "$driver" "$known"
-        for name in "${suite[@]}" "${programs[@]}"; do
+        for name in "${once[@]}" "${each[@]}"; do
             run "$driver" "$layer layer" 300 "$name" "STERNA_REQUIRE=$(features "$driver")" "STERNA_VULKAN_VALIDATION=1${known:+,$known}" "${settings[@]}"
         done
     done
