@@ -74,7 +74,7 @@ program() {
 mapfile -t once < <(names sterna-vulkan)
 [ ${#once[@]} -ge 2 ] || { echo 'no test programs were found' >&2; exit 1; }
 once+=(sterna/failing_calls)
-each=(sterna/vulkan 'sterna/random_ops on_vulkan')
+each=(sterna/vulkan 'sterna/random_ops on_vulkan' 'sterna/hmm conformance' 'sterna/torture nothing_is_lost_on_vulkan')
 
 # run DRIVER WHAT LIMIT 'PROGRAM [TEST]' [NAME=VALUE...]
 run() {
