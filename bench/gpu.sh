@@ -12,6 +12,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 usage() { sed -n '4,7p' "$0" >&2; exit 2; }
 
+# The tests that go along, of the packages sterna-vulkan and sterna.
+tests=(conformance parts imports vulkan failing_calls random_ops hmm torture)
+
 # The programs of a cargo call, as `name path`, from its messages.
 programs() { sed -n 's/.*"target":{[^}]*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\1 \2/p'; }
 
@@ -22,18 +25,19 @@ pack() {
     cd "$here/.."
     {
         cargo build --release --locked -p sterna-bench -p sterna-samples --bins --message-format=json | programs
-        cargo test --no-run --locked -p sterna -p sterna-vulkan --test vulkan --test conformance --message-format=json | programs
+        cargo test --no-run --locked -p sterna -p sterna-vulkan "${tests[@]/#/--test=}" --message-format=json | programs
     } | sort -u >"$folder/programs"
     while read -r name path; do
-        case $name in
-        sterna-bench | vulkan | conformance | 0?_* | tour) install -m 755 "$path" "$folder/$name" ;;
-        *) continue ;;
+        case " ${tests[*]} sterna-bench tour " in
+        *" $name "*) ;;
+        *) case $name in 0?_*) ;; *) continue ;; esac ;;
         esac
+        install -m 755 "$path" "$folder/$name"
         # Names of functions stay, lines go.
         strip --strip-debug "$folder/$name" 2>/dev/null || true
     done <"$folder/programs"
     rm "$folder/programs"
-    for name in sterna-bench vulkan conformance 01_hello; do
+    for name in sterna-bench 01_hello "${tests[@]}"; do
         [ -x "$folder/$name" ] || { echo "cargo built no $name" >&2; exit 1; }
     done
     git describe --always --dirty >"$folder/commit" 2>/dev/null || echo unknown >"$folder/commit"
@@ -51,13 +55,13 @@ step() {
         tail -n 30 "$results/$name.log"
     fi
     local skips
-    skips=$(grep -c '^SKIP' "$results/$name.log" || true)
+    skips=$(grep -c 'SKIP ' "$results/$name.log" || true)
     printf '| %s | %s | %s | %s s |\n' "$name" "$verdict" "$skips" $((SECONDS - begin)) >>"$table"
     printf '   %s, %s s\n' "$verdict" $((SECONDS - begin))
 }
 
 run() {
-    local device=${1:-} table page
+    local device=${1:-} table page name
     results=${2:-$here/results}
     mkdir -p "$results"
     results=$(cd "$results" && pwd)
@@ -79,8 +83,13 @@ run() {
 
     step hello 60 "$here/01_hello"
     [ "$failed" = 0 ] || { echo "nothing runs on \`$STERNA_DEVICE\`" >&2; exit 1; }
-    step conformance 300 env -u STERNA_DEVICE STERNA_REQUIRE=vulkan,fixed "$here/conformance" --nocapture
-    step programs 600 env -u STERNA_DEVICE STERNA_REQUIRE=vulkan,fixed "$here/vulkan" --nocapture --test-threads=1
+    local tested=(env -u STERNA_DEVICE STERNA_REQUIRE=vulkan,fixed)
+    for name in conformance parts imports; do step "$name" 300 "${tested[@]}" "$here/$name" --nocapture; done
+    step vulkan 600 "${tested[@]}" "$here/vulkan" --nocapture --test-threads=1
+    step failing_calls 600 "${tested[@]}" "$here/failing_calls" --nocapture
+    step random_ops 600 "${tested[@]}" "$here/random_ops" on_vulkan --nocapture
+    step hmm 600 "${tested[@]}" "$here/hmm" conformance --nocapture
+    step torture 600 "${tested[@]}" STERNA_TORTURE_SECONDS=30 "$here/torture" nothing_is_lost_on_vulkan --nocapture
     for sample in 02_own_kernel 03_pagerank 04_hubble 05_heat; do
         if [ -x "$here/$sample" ]; then step "$sample" 300 "$here/$sample"; fi
     done
@@ -89,7 +98,6 @@ run() {
     step bench 900 env -u STERNA_DEVICE "$here/sterna-bench" "${only[@]}"
 
     # The entry of the list that was asked for, or the first: its name without number and kind.
-    local name
     name=$(tr ';' '\n' <<<"$devices" | grep -iF -m1 -- "${device:-vulkan:0}" || sed 's/;.*//' <<<"$devices")
     name=$(sed 's/^ *vulkan:[0-9]* (//; s/, [^,]*)$//' <<<"$name" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9' '-' | cut -c1-40 | sed 's/^-//; s/-$//')
     page=$results/$(date -u +%Y-%m-%d)-${name:-gpu}.md
@@ -99,7 +107,7 @@ run() {
         printf '| step | result | skipped | time |\n|---|---|---|---|\n'
         cat "$table"
         printf '\n## Skipped\n\n```text\n'
-        grep -h '^SKIP' "$results"/*.log || true
+        sed -n 's/^.*\(SKIP .*\)$/\1/p' "$results"/*.log | sort | uniq -c
         printf '```\n\n'
         # The table of the benchmarks, one level down.
         sed -n 's/^#/##/; /^##/,$p' "$results/bench.log" | grep -v '^\[' || true

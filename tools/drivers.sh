@@ -91,7 +91,7 @@ run() {
         exit 1
     fi
     printf '%-12s %-20s %-28s %s, %s s\n' "$driver" "$what" "$name" \
-        "$(sed -n 's/^test result: ok. \([0-9]* passed\).*/\1/p' "$folder/log" | sed -n 1p)" $((SECONDS - begin))
+        "$(sed -n 's/^test result: ok. \([0-9]* passed\).*/\1/p' "$folder/log" | sed -n '$p')" $((SECONDS - begin))
     sed -n 's/^.*\(SKIP .*\)$/\1/p' "$folder/log" | cut -c1-90 | sort | uniq -c | sed 's/^ *\([0-9]*\) /        \1 × /'
 }
 
