@@ -2,16 +2,17 @@
 //! of it back?
 //!
 //! **Floor.** All of it copied by plain calls of the driver, imported or staged as the device's own copies are (imported on page table
-//! *mmu*), without a look at the bytes. The host reads by plain loads, so every page comes by a fault. One hundredth in one piece has a
-//! target; the same in 164 granules far from each other, and all of it by plain loads, have none.
+//! *mmu*), without a look at the bytes. The host reads one piece through `host`, which asks for all of it, and by plain loads, so that
+//! pages come by faults; that has a target. The same amount in 164 granules far from each other, and all of it, have none.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Result;
 use sterna::hmm::GRANULE;
 use sterna::kernels::fill;
 use sterna::vulkan::{Copies, PageTable};
-use sterna::{Runtime, human};
+use sterna::{Runtime, Shared, human};
 
 use super::Row;
 use crate::floor::Mapping;
@@ -31,7 +32,10 @@ const BYTES: usize = 1 << 30;
 const LEN: usize = BYTES / 8;
 const PER: usize = GRANULE as usize / 8;
 const GRANULES: usize = BYTES / 100 / GRANULE as usize + 1;
-const ROUNDS: u64 = 3;
+const ROUNDS: usize = 3;
+
+/// Adds up elements.
+type How = fn(&Shared<u64>, Range<usize>) -> Result<u64>;
 
 fn run(sheet: &mut Sheet) -> Result<()> {
     let Some(gpu) = first(sheet, ROW.name) else { return Ok(()) };
@@ -47,38 +51,34 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             let Some(device) = opened(sheet, &gpu, kind, copies, (BYTES + BYTES / 8) as u64)? else { continue };
             let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build()?;
             let mut y = rt.shared::<u64>(LEN)?;
-            let (mut piece, mut spread, mut all, mut floor) =
-                (Runs::default(), Runs::default(), Runs::default(), Runs::default());
-            let (mut home, mut wrong) = ([0; 2], false);
+            let [mut at_once, mut piece, mut spread, mut all, mut floor]: [Runs; 5] = Default::default();
+            let (mut home, mut wrong, mut value) = ([0; 3], false, 0);
             for round in 0..ROUNDS {
-                let mut read = |runs: &mut Runs, value: u64, parts: &mut dyn Iterator<Item = usize>, len: usize| {
+                let mut read = |runs: &mut Runs, how: How, parts: &[usize], len: usize| {
+                    value += 1;
                     rt.launch(&fill(value), (&mut y,))?.wait()?;
                     let before = rt.stats().to_host();
-                    let mut sum = 0_u64;
-                    let mut count = 0;
-                    runs.push(seconds(|| {
-                        for first in parts {
-                            sum += y[first..first + len].iter().sum::<u64>();
-                            count += len as u64;
-                        }
-                    }));
-                    wrong |= sum != value * count;
+                    let mut sum = Ok(0);
+                    runs.push(seconds(|| sum = parts.iter().map(|first| how(&y, *first..first + len)).sum()));
+                    wrong |= sum? != value * (parts.len() * len) as u64;
                     anyhow::Ok(rt.stats().to_host() - before)
                 };
-                home[0] = read(&mut piece, 3 * round + 1, &mut std::iter::once(LEN / 3), GRANULES * PER)?;
-                home[1] =
-                    read(&mut spread, 3 * round + 2, &mut (0..GRANULES).map(|i| i * (LEN / GRANULES / PER) * PER), PER)?;
+                let granules: Vec<usize> = (0..GRANULES).map(|i| i * (LEN / GRANULES / PER) * PER).collect();
+                home[0] = read(&mut at_once, |y, range| Ok(y.host(range)?.iter().sum()), &[LEN / 3], GRANULES * PER)?;
+                home[1] = read(&mut piece, |y, range| Ok(y[range].iter().sum()), &[LEN / 3], GRANULES * PER)?;
+                home[2] = read(&mut spread, |y, range| Ok(y[range].iter().sum()), &granules, PER)?;
                 if round == 0 {
-                    read(&mut all, 3 * round + 3, &mut std::iter::once(0), LEN)?;
+                    read(&mut all, |y, range| Ok(y[range].iter().sum()), &[0], LEN)?;
                 }
                 let mut copied = Ok(());
                 floor.push(seconds(|| copied = plain.copy(false)));
                 copied?;
             }
-            sheet.at_most(&format!("in one piece, {name}"), Unit::Time, &piece, &floor, Some(0.05));
-            sheet.at_most(&format!("  in {GRANULES} granules, {name}"), Unit::Time, &spread, &floor, None);
-            sheet.at_most(&format!("  all of it, {name}"), Unit::Time, &all, &floor, None);
-            sheet.note("  came home", home.map(human).join(" and "));
+            sheet.at_most(&format!("in one piece, {name}, by `host`"), Unit::Time, &at_once, &floor, Some(0.05));
+            sheet.at_most("  by plain loads", Unit::Time, &piece, &floor, Some(0.05));
+            sheet.at_most(&format!("  in {GRANULES} granules, by plain loads"), Unit::Time, &spread, &floor, None);
+            sheet.at_most("  all of it, by plain loads", Unit::Time, &all, &floor, None);
+            sheet.note("  came home", home.map(human).join(", "));
             if wrong {
                 sheet.exact("  contents", "wrong", "right", false);
             }
