@@ -6,6 +6,9 @@ mod common;
 mod regressions;
 mod world;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use proptest::prelude::*;
 use regressions::regressions;
 use world::{Op, Program, VULKAN};
@@ -50,9 +53,20 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A process drives eight devices: so many tests, with two each, run at the same time, however many the harness starts.
+static PLACES: [Mutex<()>; 3] = [const { Mutex::new(()) }; 3];
+
+fn place() -> MutexGuard<'static, ()> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let place = &PLACES[NEXT.fetch_add(1, Ordering::Relaxed) % PLACES.len()];
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn programs(policy: &'static str, devices: [usize; 2], threads: usize) {
-    // `PROPTEST_CASES` asks for more.
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(120 / threads as u32);
+    let _place = place();
+    // A driver takes its time to open a device. `PROPTEST_CASES` asks for more.
+    let usual = if devices[0] < VULKAN { 120 } else { 60 };
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual / threads as u32);
     let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
     let ops = prop::collection::vec(op(), 1..40);
     let program = prop::collection::vec(ops, threads).prop_map(move |threads| Program { policy, devices, threads });
@@ -61,6 +75,7 @@ fn programs(policy: &'static str, devices: [usize; 2], threads: usize) {
 
 #[test]
 fn those_that_once_failed() {
+    let _place = place();
     regressions().iter().for_each(Program::run);
 }
 
