@@ -122,7 +122,7 @@ fn a_device_that_is_lost_while_it_works() {
         let device = Arc::new(device);
         let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build().unwrap();
         let other = rt.shared_with(MIB, |i| i as u32).unwrap();
-        let mut y = rt.shared_with(16 * MIB, |i| i as u32).unwrap();
+        let mut y = rt.shared_with(4 * MIB, |i| i as u32).unwrap();
         let all: Vec<_> = (0..30).map(|_| rt.launch(&add_one(), (&mut y,)).unwrap()).collect();
         eventually("it works", || all[0].is_done());
         assert!(!all[29].is_done(), "{kind}: it is too fast for this test");

@@ -198,6 +198,20 @@ fn what_does_not_fit_is_refused_before_it_runs() {
         let e = refused(rt.launch(&other, (&mut y,)), &other);
         assert!(e.contains("is no buffer"), "{kind}: {e}");
         assert!(y.iter().all(|y| *y == 5.0), "{kind}");
+        let x = rt.shared::<f32>(70_000).unwrap();
+        let mut y = rt.shared_with(70_000, |_| 5.0_f32).unwrap();
+        let none = Axpy { n: 0, a: 1.0 };
+        // SAFETY: told of no elements it touches none.
+        let many = unsafe { Kernel::from_spirv("many", none, (each::<f32>(1), each_mut::<f32>(1)), module!("bound")) };
+        match rt.launch(&many, (&x, &mut y)).and_then(|p| p.wait()) {
+            Ok(()) => println!("SKIP {kind}: the device runs grids of 70000 groups"),
+            Err(e) => {
+                let said = e.to_string();
+                assert!(said.contains("a grid of [70000, 1, 1]") && said.contains("more to do"), "{kind}: {said}");
+                y.fill_with(|_| 5.0).unwrap();
+            }
+        }
+        assert!(y.iter().all(|y| *y == 5.0), "{kind}");
     }
 }
 
