@@ -71,8 +71,8 @@ fn main() -> Result<()> {
         ("vulkano", Box::new(vulkano::Vulkano::new(&device)?)),
         ("cubecl", Box::new(cubecl::Cubecl::new(&device)?)),
     ];
-    for (name, kind) in shared::KINDS {
-        match shared::Shared::new(&device, kind) {
+    for (name, kind, policy) in shared::KINDS {
+        match shared::Shared::new(&device, kind, policy) {
             Ok(peer) => peers.push((name, Box::new(peer))),
             Err(e) => println!("SKIP {name}: {e:#}"),
         }

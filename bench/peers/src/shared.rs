@@ -9,8 +9,14 @@ use sterna::{Runtime, Shared as Allocation};
 
 use crate::{A, N, Peer, inputs, sum};
 
-pub const KINDS: [(&str, PageTable); 3] =
-    [("sterna, mmu", PageTable::Mmu), ("sterna, sparse", PageTable::Sparse), ("sterna, fixed", PageTable::Fixed)];
+/// Page tables, and the policies that say where pages go: by default to the device; `remote` leaves them with the host, which a device
+/// with page table *mmu* uses in place.
+pub const KINDS: [(&str, PageTable, &str); 4] = [
+    ("sterna, mmu", PageTable::Mmu, "declared"),
+    ("sterna, mmu, `remote`", PageTable::Mmu, "remote"),
+    ("sterna, sparse", PageTable::Sparse, "declared"),
+    ("sterna, fixed", PageTable::Fixed, "declared"),
+];
 
 pub struct Shared {
     rt: Runtime,
@@ -18,11 +24,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(device: &str, kind: PageTable) -> Result<Self> {
+    pub fn new(device: &str, kind: PageTable, policy: &str) -> Result<Self> {
         let config = VulkanConfig { page_table: Some(kind), ..VulkanConfig::default() };
         let gpu = VulkanDevice::open(device, &config)?;
         ensure!(gpu.gpu().name == device, "another device: {}", gpu.gpu().name);
-        let rt = Runtime::builder().open_device(Arc::new(gpu)).build()?;
+        let rt = Runtime::builder().open_device(Arc::new(gpu)).policy(policy)?.build()?;
         Ok(Self { rt, buffers: None })
     }
 }
