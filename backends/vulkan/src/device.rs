@@ -120,6 +120,13 @@ impl VulkanDevice {
 
     fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
         let grain = config.grain()?;
+        if let Some(budget) = config.memory.filter(|m| *m < 2 * grain) {
+            let text = format!(
+                "a budget of {budget} bytes is too small: it needs at least {}; raise STERNA_DEVICE_MEMORY",
+                2 * grain
+            );
+            return Err(VulkanError::Settings(text));
+        }
         let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
         let pool = Pool::new(&raw)?;
         let [copied, bound] = [Arc::new(Semaphore::new(&raw)?), Arc::new(Semaphore::new(&raw)?)];

@@ -16,7 +16,9 @@ pub enum VulkanError {
     )]
     NoDriver(String),
     /// No device goes by this name.
-    #[error("no Vulkan device `{given}`; there are: {found}")]
+    #[error(
+        "no Vulkan device `{given}`; there are: {found}; choose one by its number, a part of its name, or its UUID, which is the only way to a software driver"
+    )]
     NoDevice {
         /// What was asked for.
         given: String,

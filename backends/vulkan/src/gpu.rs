@@ -149,7 +149,10 @@ pub(crate) fn find(all: Vec<Gpu>, name: &str) -> Result<Gpu, VulkanError> {
     };
     let found = all.iter().map(|g| format!("vulkan:{} ({}, {})", g.index, g.name, g.kind)).collect::<Vec<_>>().join("; ");
     let chosen = all.into_iter().find(matches);
-    chosen.ok_or_else(|| VulkanError::NoDevice { given: format!("vulkan:{name}"), found })
+    chosen.ok_or_else(|| {
+        let given = if name.is_empty() { "vulkan".into() } else { format!("vulkan:{name}") };
+        VulkanError::NoDevice { given, found }
+    })
 }
 
 fn text(chars: &[std::ffi::c_char]) -> String {

@@ -111,8 +111,8 @@ pub(crate) fn without_driver(why: &str) -> VulkanError {
     VulkanError::NoDriver(format!("{named}: {why}"))
 }
 
-/// A call of the loader that failed before any device was found. Its code may be any of several for a broken driver: an empty
-/// description of one is `ERROR_OUT_OF_HOST_MEMORY`.
+/// A call of the loader that failed before any device was found. Its code may be any of several for a broken driver: a
+/// description of one that is cut off is `ERROR_OUT_OF_HOST_MEMORY`.
 pub(crate) fn no_driver(call: &'static str) -> impl Fn(vk::Result) -> VulkanError {
     move |code| match code {
         vk::Result::ERROR_LAYER_NOT_PRESENT | vk::Result::ERROR_EXTENSION_NOT_PRESENT => opening(call)(code),

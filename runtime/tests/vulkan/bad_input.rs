@@ -113,6 +113,16 @@ fn a_driver_without_a_device() {
 }
 
 #[test]
+fn a_budget_that_holds_nothing() {
+    let _turn = turn();
+    let Some(name) = name() else { return };
+    let e = Runtime::builder().device(format!("vulkan:{name}")).memory(64 << 10).build().unwrap_err();
+    assert!(matches!(&e, Error::Device { source: DeviceError::Unavailable(_), .. }), "{e:?}");
+    let said = e.to_string();
+    assert!(said.contains("65536 bytes is too small") && said.contains("STERNA_DEVICE_MEMORY"), "{said}");
+}
+
+#[test]
 fn a_device_that_is_lost_while_it_works() {
     let _turn = turn();
     let Some(name) = name() else { return };
