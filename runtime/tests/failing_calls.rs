@@ -81,8 +81,8 @@ fn devices() -> Vec<(String, Box<dyn Fn() -> Injected>)> {
 
 /// Has call `n` fail for every `n` until the scenario ends before that, on each kind of device; prints what came of it.
 fn every(what: &str, fail: impl Fn(&Injected, u64), failed: impl Fn(&Injected, u64) -> bool) {
-    let _limit = limit();
     for (kind, open) in devices() {
+        let _limit = limit();
         let (mut recovered, mut told) = (0, 0);
         for n in 0.. {
             let d = Arc::new(open());
