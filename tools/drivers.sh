@@ -124,20 +124,17 @@ for layer in distribution newer; do
         skip layers "the distribution's layer (Debian: vulkan-validationlayers) is not installed"
         continue
     fi
-    # A layer makes calls several times dearer: every call fails in the tests without one, only the losses with one.
-    checked=()
-    for name in "${once[@]}" "${each[@]}"; do
-        case $name in
-        sterna/failing_calls) checked+=("$name losses") ;;
-        sterna/hmm* | sterna/torture*) if [ $layer = newer ]; then checked+=("$name"); fi ;;
-        *) checked+=("$name") ;;
-        esac
-    done
     printf -- '-- validation, %s layer\n' $layer
     for driver in "${there[@]}"; do
         known=$(sed -n "s/^\\(any\\|$driver\\) $layer \\([^ ]*\\) .*/\\2/p" tools/known-validation | paste -sd,)
         [ -z "$known" ] || printf 'known, and let pass on %s: %s\n' "$driver" "$known"
-        for name in "${checked[@]}"; do
+        for name in "${once[@]}" "${each[@]}"; do
+            # A layer makes calls several times dearer: what takes minutes is checked on one driver, with the layer that sees more.
+            case $name in sterna/failing_calls | sterna/hmm* | sterna/torture*)
+                [ "$layer $driver" = 'newer lavapipe' ] || continue
+                if [ "$name" = sterna/failing_calls ]; then name='sterna/failing_calls losses'; fi
+                ;;
+            esac
             run "$driver" "$layer layer" 400 "$name" "STERNA_REQUIRE=$(features "$driver")" "STERNA_VULKAN_VALIDATION=1${known:+,$known}" "${settings[@]}"
         done
     done
