@@ -88,7 +88,7 @@ run() {
     step vulkan 600 "${tested[@]}" "$here/vulkan" --nocapture --test-threads=1
     step failing_calls 600 "${tested[@]}" "$here/failing_calls" --nocapture
     step random_ops 600 "${tested[@]}" "$here/random_ops" on_vulkan --nocapture
-    step hmm 600 "${tested[@]}" "$here/hmm" conformance --nocapture
+    step hmm 600 "${tested[@]}" STERNA_HMM_KIND=Vulkan "$here/hmm" conformance --nocapture
     step torture 600 "${tested[@]}" STERNA_TORTURE_SECONDS=30 "$here/torture" nothing_is_lost_on_vulkan --nocapture
     for sample in 02_own_kernel 03_pagerank 04_hubble 05_heat; do
         if [ -x "$here/$sample" ]; then step "$sample" 300 "$here/$sample"; fi

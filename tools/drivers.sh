@@ -31,6 +31,8 @@ drivers=("$@")
 required=,${STERNA_REQUIRE:-},
 unset STERNA_REQUIRE STERNA_HOST_FAULTS STERNA_DEVICE STERNA_DEVICE_MEMORY STERNA_POLICY STERNA_PAGE_TABLE STERNA_VULKAN_TEST \
     STERNA_VULKAN_VALIDATION VK_DRIVER_FILES VK_ICD_FILENAMES VK_LAYER_PATH
+# Devices of other kinds are the same with every driver.
+export STERNA_HMM_KIND=Vulkan
 # Neither the drivers' caches nor ours come from another driver's run, or leave anything in the user's.
 export STERNA_PIPELINE_CACHE=$folder/cache MESA_SHADER_CACHE_DIR=$folder/cache
 
