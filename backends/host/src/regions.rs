@@ -2,7 +2,7 @@
 //!
 //! **Guarantee:** a pointer or file offset that is handed out lies inside an announced region. **Lock:** `list`, for look-ups.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -72,6 +72,15 @@ impl Look<'_> {
     pub fn stored(&self, at: HostAt, bytes: u64) -> bool {
         let region = self.0.get(at.region.0 as usize);
         region.is_some_and(|r| sys::stored(r.fd.as_fd(), at.offset..at.offset.saturating_add(bytes)))
+    }
+
+    /// The file of host storage that was announced.
+    ///
+    /// # Panics
+    /// There is no such region.
+    #[must_use]
+    pub fn file(&self, at: HostAt) -> BorrowedFd<'_> {
+        self.region(at).fd.as_fd()
     }
 
     /// Where host storage is.

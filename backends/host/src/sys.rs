@@ -110,7 +110,7 @@ pub fn page_size() -> u64 {
 /// A memory file of `bytes` bytes that takes memory only where it is touched.
 pub(crate) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
     // SAFETY: the name is a C string.
-    let fd = again(-1, || unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })
+    let fd = again(-1, || unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })
         .map_err(|e| failed("memfd_create", &e, "free some memory"))?;
     // SAFETY: a new descriptor that nobody else has.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -118,6 +118,9 @@ pub(crate) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
     // SAFETY: no memory is involved.
     again(-1, || unsafe { libc::ftruncate(fd.as_raw_fd(), length) })
         .map_err(|e| failed("ftruncate", &e, "choose a smaller memory budget"))?;
+    // For `/dev/udmabuf`, which makes DMA buffers of files that cannot be shortened; nothing else depends on it.
+    // SAFETY: no memory is involved.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
     Ok(fd)
 }
 

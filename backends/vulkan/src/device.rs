@@ -159,7 +159,8 @@ impl VulkanDevice {
                 let copies = config.copies.or(gpu.can.unified.then_some(Copies::Mapped));
                 let imports = match copies {
                     Some(Copies::Mapped | Copies::Staged) => None,
-                    _ => match staging::probe(&raw, &pool).and_then(|()| Imports::new(&raw, &regions, Most::of(&raw))) {
+                    _ => match staging::probe(&raw, &pool).and_then(|way| Imports::new(&raw, &regions, way, Most::of(&raw)))
+                    {
                         Ok(imports) => Some(imports),
                         Err(e) if raw.is_lost() => return Err(VulkanError::Device(e)),
                         Err(e) if copies.is_none() => {

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
-use ash::{ext, vk};
+use ash::{ext, khr, vk};
 use sterna_hal::DeviceKind;
 
 use crate::error::{VulkanError, opening};
@@ -60,6 +60,8 @@ pub(crate) struct Can {
     pub(crate) storage16: bool,
     pub(crate) storage8: bool,
     pub(crate) host_import: bool,
+    /// DMA buffers as memory.
+    pub(crate) dma_buf_import: bool,
     pub(crate) memory_budget: bool,
     pub(crate) variable_pointers: bool,
     pub(crate) memory_model: bool,
@@ -207,6 +209,7 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
                 cache: plain.pipeline_cache_uuid,
             },
             host_import: has(ext::external_memory_host::NAME),
+            dma_buf_import: has(ext::external_memory_dma_buf::NAME) && has(khr::external_memory_fd::NAME),
             memory_budget: has(ext::memory_budget::NAME),
             ..Can::default()
         },

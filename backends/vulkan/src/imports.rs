@@ -7,6 +7,9 @@
 //! take hold of every page of an import. What lies in other blocks goes through staging buffers, and is imported when it is used
 //! after its block has filled. An allocation of a terabyte of which little is touched stays what it is.
 //!
+//! **Two ways:** by address; or, where a driver does not take addresses of files, as DMA buffers that the kernel makes of the file. What is
+//! said here holds for both: the kernel, too, takes hold of pages.
+//!
 //! **Why the pages are the right ones.** Most drivers pin what they import: they use the pages of memory themselves from then on,
 //! whatever the file has at that place later. The engine frees storage, after which other pages come there; it says so before it
 //! uses them ([`Device::host_freed`](sterna_hal::Device::host_freed)), and a piece with such a page goes. One that was imported
@@ -29,18 +32,29 @@ use sterna_hal::{DeviceError, HostAt};
 use sterna_host::regions::Regions;
 use sterna_host::sys::{BLOCK, invalid};
 
-use crate::import::{Import, is_offered};
+use crate::import::{Import, Stretch, offered};
 use crate::raw::Raw;
+use crate::udmabuf::Udmabuf;
 
 /// The longest piece in bytes; no piece crosses a multiple of it.
 pub(crate) const PIECE: u64 = 64 << 20;
 /// More pieces than this are not kept.
 const MOST: usize = 1024;
 
+/// How storage is imported.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    /// By its addresses.
+    Address,
+    /// As DMA buffers that the kernel makes of its file.
+    DmaBuf(Udmabuf),
+}
+
 #[derive(Debug)]
 pub(crate) struct Imports {
     raw: Arc<Raw>,
     regions: Arc<Regions>,
+    way: Way,
     most: Most,
     state: Mutex<State>,
 }
@@ -122,15 +136,14 @@ impl State {
 impl Imports {
     /// # Errors
     /// The driver does not offer it.
-    pub(crate) fn new(raw: &Arc<Raw>, regions: &Arc<Regions>, most: Most) -> Result<Arc<Self>, DeviceError> {
-        if !is_offered(raw, USAGE) {
-            return Err(invalid("import", "the driver does not import host memory (VK_EXT_external_memory_host)"));
-        }
+    pub(crate) fn new(raw: &Arc<Raw>, regions: &Arc<Regions>, way: Way, most: Most) -> Result<Arc<Self>, DeviceError> {
+        let by_address = matches!(way, Way::Address);
+        offered(raw, by_address, USAGE)?;
         let alignment = raw.gpu.can.import_alignment;
-        if alignment > BLOCK {
+        if by_address && alignment > BLOCK {
             return Err(invalid("import", format!("the driver imports multiples of {alignment} bytes only")));
         }
-        Ok(Arc::new(Self { raw: Arc::clone(raw), regions: Arc::clone(regions), most, state: Mutex::default() }))
+        Ok(Arc::new(Self { raw: Arc::clone(raw), regions: Arc::clone(regions), way, most, state: Mutex::default() }))
     }
 
     /// How the first of `bytes` bytes, which are being copied, are reached.
@@ -192,13 +205,21 @@ impl Imports {
     }
 
     fn import(&self, at: HostAt, bytes: u64) -> Result<Import, DeviceError> {
-        let from = self.regions.look().host("import", at, bytes)?;
-        let alignment = self.raw.gpu.can.import_alignment.max(1);
-        if !(from.addr().get() as u64).is_multiple_of(alignment) {
-            return Err(invalid("import", format!("host storage is at {from:?}, no multiple of {alignment}")));
-        }
+        let look = self.regions.look();
+        let from = look.host("import", at, bytes)?;
+        let stretch = match &self.way {
+            Way::Address => {
+                let alignment = self.raw.gpu.can.import_alignment.max(1);
+                if !(from.addr().get() as u64).is_multiple_of(alignment) {
+                    return Err(invalid("import", format!("host storage is at {from:?}, no multiple of {alignment}")));
+                }
+                Stretch::At(from.as_ptr().cast())
+            }
+            Way::DmaBuf(udmabuf) => Stretch::DmaBuf(udmabuf.buffer(look.file(at), &(at.offset..at.offset + bytes))?),
+        };
+        drop(look);
         // SAFETY: announced storage stays mapped as long as the device exists. What becomes of its pages: see the module's head.
-        unsafe { Import::new(&self.raw, from.as_ptr().cast(), bytes, USAGE) }
+        unsafe { Import::new(&self.raw, stretch, bytes, USAGE) }
     }
 
     /// Keeps a piece for later copies, unless something was freed since `freed` was read.
@@ -261,7 +282,7 @@ mod tests {
     use sterna_host::storage::Storage;
 
     /// Imports of storage that is all there, or `None` where the first device does not offer them.
-    fn imports(storage: &Storage, most: Most) -> Option<(Arc<Imports>, HostAt)> {
+    fn imports(storage: &Storage, way: Way, most: Most) -> Option<(Arc<Imports>, HostAt)> {
         let instance = crate::instance::Instance::shared().ok()?;
         let gpu = crate::gpu::list(&instance).ok()?.into_iter().next()?;
         let raw = Raw::new(instance, gpu).ok()?;
@@ -271,7 +292,7 @@ mod tests {
             storage.base().write_bytes(1, sterna_host::sys::to_usize(storage.bytes()));
             regions.attach(storage.base(), storage.bytes(), storage.file()).unwrap()
         };
-        match Imports::new(&raw, &regions, most) {
+        match Imports::new(&raw, &regions, way, most) {
             Ok(imports) => Some((imports, HostAt { region, offset: 0 })),
             Err(e) => {
                 println!("SKIP imports: {e}");
@@ -284,7 +305,7 @@ mod tests {
     fn the_piece_used_longest_ago_goes() {
         let storage = Storage::new(4 * PIECE).unwrap();
         for most in [Most { pieces: 2, bytes: u64::MAX }, Most { pieces: 9, bytes: 2 * PIECE }] {
-            let Some((imports, at)) = imports(&storage, most) else { return };
+            let Some((imports, at)) = imports(&storage, Way::Address, most) else { return };
             let reach = |piece: u64| match imports.reach(HostAt { offset: piece * PIECE + 5, ..at }, 100) {
                 Reach::Imported(import, 5, 100) => import,
                 other => panic!("{other:?}"),
@@ -306,9 +327,27 @@ mod tests {
     }
 
     #[test]
+    fn dma_buffers_are_imported_and_kept_as_addresses_are() {
+        let storage = Storage::new(PIECE).unwrap();
+        let Some((imports, at)) = imports(&storage, Way::DmaBuf(Udmabuf::Itself), Most { pieces: 9, bytes: PIECE }) else {
+            return;
+        };
+        for _ in 0..2 {
+            let reach = imports.reach(HostAt { offset: 3 * BLOCK + 5, ..at }, 100);
+            assert!(
+                matches!(&reach, Reach::Imported(i, into, 100) if *into == 3 * BLOCK + 5 && i.bytes == PIECE),
+                "{reach:?}"
+            );
+            assert_eq!((imports.bytes(), imports.refused()), (PIECE, None));
+        }
+        imports.forget(at, 1);
+        assert_eq!(imports.bytes(), 0);
+    }
+
+    #[test]
     fn what_is_imported_while_something_is_freed_is_not_kept() {
         let storage = Storage::new(PIECE).unwrap();
-        let Some((imports, at)) = imports(&storage, Most { pieces: 9, bytes: PIECE }) else { return };
+        let Some((imports, at)) = imports(&storage, Way::Address, Most { pieces: 9, bytes: PIECE }) else { return };
         let piece = Arc::new(imports.import(at, PIECE).unwrap());
         let freed = imports.state.lock().freed;
         imports.forget(HostAt { offset: 9 * PIECE, ..at }, 1);

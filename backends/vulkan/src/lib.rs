@@ -53,6 +53,7 @@ mod slot;
 mod sparse;
 mod staging;
 mod table;
+mod udmabuf;
 
 pub use config::{CacheFolder, Copies, PageTable, VulkanConfig};
 pub use device::VulkanDevice;

@@ -22,6 +22,8 @@ pub(crate) struct Raw {
     pub(crate) gpu: Gpu,
     /// For the import of host memory, where there is such.
     pub(crate) import: Option<ext::external_memory_host::Device>,
+    /// For the import of DMA buffers.
+    pub(crate) import_fd: Option<khr::external_memory_fd::Device>,
     pub(crate) compute: (u32, Shared),
     /// Where copies go: a family of its own, a second queue, or the same queue as launches.
     pub(crate) transfer: (u32, Shared),
@@ -80,6 +82,9 @@ impl Raw {
         if can.host_import {
             extensions.extend([ext::external_memory_host::NAME.as_ptr(), khr::external_memory::NAME.as_ptr()]);
         }
+        if can.dma_buf_import {
+            extensions.extend([ext::external_memory_dma_buf::NAME.as_ptr(), khr::external_memory_fd::NAME.as_ptr()]);
+        }
         if can.memory_budget {
             extensions.push(ext::memory_budget::NAME.as_ptr());
         }
@@ -126,6 +131,7 @@ impl Raw {
         // SAFETY: the device is of this instance; everything that the structures point to is alive.
         let device = unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))?;
         let import = can.host_import.then(|| ext::external_memory_host::Device::new(&instance.raw, &device));
+        let import_fd = can.dma_buf_import.then(|| khr::external_memory_fd::Device::new(&instance.raw, &device));
         let mut made: Vec<((u32, u32), Shared)> = Vec::new();
         let mut queue = |(family, index): (u32, u32)| {
             if let Some((_, queue)) = made.iter().find(|(of, _)| *of == (family, index)) {
@@ -137,7 +143,17 @@ impl Raw {
             (family, queue)
         };
         let (compute, transfer, sparse) = (queue(launches), queue(copies), binds.map(&mut queue));
-        Ok(Arc::new(Self { import, compute, transfer, sparse, device, gpu, instance, lost: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            import,
+            import_fd,
+            compute,
+            transfer,
+            sparse,
+            device,
+            gpu,
+            instance,
+            lost: AtomicBool::new(false),
+        }))
     }
 
     /// The families of the queues that use buffers, each once.

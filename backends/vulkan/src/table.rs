@@ -10,7 +10,7 @@ use sterna_host::mmu::Mmu;
 use sterna_host::sys::{invalid, to_usize};
 
 use crate::fixed::Fixed;
-use crate::import::Import;
+use crate::import::{Import, Stretch};
 use crate::pool::{Buffer, usage};
 use crate::raw::Raw;
 use crate::sparse::Sparse;
@@ -115,7 +115,7 @@ impl HostAddresses {
         let pointer = std::ptr::with_exposed_provenance_mut(to_usize(at));
         // SAFETY: reserved addresses that stay ours until the import is destroyed. That nothing is mapped there now, and other
         // things later, is more than the specification allows; the probe has shown that this driver does not mind.
-        let made = unsafe { Import::new(&self.raw, pointer, bytes, usage())? };
+        let made = unsafe { Import::new(&self.raw, Stretch::At(pointer), bytes, usage())? };
         let info = vk::BufferDeviceAddressInfo::default().buffer(made.buffer);
         // SAFETY: a buffer of this device that was made for having an address.
         let address = unsafe { self.raw.device.get_buffer_device_address(&info) };

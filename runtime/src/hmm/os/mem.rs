@@ -143,13 +143,16 @@ pub(crate) unsafe fn move_over(at: usize, bytes: usize, to: usize) {
 /// A sparse file in memory of `bytes` bytes.
 pub(crate) fn memfd(name: &CStr, bytes: u64) -> io::Result<OwnedFd> {
     // SAFETY: a valid C string.
-    let fd =
-        again(|| unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }).map_err(io::Error::from_raw_os_error)?;
+    let fd = again(|| unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })
+        .map_err(io::Error::from_raw_os_error)?;
     // SAFETY: a descriptor of our own.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let len = libc::off_t::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: our own descriptor.
     again(|| unsafe { libc::ftruncate(fd.as_raw_fd(), len) }).map_err(io::Error::from_raw_os_error)?;
+    // For devices whose driver takes files as DMA buffers (`/dev/udmabuf`), which must not be shortened; nothing else depends on it.
+    // SAFETY: our own descriptor.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
     Ok(fd)
 }
 
