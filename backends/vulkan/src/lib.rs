@@ -12,7 +12,7 @@
 //! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
 //! | `pipeline`, `cache` | kernels that are ready; the driver's pipeline cache on disk |
 //! | `staging` | copies by the device, to memory that the host does not reach |
-//! | `import`, `imports` | host addresses as device memory; what of host storage is imported for copies |
+//! | `import`, `imports`, `udmabuf` | host memory as device memory, by address or as DMA buffers; what of host storage is imported for copies |
 //! | `signals` | the timelines |
 //! | `probe` | whether a page table works here |
 //!
