@@ -208,7 +208,7 @@ fn a_kernel_that_waits_for_long_is_told_of() {
     const INSIDE: &str = "STERNA_TEST_LONG_WAIT";
     let name = "a_kernel_that_waits_for_long_is_told_of";
     if std::env::var_os(INSIDE).is_some() {
-        support::watchdog(name, Duration::from_secs(60));
+        let _watch = support::watchdog(name, Duration::from_secs(60));
         // Another device takes its time over the page.
         let config = CpuConfig { memory: 16 << 20, ..CpuConfig::default() };
         let rt = runtime("demand", [config.clone()]);

@@ -5,7 +5,7 @@
 //!
 //! **Guarantee:** no bind is let through that the system would refuse, as long as everything else in the process makes no more
 //! than [`SPARE`] mappings between two counts. The closer the end, the more often is counted; otherwise as often as costs a
-//! hundredth of the time.
+//! hundredth of the time, or every [`OFTEN`].
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use sterna_host::sys::TOO_MANY_MAPPINGS;
 
 /// Mappings that are left to others.
 const SPARE: u64 = 512;
+/// A count that took long, since the thread had to wait for a processor, must not put off the next one.
+const OFTEN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Mappings {
@@ -43,7 +45,7 @@ impl Mappings {
         }
         self.left = self.most.saturating_sub(count());
         self.spent = 2 * (binds + unbinds);
-        self.until = now + (now.elapsed() * 100).max(Duration::from_millis(1));
+        self.until = now + (now.elapsed() * 100).clamp(Duration::from_millis(1), OFTEN);
         if self.spent + SPARE <= self.left {
             return Ok(());
         }

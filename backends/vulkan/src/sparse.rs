@@ -101,9 +101,10 @@ impl Region {
     }
 }
 
-/// The binds of one buffer.
+/// The binds of one reservation, by where it begins. They have no order among each other.
 #[derive(Debug)]
 struct Binds {
+    at: u64,
     buffer: vk::Buffer,
     list: Vec<vk::SparseMemoryBind>,
 }
@@ -370,10 +371,9 @@ impl Sparse {
         ranges.sort_unstable();
         let mut point = Point::REACHED;
         if ranges.windows(2).any(|w| w[0].0 + w[0].1 > w[1].0) {
-            // Binds of one batch have no order among each other.
-            for (i, e) in edits.iter().enumerate() {
-                let before = [(self.bound.raw, point.value)];
-                point = self.batch(std::slice::from_ref(e), if i == 0 { after } else { &before })?;
+            // Those of one batch would have no order.
+            for e in edits {
+                point = self.batch(std::slice::from_ref(e), after)?;
             }
         } else if !edits.is_empty() {
             point = self.batch(edits, after)?;
@@ -381,6 +381,7 @@ impl Sparse {
         Ok(point)
     }
 
+    /// One submission, which comes behind those before it.
     fn batch(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
         // What they name, before anything changes.
         let mut all = Vec::with_capacity(edits.len());
@@ -418,8 +419,8 @@ impl Sparse {
         let mut binds: Vec<Binds> = Vec::new();
         for (at, run) in all {
             let region = Self::region(by_address, "edit", at)?;
-            let of = binds.iter().position(|b| b.buffer == region.buffer).unwrap_or_else(|| {
-                binds.push(Binds { buffer: region.buffer, list: Vec::new() });
+            let of = binds.iter().position(|b| b.at == region.at).unwrap_or_else(|| {
+                binds.push(Binds { at: region.at, buffer: region.buffer, list: Vec::new() });
                 binds.len() - 1
             });
             let mut offset = at.at.0 - region.base;
@@ -436,14 +437,20 @@ impl Sparse {
                 );
                 offset += bytes;
             }
+        }
+        for b in &mut binds {
+            let region = &by_address[&b.at];
             if region.count == 0 {
                 let all = vk::SparseMemoryBind::default().resource_offset(region.at - region.base).size(region.bytes);
-                binds[of].list = vec![all];
+                b.list = vec![all];
             }
         }
         let infos: Vec<vk::SparseBufferMemoryBindInfo<'_>> =
             binds.iter().map(|b| vk::SparseBufferMemoryBindInfo::default().buffer(b.buffer).binds(&b.list)).collect();
-        let (waits, values): (Vec<_>, Vec<_>) = after.iter().filter(|(_, value)| *value > 0).copied().unzip();
+        // Submissions to one queue may end in another order than they began.
+        let before = Some((self.bound.raw, *issued)).filter(|(_, value)| !self.bound.is_reached(*value));
+        let others = after.iter().filter(|(raw, value)| *value > 0 && *raw != self.bound.raw);
+        let (waits, values): (Vec<_>, Vec<_>) = others.copied().chain(before).unzip();
         let value = *issued + 1;
         let (signals, signalled) = ([self.bound.raw], [value]);
         let mut timeline =

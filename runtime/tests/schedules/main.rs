@@ -251,7 +251,7 @@ fn a_schedule_can_be_repeated() {
 fn finds(test: &str, name: &str, defect: &'static AtomicBool) {
     const CHILD: &str = "STERNA_PLANTED";
     if std::env::var_os(CHILD).is_some() {
-        support::watchdog(test, Duration::from_secs(300));
+        let _watch = support::watchdog(test, Duration::from_secs(300));
         defect.store(true, Ordering::SeqCst);
         let m = std::env::var("STERNA_HOST_FAULTS").unwrap().parse().unwrap();
         let (start, seeds) = (Instant::now(), 0..);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 use std::process::Command;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +19,14 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Runs `body` in a child process for each mechanism that this user may use; with `STERNA_HOST_FAULTS` set, here and under
 /// that one. The mechanism belongs to the process, so one process cannot try two. `test` is the calling test's name.
 ///
-/// A body that is not done after `limit` ends its process with a message: a hang is a failure.
+/// A body that is not done after `limit` ends its process with a message: a hang is a failure. Bodies take turns: a process has room
+/// for a few devices only.
 pub(crate) fn under_each(test: &str, limit: Duration, body: impl FnOnce(Mechanism)) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Ok(forced) = std::env::var(FORCED) {
-        watchdog(test, limit);
+        let _watch = watchdog(test, limit);
         return body(forced.parse().expect("STERNA_HOST_FAULTS names a mechanism"));
     }
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for m in Mechanism::ALL {
         if !available(m) {
             println!("SKIP {test} under {m}: not available to this user");
@@ -45,15 +47,19 @@ pub(crate) fn child(test: &str) -> Command {
     c
 }
 
-/// Ends the process with a message unless it is gone after `limit`.
-pub(crate) fn watchdog(what: &str, limit: Duration) {
+/// Ends the process with a message unless what comes back is dropped before `limit` is over.
+#[must_use = "dropped, it watches no more"]
+pub(crate) fn watchdog(what: &str, limit: Duration) -> Sender<()> {
     let line = format!("\n{what} made no progress for {limit:?}: it hangs\n");
+    let (alive, gone) = channel();
     std::thread::spawn(move || {
-        std::thread::sleep(limit);
-        // SAFETY: a valid buffer; neither standard error's lock nor an allocation is needed.
-        unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
-        std::process::abort();
+        if gone.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            // SAFETY: a valid buffer; neither standard error's lock nor an allocation is needed.
+            unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+            std::process::abort();
+        }
     });
+    alive
 }
 
 /// Whether this user may open what the mechanism needs.
