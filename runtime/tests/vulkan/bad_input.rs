@@ -11,12 +11,21 @@ use sterna::{Error, Runtime};
 use crate::common::{MIB, child, eventually, is_child, succeeds};
 use crate::{add_one, name, turn};
 
-/// An empty folder for one test.
-fn folder(test: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
-    let _ = std::fs::remove_dir_all(&path);
-    std::fs::create_dir_all(&path).unwrap();
-    path
+/// An empty folder for one test, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("sterna-{test}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// In a child: what a program is told that asks for a device, and that one which asks for none runs all the same.
@@ -38,10 +47,11 @@ fn without_a_loader() {
         return;
     }
     // The linker finds this one first, and it is none.
-    let place = folder("without_a_loader");
+    let folder = Folder::new("without_a_loader");
+    let place = &folder.0;
     std::fs::write(place.join("libvulkan.so.1"), "neither fish nor fowl").unwrap();
     std::fs::write(place.join("libvulkan.so"), "neither fish nor fowl").unwrap();
-    succeeds(child(test).env("LD_LIBRARY_PATH", &place));
+    succeeds(child(test).env("LD_LIBRARY_PATH", place));
 }
 
 #[test]
@@ -56,7 +66,8 @@ fn drivers_that_are_broken() {
         println!("said: {e}");
         return;
     }
-    let place = folder("drivers_that_are_broken");
+    let folder = Folder::new("drivers_that_are_broken");
+    let place = &folder.0;
     let manifest = |library: &str| {
         format!(r#"{{"file_format_version": "1.0.0", "ICD": {{"library_path": "{library}", "api_version": "1.3.0"}}}}"#)
     };
@@ -82,7 +93,7 @@ fn drivers_that_are_broken() {
         run(&file);
     }
     run(Path::new("/no/such/driver.json"));
-    run(&place);
+    run(place);
 }
 
 /// Drivers whose hardware is not there.
