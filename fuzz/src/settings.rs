@@ -42,7 +42,7 @@ fn is_device(text: &str) -> bool {
 }
 
 fn is_policy(text: &str) -> bool {
-    ["declared", "demand", "remote"].contains(&text)
+    ["auto", "declared", "demand", "remote"].contains(&text)
 }
 
 fn is_mechanism(text: &str) -> bool {
@@ -72,7 +72,7 @@ fn builder(device: &str, policy: &str, mechanism: &str) {
         Ok(_) => assert!(is_policy(policy), "{policy:?} is taken"),
         Err(e) => {
             assert!(!is_policy(policy), "{e}");
-            names(&e, policy, &["declared", "demand", "remote"]);
+            names(&e, policy, &["auto", "declared", "demand", "remote"]);
         }
     }
     match mechanism.parse::<Mechanism>() {
@@ -119,7 +119,7 @@ fn environment(lines: [&[u8]; 5], in_use: Mechanism) {
     let refused = [
         (wrong(&mechanism, &is_mechanism), vec!["transparent", "signal", "guard", "none"]),
         (wrong(&memory, &|v| bytes(v).is_some()), vec!["STERNA_DEVICE_MEMORY"]),
-        (wrong(&policy, &is_policy), vec!["declared", "demand", "remote"]),
+        (wrong(&policy, &is_policy), vec!["auto", "declared", "demand", "remote"]),
     ];
     let not_text = |v: &Option<Result<&str, String>>| v.as_ref().and_then(|v| v.as_ref().err().cloned());
     let devices = match &device {

@@ -132,7 +132,7 @@ impl Builder {
         let policy = match self.policy {
             Some(p) => p,
             None => config::var("STERNA_POLICY", |v| policy::by_name(v).map_err(|e| e.to_string()))?
-                .unwrap_or_else(|| Box::new(policy::Declared)),
+                .unwrap_or_else(|| Box::new(policy::Auto)),
         };
         let mut selectors = self.selectors;
         if selectors.is_empty() && self.opened.is_empty() {

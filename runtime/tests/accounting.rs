@@ -196,3 +196,31 @@ fn a_bad_access_still_ends_the_process() {
     let o = child(name).output().unwrap();
     assert!(o.status.signal() == Some(libc::SIGSEGV) && !said(&o).contains("alive"), "{}", said(&o));
 }
+
+/// The default policy moves pages where that gains something: not on a device whose memory is the host's.
+#[test]
+fn pages_stay_with_the_host_where_its_memory_is_the_devices() {
+    let _limit = limit();
+    for unified in [false, true] {
+        let rt = runtime(sterna::cpu::CpuConfig { unified, ..small(8 * MIB) });
+        let mut y = rt.shared_with(MIB, |i| i as u32).unwrap();
+        let at = y.as_ptr();
+        for _ in 0..3 {
+            rt.launch(&add(1), (&mut y,)).unwrap();
+            y[17] += 1;
+        }
+        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 3 + 3 * u32::from(i == 17)));
+        assert_eq!(y.as_ptr(), at);
+        let stats = rt.stats();
+        let (there, home, place) = (stats.to_device(), stats.to_host(), stats.devices[0].mapped_remote);
+        if unified {
+            assert_eq!((there, home), (0, 0), "{stats}");
+            // Without faults the handle's `deref_mut` ends what devices have, and each launch asks again.
+            let times = if faults(&rt) { 1 } else { 3 };
+            assert_eq!(place, times * 4 * MIB as u64, "{stats}");
+        } else {
+            assert_eq!(place, 0, "{stats}");
+            assert!(there >= 4 * MIB as u64, "{stats}");
+        }
+    }
+}

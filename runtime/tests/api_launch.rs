@@ -290,7 +290,8 @@ fn policies_decide_by_name_and_by_code() {
             }
         }
     }
-    assert_eq!(seen, [(true, false, false), (false, true, false), (false, false, true)]);
+    let (moved, faulted, in_place) = ((true, false, false), (false, true, false), (false, false, true));
+    assert_eq!(seen, [moved, moved, faulted, in_place], "{:?}", sterna::policy::NAMES);
     let rt = Runtime::builder().open_device(device(small(8 * MIB))).custom_policy(Spy("spy")).build().unwrap();
     let x = rt.shared_with(1000, |i| i as u32).unwrap();
     let mut y = rt.shared::<u32>(1000).unwrap();

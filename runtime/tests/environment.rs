@@ -31,7 +31,7 @@ fn unreadable_values_are_errors() {
     let cases: [(&str, &[&str], &str); 5] = [
         ("STERNA_DEVICE", &["gpu", "cpu:9", "cpu:0,,cpu:1", "cpu:0,x"], "cpu:0"),
         ("STERNA_DEVICE_MEMORY", &["lots", "0", "1.5GiB", "64 kb", "-3", "99999999999TiB"], "64KiB"),
-        ("STERNA_POLICY", &["belady", "Declared"], "declared, demand, remote"),
+        ("STERNA_POLICY", &["belady", "Declared"], "auto, declared, demand, remote"),
         ("STERNA_HOST_FAULTS", &["magic", "Signal", "transparent,none"], "transparent, signal, guard, none"),
         ("STERNA_CPU_WORKERS", &["0", "many", "-1", "1.5"], "whole number"),
     ];

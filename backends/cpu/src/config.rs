@@ -11,6 +11,9 @@ pub struct CpuConfig {
     pub workers: usize,
     /// Whether page-table entries may name host storage. Default true.
     pub map_host: bool,
+    /// Whether it says that its memory is the host's own: imitates a device that gains nothing by moving pages, as a software driver
+    /// is. Needs `map_host`. Default false: its memory is a budget of its own, and pages move.
+    pub unified: bool,
     /// Whether the host may read device memory with plain loads. Default true.
     pub host_readable: bool,
     /// Whether the host may use device memory in place, for loads and stores, also in mappings of its own: imitates a device
@@ -31,6 +34,7 @@ impl Default for CpuConfig {
             memory: 1 << 30,
             workers: 0,
             map_host: true,
+            unified: false,
             host_readable: true,
             coherent: false,
             absent: Absent::Faults,

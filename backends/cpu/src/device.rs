@@ -68,6 +68,12 @@ impl CpuDevice {
         if config.coherent && !config.host_readable {
             return Err(sys::invalid("CpuDevice::new", "coherent memory is readable by the host: set `host_readable` too"));
         }
+        if config.unified && !config.map_host {
+            return Err(sys::invalid(
+                "CpuDevice::new",
+                "memory that is the host's can be named by entries: set `map_host` too",
+            ));
+        }
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let count = if config.workers == 0 { processors.min(MOST_WORKERS) } else { config.workers };
         if count > MOST_WORKERS {
@@ -83,6 +89,7 @@ impl CpuDevice {
             grain: config.grain,
             queued_edits: false,
             map_host: config.map_host,
+            unified: config.unified,
             coherent: config.coherent,
             placed: false,
             read_only: true,

@@ -57,6 +57,13 @@ fn coherent() {
     assert!(refused.unwrap_err().to_string().contains("host_readable"));
 }
 
+#[test]
+fn unified() {
+    conforms(CpuConfig { unified: true, ..CpuConfig::default() });
+    let refused = CpuDevice::new(0, CpuConfig { unified: true, map_host: false, ..CpuConfig::default() });
+    assert!(refused.unwrap_err().to_string().contains("map_host"));
+}
+
 /// What a coherent device is for: its frames mapped where the host wants them.
 #[test]
 fn frames_of_a_coherent_device_can_be_mapped() {

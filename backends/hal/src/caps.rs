@@ -41,6 +41,9 @@ pub struct Caps {
     pub queued_edits: bool,
     /// An entry may name host storage (the device *aliases* it). If false the device holds *replicas*.
     pub map_host: bool,
+    /// Its memory is the host's own, so that a kernel reaches host storage as fast as the device's frames, and moving a page there
+    /// gains nothing. Only where `map_host`: what a device cannot name it cannot use in place.
+    pub unified: bool,
     /// The host may use device frames in place, for loads and stores, also while kernels use them: both see one memory
     /// (`DEVICE_COHERENT` in Linux HMM). Then [`Device::frames_base`](crate::Device::frames_base) and
     /// [`Device::frames_file`](crate::Device::frames_file) lead to them. If false a page that the host touches comes home.

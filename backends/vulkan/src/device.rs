@@ -195,6 +195,8 @@ impl VulkanDevice {
             grain: sparse.map_or(grain, |t| t.grain()),
             queued_edits: sparse.is_some(),
             map_host: faults,
+            // Page table *mmu* is for drivers that run kernels on the host's processors.
+            unified: faults,
             coherent: false,
             placed: kind == PageTable::Fixed,
             read_only: faults,

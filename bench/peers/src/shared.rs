@@ -9,13 +9,13 @@ use sterna::{Runtime, Shared as Allocation};
 
 use crate::{A, N, Peer, inputs, sum};
 
-/// Page tables, and the policies that say where pages go: by default to the device; `remote` leaves them with the host, which a device
-/// with page table *mmu* uses in place.
+/// Page tables, and the policies that say where pages go: by default to the device, but with page table *mmu*, which uses them where they
+/// are; `declared` moves them there, too.
 pub const KINDS: [(&str, PageTable, &str); 4] = [
-    ("sterna, mmu", PageTable::Mmu, "declared"),
-    ("sterna, mmu, `remote`", PageTable::Mmu, "remote"),
-    ("sterna, sparse", PageTable::Sparse, "declared"),
-    ("sterna, fixed", PageTable::Fixed, "declared"),
+    ("sterna, mmu", PageTable::Mmu, "auto"),
+    ("sterna, mmu, `declared`", PageTable::Mmu, "declared"),
+    ("sterna, sparse", PageTable::Sparse, "auto"),
+    ("sterna, fixed", PageTable::Fixed, "auto"),
 ];
 
 pub struct Shared {

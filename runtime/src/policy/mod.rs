@@ -6,12 +6,14 @@
 //!
 //! | name | at a launch | at a device fault |
 //! |---|---|---|
-//! | `declared` (default) | what the launch declares is brought to the device, as far as it fits | the density rule |
+//! | `auto` (default) | as `remote` on a device whose memory is the host's, else as `declared` | the density rule |
+//! | `declared` | what the launch declares is brought to the device, as far as it fits | the density rule |
 //! | `demand` | nothing | the density rule |
 //! | `remote` | the device uses pages where they are, if it can | the density rule |
 //!
 //! All of them follow the program's hints first ([`ArgEvent::advised`]), and in all of them eviction takes the block whose last launch or fault is longest ago.
 
+mod auto;
 mod declared;
 mod demand;
 mod hints;
@@ -24,6 +26,7 @@ use sterna_hal::{Access, Caps};
 use crate::Error;
 use crate::hmm::Grow;
 
+pub use auto::Auto;
 pub use declared::Declared;
 pub use demand::Demand;
 pub(crate) use hints::HintMap;
@@ -100,7 +103,7 @@ impl fmt::Debug for dyn Policy {
 }
 
 /// The names that [`by_name`] knows.
-pub const NAMES: [&str; 3] = ["declared", "demand", "remote"];
+pub const NAMES: [&str; 4] = ["auto", "declared", "demand", "remote"];
 
 /// A built-in policy.
 ///
@@ -108,6 +111,7 @@ pub const NAMES: [&str; 3] = ["declared", "demand", "remote"];
 /// [`UnknownName`](Error::UnknownName), with the names there are.
 pub fn by_name(name: &str) -> Result<Box<dyn Policy>, Error> {
     match name {
+        "auto" => Ok(Box::new(Auto)),
         "declared" => Ok(Box::new(Declared)),
         "demand" => Ok(Box::new(Demand)),
         "remote" => Ok(Box::new(Remote)),

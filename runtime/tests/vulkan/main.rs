@@ -47,15 +47,27 @@ fn name() -> Option<String> {
     }
 }
 
-/// How a device is set up.
+/// How a device is set up, and where pages go.
 #[derive(Clone, Copy)]
-struct Setup(PageTable, Option<Copies>);
+struct Setup {
+    kind: PageTable,
+    copies: Option<Copies>,
+    policy: &'static str,
+}
+
+impl Setup {
+    /// Page table *mmu* is used in place unless a policy moves pages.
+    fn moves(self) -> bool {
+        self.kind != PageTable::Mmu || self.policy != "auto"
+    }
+}
 
 impl std::fmt::Display for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.1 {
-            Some(copies) => write!(f, "{}, {copies}", self.0),
-            None => write!(f, "{}", self.0),
+        let Self { kind, copies, policy } = self;
+        match copies {
+            Some(copies) => write!(f, "{kind}, {copies}, {policy}"),
+            None => write!(f, "{kind}, {policy}"),
         }
     }
 }
@@ -66,16 +78,22 @@ fn turn() -> (MutexGuard<'static, ()>, Limit) {
 }
 
 /// A runtime on the device with each page table and each way of copies that works on it, and `memory` bytes: one after the other.
+/// With page table *mmu* pages are used in place, and moved.
 fn runtimes(memory: usize) -> impl Iterator<Item = (Setup, Runtime)> {
-    let of = |kind, copies: &[Option<Copies>]| copies.iter().map(|c| Setup(kind, *c)).collect::<Vec<_>>();
-    let ways = [None, Some(Copies::Imported), Some(Copies::Staged)];
-    let setups = [of(PageTable::Mmu, &ways[..1]), of(PageTable::Sparse, &ways), of(PageTable::Fixed, &ways)].concat();
+    let mut setups = ["auto", "declared"].map(|policy| Setup { kind: PageTable::Mmu, copies: None, policy }).to_vec();
+    for kind in [PageTable::Sparse, PageTable::Fixed] {
+        let ways = [None, Some(Copies::Imported), Some(Copies::Staged)];
+        setups.extend(ways.map(|copies| Setup { kind, copies, policy: "auto" }));
+    }
     let name = name();
     setups.into_iter().filter_map(move |setup| {
-        let Setup(kind, copies) = setup;
+        let Setup { kind, copies, policy } = setup;
         let config = VulkanConfig { memory: Some(memory as u64), page_table: Some(kind), copies, ..VulkanConfig::default() };
         match VulkanDevice::open(name.as_deref()?, &config) {
-            Ok(device) => Some((setup, Runtime::builder().open_device(Arc::new(device)).build().expect("a runtime"))),
+            Ok(device) => {
+                let builder = Runtime::builder().open_device(Arc::new(device)).policy(policy).expect("a policy");
+                Some((setup, builder.build().expect("a runtime")))
+            }
             Err(e @ (VulkanError::NoPageTable { .. } | VulkanError::Settings(_))) => {
                 println!("SKIP {setup}: {e}");
                 let copies = copies.filter(|_| matches!(e, VulkanError::Settings(_)));
@@ -161,6 +179,10 @@ fn data_of_four_times_the_memory_is_faulted_in_or_comes_in_parts() {
         stencil_of_16_mib(&rt, kind);
         let stats = rt.stats();
         let device = &stats.devices[0];
+        if !kind.moves() {
+            assert!(device.mapped_remote > 0 && stats.to_device() == 0, "{kind}: pages moved that could stay: {stats:?}");
+            continue;
+        }
         let how = if rt.devices()[0].caps().absent == Absent::Faults { device.device_faults } else { device.parts };
         assert!(how > 0, "{kind}: nothing was faulted in, or nothing cut: {stats:?}");
     }
@@ -288,7 +310,8 @@ fn pages_pass_between_devices_of_every_kind() {
         let config = VulkanConfig { memory: Some(memory as u64), page_table, ..VulkanConfig::default() };
         VulkanDevice::open(name, &config).map(Arc::new)
     };
-    let mut builder = Runtime::builder();
+    // Every device takes pages for itself, those too that could use them in place.
+    let mut builder = Runtime::builder().policy("declared").unwrap();
     let mut there = Vec::new();
     // 8 MiB of data: the second and the third have less.
     for (kind, memory) in [(PageTable::Mmu, 32 * MIB), (PageTable::Sparse, 4 * MIB), (PageTable::Fixed, 3 * MIB)] {

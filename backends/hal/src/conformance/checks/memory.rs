@@ -12,6 +12,7 @@ pub fn caps_are_sane(b: &Bench<'_>) -> Checked {
         ensure!(caps.queues.contains(&role), "no queue of role {role:?} in {:?}", caps.queues);
     }
     ensure!(!caps.queued_edits || caps.queues.contains(&Role::Table), "edits are queued, but on no queue");
+    ensure!(caps.map_host || !caps.unified, "memory that is the host's, but entries that cannot name it");
     ensure!(caps.max_reservation >= caps.grain, "reservations of up to {} bytes", caps.max_reservation);
     ensure!(memory.in_use <= memory.budget && memory.budget >= caps.grain, "{memory:?}");
     ensure!(
