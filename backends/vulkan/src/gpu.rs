@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ash::{ext, khr, vk};
 use sterna_hal::DeviceKind;
 
-use crate::error::{VulkanError, opening};
+use crate::error::VulkanError;
 use crate::instance::{Instance, no_driver, without_driver};
 
 /// What a device is.
@@ -132,7 +132,7 @@ pub(crate) fn list(instance: &Arc<Instance>) -> Result<Vec<Gpu>, VulkanError> {
     if raw.is_empty() {
         return Err(without_driver("none of the installed drivers has a device here"));
     }
-    let mut all: Vec<Gpu> = raw.into_iter().map(|d| describe(instance, d)).collect::<Result<_, _>>()?;
+    let mut all: Vec<Gpu> = raw.into_iter().map(|d| describe(&instance.raw, d)).collect();
     all.sort_by_key(|g| g.kind);
     all.iter_mut().enumerate().for_each(|(i, g)| g.index = i);
     Ok(all)
@@ -167,12 +167,10 @@ fn version(v: u32) -> String {
     format!("{}.{}.{}", vk::api_version_major(v), vk::api_version_minor(v), vk::api_version_patch(v))
 }
 
-fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanError> {
-    let vk = &instance.raw;
+fn describe(vk: &ash::Instance, raw: vk::PhysicalDevice) -> Gpu {
     // SAFETY: a device of this instance, here and below; each chain lives on this stack.
-    let extensions =
-        unsafe { vk.enumerate_device_extension_properties(raw) }.map_err(opening("vkEnumerateDeviceExtensionProperties"))?;
-    let has = |name: &CStr| extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(name));
+    let extensions = unsafe { vk.enumerate_device_extension_properties(raw) };
+    let has = |name: &CStr| extensions.iter().flatten().any(|e| e.extension_name_as_c_str() == Ok(name));
     // SAFETY: as above.
     let plain = unsafe { vk.get_physical_device_properties(raw) };
     let (name, limits) = (text(&plain.device_name), plain.limits);
@@ -217,7 +215,12 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
     };
     if plain.api_version < vk::API_VERSION_1_2 {
         gpu.lacks = Some(format!("Vulkan 1.2 (it has {})", gpu.api));
-        return Ok(gpu);
+        return gpu;
+    }
+    if let Err(e) = extensions {
+        // One broken device must not hide the others.
+        gpu.lacks = Some(format!("a list of its extensions (vkEnumerateDeviceExtensionProperties: {e:?})"));
+        return gpu;
     }
     let (mut id, mut three) =
         (vk::PhysicalDeviceIDProperties::default(), vk::PhysicalDeviceMaintenance3Properties::default());
@@ -287,8 +290,8 @@ fn describe(instance: &Instance, raw: vk::PhysicalDevice) -> Result<Gpu, VulkanE
         && families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::SPARSE_BINDING));
     let compute = families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE));
     gpu.lacks = lacking(on(twelve.buffer_device_address), on(twelve.timeline_semaphore), compute);
-    memory(instance, &mut gpu);
-    Ok(gpu)
+    memory(vk, &mut gpu);
+    gpu
 }
 
 /// What a device of Vulkan 1.2 lacks, of what it must have.
@@ -298,14 +301,14 @@ fn lacking(addresses: bool, timelines: bool, compute: bool) -> Option<String> {
     (!missing.is_empty()).then(|| missing.join(" and "))
 }
 
-fn memory(instance: &Instance, gpu: &mut Gpu) {
+fn memory(vk: &ash::Instance, gpu: &mut Gpu) {
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut all = vk::PhysicalDeviceMemoryProperties2::default();
     if gpu.can.memory_budget {
         all = all.push_next(&mut budget);
     }
     // SAFETY: a device of this instance; the chain lives on this stack.
-    unsafe { instance.raw.get_physical_device_memory_properties2(gpu.raw, &mut all) };
+    unsafe { vk.get_physical_device_memory_properties2(gpu.raw, &mut all) };
     let all = all.memory_properties;
     let local = |flags: vk::MemoryPropertyFlags| flags.contains(vk::MemoryPropertyFlags::DEVICE_LOCAL);
     let types: Vec<_> = all.memory_types_as_slice().iter().filter(|t| local(t.property_flags)).collect();
@@ -332,6 +335,26 @@ mod tests {
         assert_eq!(lacking(true, true, true), None);
         assert_eq!(lacking(false, true, false).unwrap(), "buffer device addresses and a compute queue");
         assert_eq!(lacking(true, false, true).unwrap(), "timeline semaphores");
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_asked_does_not_hide_the_others() {
+        unsafe extern "system" fn fails(
+            _: vk::PhysicalDevice,
+            _: *const std::ffi::c_char,
+            _: *mut u32,
+            _: *mut vk::ExtensionProperties,
+        ) -> vk::Result {
+            vk::Result::ERROR_OUT_OF_HOST_MEMORY
+        }
+        let Ok(instance) = Instance::shared() else { return println!("SKIP: no Vulkan") };
+        let Ok(all) = list(&instance) else { return println!("SKIP: no Vulkan device") };
+        let vk = &instance.raw;
+        let broken = ash::InstanceFnV1_0 { enumerate_device_extension_properties: fails, ..vk.fp_v1_0().clone() };
+        let broken = ash::Instance::from_parts_1_3(vk.handle(), broken, vk.fp_v1_1().clone(), vk.fp_v1_3().clone());
+        let gpu = describe(&broken, all[0].raw);
+        assert_eq!(gpu.name, all[0].name);
+        assert!(gpu.lacks.unwrap().contains("ERROR_OUT_OF_HOST_MEMORY") || gpu.can.api < vk::API_VERSION_1_2);
     }
 
     #[test]
