@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -92,7 +93,8 @@ fn watch() -> &'static Watch {
                 // One at a time: whoever awaits several is woken for each in the order of asking, which is the order of
                 // launching on one device.
                 launch.wait(&mut Free::at_entry(), None);
-                waker.wake();
+                // A waker is the program's: its panic, which it has printed, is no reason to wake nobody else.
+                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
             }
         };
         // Without a thread the waker is never called; `poll` then falls back to waking at once.

@@ -163,6 +163,7 @@ impl Scheduler {
 
 fn run(queue: &Queue, space: &'static Space, policy: &Mutex<Box<dyn Policy>>) {
     os::leave_signals_to_the_program();
+    let _or_die = os::OrDie;
     let _serving = Serving::begin(Server::Scheduler);
     loop {
         let job = {

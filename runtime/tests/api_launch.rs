@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -345,4 +346,34 @@ fn a_policy_that_panics_fails_the_launch_and_no_other() {
         rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
         assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
     }
+}
+
+/// What a panic carries is the program's, too. What fails on the thread of all launches ends the program: nobody would be woken again.
+#[test]
+fn a_panic_on_the_launching_thread_ends_the_program_instead_of_hanging() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    struct Carries;
+    impl Policy for Carries {
+        fn name(&self) -> &'static str {
+            "carries"
+        }
+        fn launch(&mut self, _: &LaunchEvent<'_>, _: &mut Vec<Place>) {
+            std::panic::panic_any(Bomb);
+        }
+    }
+    let _limit = limit();
+    if is_child() {
+        let rt = Runtime::builder().open_device(device(small(8 * MIB))).custom_policy(Carries).build().unwrap();
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        let _ = rt.launch(&add(1), (&mut x,)).unwrap().wait();
+        unreachable!("the launch has ended");
+    }
+    let o = child("a_panic_on_the_launching_thread_ends_the_program_instead_of_hanging").output().unwrap();
+    assert_eq!(o.status.signal(), Some(libc::SIGABRT), "{}", said(&o));
+    assert!(said(&o).contains("a thread of the engine has failed"), "{}", said(&o));
 }

@@ -95,6 +95,36 @@ fn many_launches_awaited_at_once_and_out_of_order() {
     assert!(x.iter().all(|x| x.iter().all(|v| *v == 20)));
 }
 
+/// A waker is the program's own code.
+#[test]
+fn a_waker_that_panics_harms_nobody_else() {
+    let _limit = limit();
+    static HOLD: Hold = Hold::new();
+    fn body(_: Group, (): (), _: &mut [u32]) {
+        HOLD.wait();
+    }
+    struct Nervous;
+    impl Wake for Nervous {
+        fn wake(self: Arc<Self>) {
+            panic!("woken");
+        }
+    }
+    let rt = runtime(small(8 * MIB));
+    let mut x = rt.shared::<u32>(1000).unwrap();
+    let held: Kernel<(EachMut<u32>,)> = Kernel::new("held", (), (each_mut(4096),), body);
+    let p = rt.launch(&held, (&mut x,)).unwrap();
+    HOLD.entered();
+    let polled = pin!(p).poll(&mut Context::from_waker(&Waker::from(Arc::new(Nervous))));
+    assert!(polled.is_pending());
+    let next = rt.launch(&add(1), (&mut x,)).unwrap();
+    let unpark = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut next = pin!(next);
+    assert!(next.as_mut().poll(&mut Context::from_waker(&unpark)).is_pending());
+    HOLD.release();
+    std::thread::park(); // until it is woken, after the one that panics
+    block_on(next).unwrap();
+}
+
 #[test]
 fn a_dropped_launch_goes_on() {
     let _limit = limit();

@@ -157,7 +157,7 @@ pub(crate) struct OrDie;
 impl Drop for OrDie {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            die("sterna: a thread that serves faults has failed\n");
+            die("sterna: a thread of the engine has failed; its panic is above\n");
         }
     }
 }
