@@ -214,6 +214,14 @@ impl Mask {
         out
     }
 
+    /// The granules with at least one page, a bit each.
+    #[must_use]
+    pub(crate) fn granules(self) -> u32 {
+        const PER_WORD: usize = 64 / PAGES_PER_GRANULE;
+        let has = |g: usize| self.0[g / PER_WORD] >> (g % PER_WORD * PAGES_PER_GRANULE) & ((1 << PAGES_PER_GRANULE) - 1) != 0;
+        (0..GRANULES_PER_BLOCK).fold(0, |out, g| out | u32::from(has(g)) << g)
+    }
+
     /// Number of the first page at or behind `from` whose bit is `set`, or 512.
     fn next(&self, from: usize, set: bool) -> usize {
         let mut i = from;
@@ -304,13 +312,7 @@ pub(crate) fn runs_of(spans: &[Span]) -> Vec<Pages> {
 #[must_use]
 pub(crate) fn grow(page: usize, there: Mask, percent: u32) -> Mask {
     let granule = page / PAGES_PER_GRANULE;
-    let mut have = 0_u32;
-    for g in 0..GRANULES_PER_BLOCK {
-        let m = Mask::range(g * PAGES_PER_GRANULE..(g + 1) * PAGES_PER_GRANULE);
-        if there.meets(m) || g == granule {
-            have |= 1 << g;
-        }
-    }
+    let have = there.granules() | 1 << granule;
     let mut best = granule..granule + 1;
     let mut size = 2;
     while size <= GRANULES_PER_BLOCK {

@@ -36,6 +36,7 @@ use sterna_hal::Access;
 use super::addr::{BlockId, GRANULE, GRANULES_PER_BLOCK, Mask, PAGE, PAGES_PER_BLOCK, PAGES_PER_GRANULE};
 use super::lock::{Free, Futex};
 use super::park;
+use super::walk::Walk;
 
 /// Devices that can be attached to the process's space at once.
 pub const MAX_DEVICES: usize = 8;
@@ -56,6 +57,8 @@ pub(crate) struct Block {
     /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet. Changed
     /// while the pages are busy.
     moved: [AtomicU32; GRANULES_PER_BLOCK],
+    /// The last fault of the host here, for the next one.
+    pub(crate) walk: Walk,
     /// What the fast path of a launch may know without the lock.
     shown: [Shown; MAX_DEVICES],
     body: UnsafeCell<Body>,
@@ -152,7 +155,8 @@ pub(crate) struct Body {
 pub struct Grow(u8);
 
 impl Grow {
-    /// The density rule at 51 %: the default.
+    /// The density rule at 51 %: the default. Faults of the host that go on where another stopped reach as far again as they came,
+    /// up to a whole block.
     pub const DENSITY: Self = Self(0);
     /// The granule alone.
     pub const GRANULE: Self = Self(1);
@@ -479,6 +483,7 @@ impl Block {
         let (seg, limit) = to.map_or((0, 0), |(s, l)| (s + 1, l as u32));
         self.limit.store(limit, Ordering::Relaxed);
         self.moved.iter().for_each(|m| m.store(0, Ordering::Relaxed));
+        self.walk.forget();
         self.seg.store(seg, Ordering::Release);
     }
 

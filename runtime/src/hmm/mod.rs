@@ -27,6 +27,7 @@
 //! | `attached` | a device, for driver writers |
 //! | `source` | pages that begin with a file's bytes, or another segment's |
 //! | `host` | the window: faults, revocation, restoration; device memory that the host uses in place |
+//! | `walk` | how far faults of the host reach that go on where another stopped |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
 //! | `fork` | what a forked child is told |
@@ -75,6 +76,7 @@ pub(crate) mod source;
 pub(crate) mod space;
 pub(crate) mod sync;
 pub(crate) mod taint;
+pub(crate) mod walk;
 pub(crate) mod zap;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};

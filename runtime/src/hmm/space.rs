@@ -244,6 +244,14 @@ impl Space {
         unsafe { &*self.blocks.base().cast::<Block>().as_ptr().add(id.0 as usize) }
     }
 
+    /// The block before or behind one of the same segment, if that has such a block. Signal-safe.
+    pub(crate) fn neighbour(&self, id: BlockId, block: &Block, behind: bool) -> Option<&'static Block> {
+        let n = if behind { id.0.checked_add(1)? } else { id.0.checked_sub(1)? };
+        let there = u64::from(n) < self.bytes / BLOCK;
+        let other = there.then(|| self.block(BlockId(n)))?;
+        (other.segment().is_some() && other.segment() == block.segment()).then_some(other)
+    }
+
     /// A segment's record. Signal-safe.
     pub(crate) fn rec(&self, slot: u32) -> &'static SegRec {
         debug_assert!(u64::from(slot) < self.bytes / BLOCK);

@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering;
 
 use sterna_hal::Access;
 
-use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_GRANULE, Page, Span, grow};
+use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_GRANULE, Page, Span};
 use super::super::block::{Block, BlockGuard};
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::space::Space;
+use super::super::walk;
 use super::Mechanism;
 use super::coherent::resident;
 use super::duplicate::CONTRADICTED;
@@ -79,8 +80,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
         debug_assert!(body.check(true).is_ok());
         return Served::Mapped;
     }
-    let at_home = !body.revoked & block.limit();
-    let region = grow(p, at_home, body.host_grow.percent()) & block.limit() & body.revoked;
+    let (region, step) = walk::reach(space, (id, block), &body, p);
+    let region = region & body.revoked;
     let stay = body.framed | (body.held & resident(space, &body));
     let region = region & !(body.busy | body.lost | stay) & !others_work;
     if !region.has(p) {
@@ -136,6 +137,7 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     body.duplicated |= duplicated;
     let mask = region & (!held | duplicated) & !body.gone & !body.busy;
     space.host.restore(space, block, &mut body, Span { block: id, mask });
+    step.served(block, &body);
     let wanted = body.wanted & copied;
     body.wanted &= !copied;
     debug_assert!(body.check(true).is_ok());

@@ -189,8 +189,10 @@ impl Host {
     fn shut_all(&self, space: &Space, free: &mut Free, spans: &[Span], runs: &[Pages]) -> Result<(), Error> {
         let mut lift = Vec::new();
         for s in spans {
-            let mut body = space.block(s.block).lock(free);
+            let block = space.block(s.block);
+            let mut body = block.lock(free);
             body.revoked |= s.mask;
+            block.walk.forget();
             let duplicated = body.duplicated & s.mask;
             body.duplicated &= !s.mask;
             if matches!(self.door, Door::Guard(Guard::Markers)) && !duplicated.is_empty() {

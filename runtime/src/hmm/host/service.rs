@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use sterna_hal::Access;
 
-use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages, grow};
+use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages};
 use super::super::block::MAX_DEVICES;
 use super::super::hold;
 use super::super::lock::{Free, Futex};
@@ -22,6 +22,7 @@ use super::super::os;
 use super::super::schedule::{Server, Serving};
 use super::super::source;
 use super::super::space::Space;
+use super::super::walk;
 use super::coherent::resident;
 use crate::stats::Cause;
 
@@ -141,13 +142,13 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             if running && body.side != 0 && now < body.stays_until() && !idle(space, body.side as usize - 1) {
                 return Err(body.stays_until());
             }
-            let region = grow(p, !body.revoked & block.limit(), body.host_grow.percent()) & block.limit();
+            let (region, step) = walk::reach(space, (id, block), &body, p);
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
-            Some((if there { Mask::page(p) } else { region }, !there))
+            Some((if there { Mask::page(p) } else { region }, !there, step))
         }
     };
-    if let (Some((region, keep)), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, keep, _)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -172,6 +173,9 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         hold::release(&seg, hold::HOST);
     }
     let mut body = block.lock(free);
+    if let Some((_, _, step)) = region {
+        step.served(block, &body);
+    }
     let parked_elsewhere = body.busy.has(p);
     if !parked_elsewhere {
         body.wanted &= !Mask::page(p);
