@@ -9,7 +9,7 @@
 //! everything from there to the block's first and to its last granule is at home. A fault looks at the word of its own block, and where
 //! it is the first beyond a border at its neighbour's. The word goes when pages of its block leave.
 //!
-//! **Who may change it.** Whoever has served a fault in the block or takes pages away, with the block's lock held. Neighbours read it
+//! **Who may change it.** Whoever serves a fault in the block or takes pages away, with the block's lock held. Neighbours read it
 //! without: it is a hint, and what is out of date brings too much or too little, never wrong bytes.
 
 use std::ops::Range;
@@ -105,9 +105,10 @@ impl Step {
         }
     }
 
-    /// The fault has been served: notes it for those that come after it. With the block's lock held.
-    pub(crate) fn served(self, block: &Block, body: &Body) {
-        let away = (body.revoked & block.limit()).granules();
+    /// The fault brings `coming`: notes it for those that come after it, which may be as soon as a page is mapped. With the block's
+    /// lock held.
+    pub(crate) fn note(self, block: &Block, body: &Body, coming: Mask) {
+        let away = (body.revoked & block.limit() & !coming).granules();
         let to_last = bits(self.granule..MOST) & away == 0;
         let to_first = bits(0..self.granule + 1) & away == 0;
         block.walk.note(Self { to_last, to_first, ..self });
@@ -166,15 +167,19 @@ mod tests {
             self.last[b].note(Step { to_last, to_first, ..step });
             brought.count_ones()
         }
+
+        fn touch_all(&mut self, granules: impl Iterator<Item = usize>) -> u32 {
+            granules.map(|g| self.touch(g)).sum()
+        }
     }
 
     #[test]
     fn a_walk_takes_one_fault_a_block_after_its_first() {
         let mut row = Row::new(8);
-        (0..256).for_each(|g| drop(row.touch(g)));
+        row.touch_all(0..256);
         assert_eq!(row.faults, [6, 1, 1, 1, 1, 1, 1, 1]);
         let mut row = Row::new(8);
-        (0..256).rev().for_each(|g| drop(row.touch(g)));
+        row.touch_all((0..256).rev());
         assert_eq!(row.faults, [1, 1, 1, 1, 1, 1, 1, 6]);
     }
 
@@ -189,7 +194,7 @@ mod tests {
     #[test]
     fn what_turns_round_or_jumps_is_no_walk() {
         let mut row = Row::new(4);
-        (32..96).for_each(|g| drop(row.touch(g)));
+        row.touch_all(32..96);
         assert_eq!(row.touch(31), 1, "below an upward walk");
         assert_eq!(row.touch(100), 1, "beyond its end");
         assert_eq!(row.touch(96), 31, "where it stopped it goes on");
@@ -220,7 +225,7 @@ mod tests {
         #[test]
         fn a_walk_that_stops_has_used_half(start in 0_usize..200, n in 1_usize..200, down: bool) {
             let mut row = Row::new(13);
-            let brought: u32 = (0..n).map(|i| row.touch(if down { start + n - 1 - i } else { start + i })).sum();
+            let brought = row.touch_all((0..n).map(|i| if down { start + n - 1 - i } else { start + i }));
             prop_assert!(brought as usize <= 2 * n + 2 * 15, "{brought} for {n}");
         }
     }

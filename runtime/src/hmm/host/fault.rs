@@ -136,8 +136,8 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     body.revoked &= !duplicated;
     body.duplicated |= duplicated;
     let mask = region & (!held | duplicated) & !body.gone & !body.busy;
+    step.note(block, &body, mask);
     space.host.restore(space, block, &mut body, Span { block: id, mask });
-    step.served(block, &body);
     let wanted = body.wanted & copied;
     body.wanted &= !copied;
     debug_assert!(body.check(true).is_ok());

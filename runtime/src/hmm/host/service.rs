@@ -145,10 +145,12 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             let (region, step) = walk::reach(space, (id, block), &body, p);
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
-            Some((if there { Mask::page(p) } else { region }, !there, step))
+            let region = if there { Mask::page(p) } else { region };
+            step.note(block, &body, region);
+            Some((region, !there))
         }
     };
-    if let (Some((region, keep, _)), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, keep)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -163,19 +165,17 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             // A load cannot fail.
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
+        // Before the page is there: whoever waits for it may look at once.
+        let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
+        space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
         let home = Home { wait: false, reading: !store, keep, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
-        let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
-        space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
     }
     if let Some(seg) = space.segment_of(id) {
         hold::release(&seg, hold::HOST);
     }
     let mut body = block.lock(free);
-    if let Some((_, _, step)) = region {
-        step.served(block, &body);
-    }
     let parked_elsewhere = body.busy.has(p);
     if !parked_elsewhere {
         body.wanted &= !Mask::page(p);

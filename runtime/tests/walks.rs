@@ -1,0 +1,144 @@
+//! Faults of the host that walk through an allocation, as the counters tell them: one a block from the second block on, whichever way
+//! and whatever for; and those far from each other, which bring a granule each.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::vulkan::{TABLES, vulkan};
+use common::*;
+use sterna::hal::Device;
+use sterna::hmm::{BLOCK, GRANULE, Grow};
+use sterna::policy::{FaultRule, LaunchEvent, Place, Policy};
+use sterna::{Mechanism, Runtime, Shared};
+
+const BLOCKS: usize = 12;
+/// Elements of a block and of a granule.
+const PER_BLOCK: usize = BLOCK as usize / 4;
+const PER_GRANULE: usize = GRANULE as usize / 4;
+/// What the density rule takes for a block.
+const FIRST: u64 = 6;
+
+/// Devices whose pages come home when the host touches them: CPU devices, and a Vulkan device with each page table.
+fn devices() -> Vec<(String, Arc<dyn Device>)> {
+    let memory = 128 * MIB;
+    let cpu = kinds(memory).into_iter().filter(|(_, c)| !c.coherent);
+    let cpu = cpu.map(|(how, config)| (how.to_string(), device(config) as Arc<dyn Device>));
+    let gpu = TABLES.into_iter().filter_map(|t| Some((t.to_string(), Arc::new(vulkan(t, memory as u64, None).ok()?) as _)));
+    cpu.chain(gpu).collect()
+}
+
+fn faulting(rt: &Runtime) -> bool {
+    rt.stats().mechanism != Mechanism::None
+}
+
+/// Elements that are on the device, each its own number.
+fn on_device(rt: &Runtime, len: usize) -> Shared<u32> {
+    let mut x = rt.shared_with(len, |i| (i as u32).wrapping_sub(1)).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    x
+}
+
+/// The faults that `f` takes, and the bytes that come home.
+fn cost(rt: &Runtime, f: impl FnOnce()) -> (u64, u64) {
+    let count = || rt.stats().devices.iter().map(|d| (d.host_faults, d.to_host.total())).next().unwrap();
+    let before = count();
+    f();
+    let after = count();
+    (after.0 - before.0, after.1 - before.1)
+}
+
+fn load(x: &Shared<u32>, elements: impl Iterator<Item = usize>) {
+    let x: &[u32] = x;
+    elements.for_each(|i| assert_eq!(x[i], i as u32));
+}
+
+#[test]
+fn whoever_goes_through_takes_one_fault_a_block() {
+    let _limit = limit();
+    for (how, device) in devices() {
+        let rt = Runtime::builder().open_device(device).build().unwrap();
+        if !faulting(&rt) {
+            return;
+        }
+        let len = BLOCKS * PER_BLOCK;
+        let mut x = on_device(&rt, len);
+        let expected = (FIRST + BLOCKS as u64 - 1, len as u64 * 4);
+        // Again and again: what has left is walked through anew.
+        for round in 0..2 {
+            assert_eq!(cost(&rt, || load(&x, 0..len)), expected, "{how}, {round}: upwards");
+            rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+            assert_eq!(cost(&rt, || load(&x, (0..len).rev())), expected, "{how}, {round}: downwards");
+            rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+            assert_eq!(cost(&rt, || x.fill(7)), expected, "{how}, {round}: stores");
+            assert!(x.iter().all(|v| *v == 7), "{how}, {round}");
+            x.iter_mut().enumerate().for_each(|(i, v)| *v = i as u32);
+            rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+            // From the midst of a block, a granule at a time: 1, 1, 2, 4, 8 and the rest, one block and 15 granules behind.
+            let part = PER_BLOCK - 3 * PER_GRANULE;
+            let (faults, bytes) = cost(&rt, || load(&x, (part..4 * PER_BLOCK).step_by(PER_GRANULE)));
+            assert!(faults <= FIRST + 3 && bytes < 4 * BLOCK, "{how}, {round}: {faults} faults, {bytes} bytes from within");
+            rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_on_comes_alone() {
+    let _limit = limit();
+    for (how, device) in devices() {
+        let rt = Runtime::builder().open_device(device).build().unwrap();
+        if !faulting(&rt) {
+            return;
+        }
+        let len = BLOCKS * PER_BLOCK;
+        let mut x = on_device(&rt, len);
+        // Granules far from each other, most of them with another in their block.
+        let far = || (0..BLOCKS * 32).step_by(19).map(|g| g * PER_GRANULE);
+        let n = far().count() as u64;
+        assert_eq!(cost(&rt, || load(&x, far())), (n, n * GRANULE), "{how}: far from each other");
+        rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+        // Blocks that no other that was walked through lies beside: the control of the test above.
+        let apart = || (0..BLOCKS).step_by(2).flat_map(|b| b * PER_BLOCK..(b + 1) * PER_BLOCK);
+        let n = BLOCKS as u64 / 2;
+        assert_eq!(cost(&rt, || load(&x, apart())), (n * FIRST, n * BLOCK), "{how}: every other block");
+        // A walk that has left for the device is over: a touch where it would have gone on is one like any other.
+        rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+        load(&x, 0..3 * PER_BLOCK);
+        rt.launch(&add(0), (&mut x,)).unwrap().wait().unwrap();
+        for element in [3 * PER_BLOCK, PER_BLOCK] {
+            assert_eq!(cost(&rt, || load(&x, element..element + 1)), (1, GRANULE), "{how}: after a launch");
+        }
+    }
+}
+
+/// Every fault brings a granule.
+struct Granules;
+
+impl Policy for Granules {
+    fn name(&self) -> &'static str {
+        "granules"
+    }
+
+    fn launch(&mut self, event: &LaunchEvent<'_>, places: &mut Vec<Place>) {
+        places.extend(event.args.iter().map(|_| Place::Migrate));
+    }
+
+    fn allocated(&mut self, _: u64) -> FaultRule {
+        FaultRule { host: Grow::GRANULE, device: Grow::DENSITY }
+    }
+}
+
+#[test]
+fn a_policy_that_wants_granules_gets_granules() {
+    let _limit = limit();
+    for config in [small(64 * MIB), rigid(64 * MIB)] {
+        let rt = Runtime::builder().open_device(device(config)).custom_policy(Granules).build().unwrap();
+        if !faulting(&rt) {
+            return;
+        }
+        let len = 3 * PER_BLOCK;
+        let x = on_device(&rt, len);
+        assert_eq!(cost(&rt, || load(&x, 0..len)), (3 * 32, len as u64 * 4));
+    }
+}
