@@ -28,6 +28,11 @@ fn devices() -> Vec<(String, Arc<dyn Device>)> {
     cpu.chain(gpu).collect()
 }
 
+/// A runtime in which launches bring their pages, whatever the device could use in place.
+fn moving(device: Arc<dyn Device>) -> Runtime {
+    Runtime::builder().policy("declared").unwrap().open_device(device).build().unwrap()
+}
+
 fn faulting(rt: &Runtime) -> bool {
     rt.stats().mechanism != Mechanism::None
 }
@@ -57,7 +62,7 @@ fn load(x: &Shared<u32>, elements: impl Iterator<Item = usize>) {
 fn whoever_goes_through_takes_one_fault_a_block() {
     let _limit = limit();
     for (how, device) in devices() {
-        let rt = Runtime::builder().open_device(device).build().unwrap();
+        let rt = moving(device);
         if !faulting(&rt) {
             return;
         }
@@ -87,7 +92,7 @@ fn whoever_goes_through_takes_one_fault_a_block() {
 fn what_does_not_go_on_comes_alone() {
     let _limit = limit();
     for (how, device) in devices() {
-        let rt = Runtime::builder().open_device(device).build().unwrap();
+        let rt = moving(device);
         if !faulting(&rt) {
             return;
         }

@@ -53,16 +53,18 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build()?;
             let mut y = rt.shared::<u64>(LEN)?;
             let [mut at_once, mut piece, mut spread, mut all, mut floor]: [Runs; 5] = Default::default();
-            let (mut home, mut wrong, mut value) = ([0; 3], false, 0);
+            let (mut home, mut wrong, mut value) = ([(0, 0); 3], false, 0);
             for round in 0..ROUNDS {
                 let mut read = |runs: &mut Runs, how: How, parts: &[usize], len: usize| {
                     value += 1;
                     rt.launch(&fill(value), (&mut y,))?.wait()?;
-                    let before = rt.stats().to_host();
+                    let count = || (rt.stats().to_host(), rt.stats().devices[0].host_faults);
+                    let before = count();
                     let mut sum = Ok(0);
                     runs.push(seconds(|| sum = parts.iter().map(|first| how(&y, *first..first + len)).sum()));
                     wrong |= sum? != value * (parts.len() * len) as u64;
-                    anyhow::Ok(rt.stats().to_host() - before)
+                    let after = count();
+                    anyhow::Ok((after.0 - before.0, after.1 - before.1))
                 };
                 let granules: Vec<usize> = (0..GRANULES).map(|i| i * (LEN / GRANULES / PER) * PER).collect();
                 home[0] = read(&mut at_once, |y, range| Ok(y.host(range)?.iter().sum()), &[LEN / 3], GRANULES * PER)?;
@@ -79,7 +81,10 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             sheet.at_most("  by plain loads", Unit::Time, &piece, &floor, Some(0.05));
             sheet.at_most(&format!("  in {GRANULES} granules, by plain loads"), Unit::Time, &spread, &floor, None);
             sheet.at_most("  all of it, by plain loads", Unit::Time, &all, &floor, None);
-            sheet.note("  came home", home.map(human).join(", "));
+            sheet.note(
+                "  came home, by faults",
+                home.map(|(bytes, faults)| format!("{} by {faults}", human(bytes))).join(", "),
+            );
             if wrong {
                 sheet.exact("  contents", "wrong", "right", false);
             }

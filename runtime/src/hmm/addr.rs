@@ -218,7 +218,8 @@ impl Mask {
     #[must_use]
     pub(crate) fn granules(self) -> u32 {
         const PER_WORD: usize = 64 / PAGES_PER_GRANULE;
-        let has = |g: usize| self.0[g / PER_WORD] >> (g % PER_WORD * PAGES_PER_GRANULE) & ((1 << PAGES_PER_GRANULE) - 1) != 0;
+        let has =
+            |g: usize| self.0[g / PER_WORD] >> (g % PER_WORD * PAGES_PER_GRANULE) & ((1 << PAGES_PER_GRANULE) - 1) != 0;
         (0..GRANULES_PER_BLOCK).fold(0, |out, g| out | u32::from(has(g)) << g)
     }
 

@@ -144,11 +144,14 @@ mod tests {
         away: Vec<u32>,
         last: Vec<Walk>,
         faults: Vec<usize>,
+        /// Without it there is the density rule alone.
+        walks: bool,
     }
 
     impl Row {
         fn new(blocks: usize) -> Self {
-            Self { away: vec![u32::MAX; blocks], last: (0..blocks).map(|_| Walk::default()).collect(), faults: vec![0; blocks] }
+            let last = (0..blocks).map(|_| Walk::default()).collect();
+            Self { away: vec![u32::MAX; blocks], last, faults: vec![0; blocks], walks: true }
         }
 
         /// Touches a granule; says how many came.
@@ -161,7 +164,8 @@ mod tests {
             let of = |b: Option<usize>| b.and_then(|b| self.last.get(b)).and_then(Walk::last);
             let step = Step::after([of(Some(b)), of(b.checked_sub(1)), of(b.checked_add(1))], g, self.away[b]);
             let home = (0..512).filter(|p| self.away[b] >> (p / 16) & 1 == 0).fold(Mask::EMPTY, |m, p| m | Mask::page(p));
-            let brought = (grow(g as usize * 16, home, 51).granules() | bits(step.ahead())) & self.away[b];
+            let ahead = if self.walks { bits(step.ahead()) } else { 0 };
+            let brought = (grow(g as usize * 16, home, 51).granules() | ahead) & self.away[b];
             self.away[b] &= !brought;
             let (to_last, to_first) = (bits(g..32) & self.away[b] == 0, bits(0..g + 1) & self.away[b] == 0);
             self.last[b].note(Step { to_last, to_first, ..step });
@@ -198,6 +202,23 @@ mod tests {
         assert_eq!(row.touch(31), 1, "below an upward walk");
         assert_eq!(row.touch(100), 1, "beyond its end");
         assert_eq!(row.touch(96), 31, "where it stopped it goes on");
+    }
+
+    #[test]
+    fn touches_at_random_bring_hardly_more_than_by_the_density_rule() {
+        let mut seed = 1_u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % (64 * 32)
+        };
+        for n in [100, 300, 600, 1000] {
+            let touches: Vec<usize> = (0..n).map(|_| random()).collect();
+            let [walks, density] = [true, false].map(|walks| {
+                let mut row = Row { walks, ..Row::new(64) };
+                (row.touch_all(touches.iter().copied()), row.faults.iter().sum::<usize>())
+            });
+            assert!(walks.0 * 100 <= density.0 * 103 && walks.1 <= density.1, "{n} touches: {walks:?}, {density:?}");
+        }
     }
 
     #[test]
