@@ -5,10 +5,12 @@ mod common;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::*;
 use sterna::hal::Device as _;
+use sterna::hmm::{Action, Mirror, MirrorOps, Pages, Range};
 use sterna::{Error, Mechanism, Runtime, Shared};
 
 const N: usize = 700_001;
@@ -75,6 +77,53 @@ fn neither_side_of_a_copy_sees_the_others_writes() {
                 assert!(x[6] != 78 && y[5] != 77, "{how}");
             }
         }
+    }
+}
+
+/// A driver that looks pages up when pages of `of` are on their way home.
+struct LooksAt {
+    pages: Pages,
+    of: Pages,
+    with: Arc<Mirror>,
+}
+
+impl MirrorOps for LooksAt {
+    fn update(&self, _: Action, gone: &Pages) {
+        if gone.0.start < self.of.0.end && self.of.0.start < gone.0.end {
+            // Nobody's yet: no page is found. Either answer is one.
+            let _ = Range::new(&self.with, self.pages.clone()).and_then(|mut range| range.fault(false, false));
+        }
+    }
+}
+
+/// A driver that has no page table.
+struct Looks;
+
+impl MirrorOps for Looks {
+    fn update(&self, _: Action, _: &Pages) {}
+}
+
+/// Fails if somebody who comes by addresses, as a driver's look-up or a fault that was parked when another allocation was there, has
+/// a copy's pages fetched while those of the original are still on their way home: the copy then lacks the last launch's stores.
+#[test]
+fn pages_of_a_copy_that_is_being_made_are_nobodys() {
+    let (_limit, _alone) = (limit(), alone());
+    for (how, config) in kinds(16 * MIB) {
+        let rt = runtime(config);
+        // Copies of other tests may take the place.
+        let hit = (0..100).any(|_| {
+            let x = on_device(&rt);
+            // A copy takes the first place that is long enough.
+            let pages = rt.shared::<u32>(N).unwrap().pages();
+            let with = Mirror::register(rt.space(), Looks);
+            let driver = Mirror::register(rt.space(), LooksAt { pages: pages.clone(), of: x.pages(), with });
+            let y = x.cow_clone().unwrap();
+            driver.unregister();
+            is(&y, |i| i as u32, how);
+            is(&x, |i| i as u32, how);
+            y.pages() == pages
+        });
+        assert!(hit, "{how}: no copy came where it was expected");
     }
 }
 

@@ -163,12 +163,20 @@ impl Segment {
     }
 
     pub(crate) fn with(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
+        let this = Self::unpublished(space, bytes, kind)?;
+        space.publish(&this);
+        Ok(this)
+    }
+
+    /// One whose pages nobody looks at before [`Space::publish`]: drivers come by addresses, and the service thread may still have a
+    /// fault of the segment that was there before.
+    pub(crate) fn unpublished(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
         let blocks = u32::try_from(bytes.div_ceil(BLOCK)).map_err(|_| space.too_big(bytes))?;
         let (slot, first) = space.take_blocks(blocks.max(1)).ok_or_else(|| space.too_big(bytes))?;
         let blocks = blocks.max(1);
         let rec = space.rec(slot);
         rec.blocks.store(blocks, Ordering::Relaxed);
-        let this = Arc::new(Self {
+        Ok(Arc::new(Self {
             space,
             slot,
             first,
@@ -188,9 +196,7 @@ impl Segment {
             remapped: AtomicBool::new(false),
             lossy: AtomicBool::new(false),
             sources: Sources::default(),
-        });
-        space.publish(&this);
-        Ok(this)
+        }))
     }
 
     /// The pages it covers: its bytes, rounded up to whole granules.

@@ -2,6 +2,8 @@
 //!
 //! **Guarantee.** A page that nobody has touched costs nothing. Before anybody can see it, it has the bytes that its source had
 //! when the segment was made. A copy's source cannot change before the copy has its page; a file must not be written by others.
+//! While a segment with a source is being made nobody finds it: pages of a copy are not fetched before those of its source are at home
+//! and lent.
 //!
 //! **States**, two masks of a block beside the others:
 //!
@@ -63,9 +65,9 @@ pub(crate) enum Source {
 /// A page that another batch had, for the caller to wait for.
 pub(crate) type Blocked = Option<(BlockId, u32)>;
 
-/// A new segment of `bytes` bytes that are `source`'s.
+/// A new segment of `bytes` bytes that are `source`'s, which nobody finds yet.
 fn segment_with(space: &'static Space, bytes: u64, kind: Kind, source: Source) -> Result<Arc<Segment>, Error> {
-    let seg = Segment::with(space, bytes, kind)?;
+    let seg = Segment::unpublished(space, bytes, kind)?;
     let mut free = Free::at_entry();
     let pages = seg.pages_of(&(0..bytes));
     seg.set_source(source, pages.len());
@@ -96,7 +98,9 @@ pub(crate) fn segment_of_file(
 ) -> Result<Arc<Segment>, Error> {
     let there = file.metadata().map_err(|e| Error::file(&name, e))?.len().saturating_sub(offset);
     let source = Source::File { file, name, offset, bytes: there.min(bytes) };
-    segment_with(space, bytes, Kind::File { shared }, source)
+    let seg = segment_with(space, bytes, Kind::File { shared }, source)?;
+    space.publish(&seg);
+    Ok(seg)
 }
 
 impl Segment {
@@ -245,8 +249,11 @@ fn origin(free: &mut Free, seg: &Segment, source: &Source, pages: Range<u64>) ->
             let mut parts = Vec::new();
             for (id, mask) in shifted(&Pages(pages), here, first.0).blocks() {
                 let block = space.block(id);
+                let body = block.lock(free);
+                let away = body.gone & !body.lost & !resident(space, &body);
+                debug_assert!(!away.meets(mask), "fetched where the bytes are not");
                 // Nobody writes or moves them: they are lent, or kept by a guard or a pin.
-                for piece in places(space, (id, block), &block.lock(free), mask) {
+                for piece in places(space, (id, block), &body, mask) {
                     let theirs = id.first_page().0 + piece.pages.start as u64;
                     let (mine, n) = (theirs - first.0 + here, piece.pages.len() as u64);
                     parts.push((piece.fd, piece.offset..piece.offset + n * PAGE, mine..mine + n));
@@ -328,10 +335,19 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
     }
     let source = Source::Segment { of: Arc::clone(seg), first };
     let copy = segment_with(space, pages.len() * PAGE, Kind::Private, source)?;
-    if !space.host.faults() {
-        return Ok(copy);
+    if space.host.faults() {
+        lend_to(free, seg, &pages, &copy)?;
     }
-    seg.add_copy(&copy);
+    space.publish(&copy);
+    Ok(copy)
+}
+
+/// Makes `pages` of `seg` the source of a copy: those that only a device has come home, and all are lent or copied. Nobody finds the
+/// copy meanwhile, or its pages could be fetched before those of the source are at home.
+fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segment>) -> Result<(), Error> {
+    let space = seg.space();
+    let first = pages.0.start;
+    seg.add_copy(copy);
     let mut todo: Vec<Span> = pages.blocks().map(|(block, mask)| Span { block, mask }).collect();
     while !todo.is_empty() {
         let mut blocked = None;
@@ -365,11 +381,11 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
         }
         done?;
         if lost {
-            return Err(seg.loss(&pages));
+            return Err(seg.loss(pages));
         }
         // What a guard keeps stays mapped; nobody writes the bytes that are copied, and only those.
         for run in runs_of(&kept) {
-            fill(free, &copy, &shifted(&run, first.0, copy.pages().0.start), true)?;
+            fill(free, copy, &shifted(&run, first, copy.pages().0.start), true)?;
         }
         for run in runs_of(&away) {
             migrate::bring_home(free, seg, &run, Home { map: false, ..Home::EXCLUSIVE }, Cause::HostAccess)?;
@@ -378,7 +394,7 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
             wait_blocked(free, space, blocked);
         }
     }
-    Ok(copy)
+    Ok(())
 }
 
 /// Takes every mapping of busy pages away and marks them lent.

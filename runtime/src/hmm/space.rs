@@ -271,6 +271,7 @@ impl Space {
 
     // ── segments ──
 
+    /// A slot and blocks for a new segment, which are its own until [`retire`](Self::retire).
     pub(crate) fn take_blocks(&self, n: u32) -> Option<(u32, BlockId)> {
         let mut r = self.ranges.lock();
         let (&first, &len) = r.free.iter().find(|(_, len)| **len >= n)?;
@@ -282,12 +283,12 @@ impl Space {
             r.next_slot += 1;
             r.next_slot - 1
         });
+        self.live.fetch_add(1, Ordering::Relaxed);
         Some((slot, BlockId(first)))
     }
 
     /// Makes a new segment findable.
     pub(crate) fn publish(&self, seg: &Arc<Segment>) {
-        self.live.fetch_add(1, Ordering::Relaxed);
         self.segments.write().insert(seg.first().0, (seg.blocks(), Arc::downgrade(seg)));
     }
 
