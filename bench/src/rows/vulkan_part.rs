@@ -3,7 +3,8 @@
 //!
 //! **Floor.** All of it copied by plain calls of the driver, imported or staged as the device's own copies are (imported on page table
 //! *mmu*), without a look at the bytes. The host reads one piece through `host`, which asks for all of it, and by plain loads, so that
-//! pages come by faults; that has a target. The same amount in 164 granules far from each other, and all of it, have none.
+//! pages come by faults; that has a target. The same amount in 164 granules far from each other, and all of it, have none. With page
+//! table *mmu* pages are used where they are, and nothing comes; policy `declared` moves them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -42,15 +43,16 @@ fn run(sheet: &mut Sheet) -> Result<()> {
     let host = Mapping::in_folios(BYTES)?;
     for copies in [Copies::Imported, Copies::Staged] {
         let mut plain = PlainCopies::new(&gpu.name, host, copies == Copies::Imported)?;
-        for kind in [PageTable::Sparse, PageTable::Fixed, PageTable::Mmu] {
+        let kinds = [PageTable::Sparse, PageTable::Fixed, PageTable::Mmu].map(|kind| (kind, "auto"));
+        for (kind, policy) in kinds.into_iter().chain([(PageTable::Mmu, "declared")]) {
             let (name, copies) = match (kind, copies) {
                 // Staging is the same on both, and the row has to end in time on a busy machine, too.
                 (PageTable::Mmu | PageTable::Sparse, Copies::Staged) => continue,
-                (PageTable::Mmu, _) => (kind.to_string(), None),
+                (PageTable::Mmu, _) => (format!("{kind}, `{policy}`"), None),
                 _ => (format!("{kind}, {copies}"), Some(copies)),
             };
             let Some(device) = opened(sheet, &gpu, kind, copies, (BYTES + BYTES / 8) as u64)? else { continue };
-            let rt = Runtime::builder().open_device(Arc::clone(&device) as _).build()?;
+            let rt = Runtime::builder().open_device(Arc::clone(&device) as _).policy(policy)?.build()?;
             let mut y = rt.shared::<u64>(LEN)?;
             let [mut at_once, mut piece, mut spread, mut all, mut floor]: [Runs; 5] = Default::default();
             let (mut home, mut wrong, mut value) = ([(0, 0); 3], false, 0);
