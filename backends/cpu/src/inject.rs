@@ -2,11 +2,12 @@
 //!
 //! **Guarantee:** nothing here changes what a device does unless a test asks for it; a check costs one relaxed load.
 //!
-//! **States:** each trigger holds the number of calls that still succeed, or a negative number when it is off. It turns itself
-//! off when it fires. Anyone may set one at any time. No locks.
+//! **States:** those of each [`Trigger`]. No locks.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
+
+use sterna_hal::Trigger;
 
 use crate::CpuDevice;
 
@@ -33,24 +34,6 @@ pub(crate) struct Triggers {
     loss: Trigger,
     lost: AtomicBool,
     counts: [AtomicU64; 6],
-}
-
-#[derive(Debug)]
-struct Trigger(AtomicI64);
-
-impl Trigger {
-    const fn off() -> Self {
-        Self(AtomicI64::new(-1))
-    }
-
-    fn arm(&self, n: u64) {
-        self.0.store(i64::try_from(n).unwrap_or(i64::MAX), SeqCst);
-    }
-
-    /// Whether this call is the one that fails.
-    fn fires(&self) -> bool {
-        self.0.load(Relaxed) >= 0 && self.0.fetch_update(SeqCst, SeqCst, |left| (left >= 0).then(|| left - 1)) == Ok(0)
-    }
 }
 
 /// What is counted.
@@ -222,20 +205,5 @@ impl Inject<'_> {
     /// Loses the device: [`CpuDevice::lose`].
     pub fn lose(self) {
         self.device.lose();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trigger_fires_once_at_its_number() {
-        let t = Trigger::off();
-        assert!(!t.fires());
-        t.arm(2);
-        assert_eq!([(); 5].map(|()| t.fires()), [false, false, true, false, false]);
-        t.arm(0);
-        assert!(t.fires() && !t.fires());
     }
 }

@@ -4,20 +4,20 @@
 //! **Guarantee:** what nobody asks for does not change: every call goes to the device beneath, with the same numbers, and its answer
 //! comes back as it is. A call that fails on demand changes nothing, but for an edit: the entries before the failing one are made.
 //!
-//! **States:** each trigger holds the number of calls that still succeed, or is off; it turns itself off when it fires. Late points are
-//! on a queue of their own, behind those of the device, and are reached in order. **Lock:** `late`, over list operations.
+//! **States:** those of each [`Trigger`]. Late points are on a queue of their own, behind those of the device, and are reached in
+//! order. **Lock:** `late`, over list operations.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::kernel::{Code, KernelId};
 use crate::{
     Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, Launch, Memory,
-    Outcome, Point, RegionId, Role, Ticket,
+    Outcome, Point, RegionId, Role, Ticket, Trigger,
 };
 
 /// The number that failures on demand carry: `EIO`.
@@ -58,25 +58,6 @@ pub struct Injected {
 impl std::fmt::Debug for Injected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Injected").field("device", self.device.info()).finish_non_exhaustive()
-    }
-}
-
-/// Calls until the one that fails; negative: none will.
-#[derive(Debug)]
-struct Trigger(AtomicI64);
-
-impl Trigger {
-    const fn off() -> Self {
-        Self(AtomicI64::new(-1))
-    }
-
-    fn arm(&self, n: u64) {
-        self.0.store(i64::try_from(n).unwrap_or(i64::MAX), SeqCst);
-    }
-
-    /// Whether this call is the one.
-    fn fires(&self) -> bool {
-        self.0.fetch_update(SeqCst, SeqCst, |left| (left >= 0).then(|| left - 1)) == Ok(0)
     }
 }
 

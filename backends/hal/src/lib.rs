@@ -9,7 +9,7 @@
 //! | [`Caps`], [`DeviceInfo`] | what a device can do, and what it is |
 //! | [`Point`] | timelines: when something has happened |
 //! | [`Device`] | the trait itself, with the rules that both sides keep |
-//! | [`Injected`] | a device whose calls fail on demand, for tests of error paths |
+//! | [`Injected`], [`Trigger`] | a device whose calls fail on demand, for tests of error paths |
 //! | [`kernel`] | kernels: their code, their parameters, how groups map to elements |
 //! | `conformance` | one suite over `&dyn Device` (feature `conformance`) |
 //!
@@ -28,6 +28,7 @@ mod inject;
 pub mod kernel;
 mod place;
 mod point;
+mod trigger;
 
 pub use caps::{Absent, Caps, DeviceInfo, DeviceKind, Memory, Role};
 pub use device::{Arg, Device, Groups, Launch};
@@ -36,3 +37,4 @@ pub use inject::Injected;
 pub use kernel::{KernelId, in_kernel};
 pub use place::{Access, CopyRun, DevAddr, DevRange, Edit, Frames, HostAt, Place, RegionId, Target};
 pub use point::{Fault, FaultBatch, Outcome, Point, Ticket};
+pub use trigger::Trigger;
