@@ -41,7 +41,9 @@ fn run(sheet: &mut Sheet) -> Result<()> {
     for kind in [PageTable::Mmu, PageTable::Sparse, PageTable::Fixed] {
         let Some(device) = opened(sheet, &gpu, kind, None, 256 << 20)? else { continue };
         let rt = Runtime::builder().open_device(device).build()?;
-        let mut plain = Plain::new(&gpu.name, CODE, QUEUED as u32)?;
+        // A pool is reset whole, so that each floor has one with as many command buffers as it uses.
+        let mut plain = Plain::new(&gpu.name, CODE, 1)?;
+        let mut plain_queued = Plain::new(&gpu.name, CODE, QUEUED as u32)?;
         let (mut y, mut large) = (rt.shared::<u32>(1 << 18)?, rt.shared::<u32>(32 << 20)?);
         let (kernel, for_large) = (empty(y.len()), empty(large.len()));
         launch(&rt, &kernel, &mut y, 1)?;
@@ -52,7 +54,7 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             runs[1].push(p50(EACH, || plain.launch_and_wait(1, GROUPS as u32, &push()))?);
             runs[2].push(p50(EACH, || launch(&rt, &for_large, &mut large, 1))?);
             runs[3].push(p50(EACH / QUEUED, || launch(&rt, &kernel, &mut y, QUEUED))?);
-            runs[4].push(p50(EACH / QUEUED, || plain.launch_and_wait(QUEUED, GROUPS as u32, &push()))?);
+            runs[4].push(p50(EACH / QUEUED, || plain_queued.launch_and_wait(QUEUED, GROUPS as u32, &push()))?);
         }
         let [one, floor, large, queued, queued_floor] = &runs;
         sheet.above(&format!("launch and wait, {kind}"), Unit::Time, one, floor, 1e-6);
