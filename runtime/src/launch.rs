@@ -201,10 +201,8 @@ impl Runtime {
                 Ok(()) => {
                     counters.resident_launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let tick = inner.space.tick();
-                    for t in &prepared.touches {
-                        mirror.note_use(&t.seg.pages_of(&t.bytes), tick);
-                    }
-                    if mirror.ranks_are_due() {
+                    let note = |due, t: &Touch| mirror.note_use(&t.seg.pages_of(&t.bytes), tick) || due;
+                    if prepared.touches.iter().fold(false, note) {
                         mirror.settle_ranks(&mut Free::at_entry());
                     }
                     return Ok(Pending(record));

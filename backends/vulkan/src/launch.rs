@@ -109,20 +109,16 @@ impl Compute {
         kernel: &Loaded,
         [x, y, z]: [u32; 3],
         parts: &[(u32, u32)],
-        (mut args, spills): (SmallVec<[u8; PUSH]>, bool),
+        (mut push, spills): (SmallVec<[u8; PUSH]>, bool),
     ) -> Result<(), DeviceError> {
-        let mut push: SmallVec<[u8; PUSH]> = SmallVec::new();
-        push.extend_from_slice(&[0; 8]);
-        push.extend_from_slice(&x.to_le_bytes());
-        push.extend_from_slice(&(y | z << 16).to_le_bytes());
-        push.extend_from_slice(&(slot.block.address + slot.offset).to_le_bytes());
-        debug_assert_eq!(push.len(), HEAD);
         if spills {
-            let (address, ..) = slot.put(&self.pool, &args)?;
-            args = SmallVec::from_slice(&address.to_le_bytes());
+            let (address, ..) = slot.put(&self.pool, &push[HEAD..])?;
+            push.truncate(HEAD);
+            push.extend_from_slice(&address.to_le_bytes());
         }
-        push.extend_from_slice(&args);
-        push.resize(push.len().next_multiple_of(4), 0);
+        push[8..12].copy_from_slice(&x.to_le_bytes());
+        push[12..16].copy_from_slice(&(y | z << 16).to_le_bytes());
+        push[16..HEAD].copy_from_slice(&(slot.block.address + slot.offset).to_le_bytes());
         self.record(slot, kernel, |device, cmd| {
             for (first, end) in parts {
                 push[..4].copy_from_slice(&first.to_le_bytes());
@@ -258,9 +254,10 @@ fn within(kernel: &Loaded, launch: &Launch<'_>, counts: bool, most: [u32; 3]) ->
     Ok(())
 }
 
-/// The buffers and the plain value as the module gets them, and whether they go into the slot's block.
+/// Room for the head, and behind it the buffers and the plain value as the module gets them, to a multiple of 4 bytes; and whether
+/// what is behind the head goes into the slot's block.
 fn pack(kernel: &Loaded, args: &[Arg<'_>]) -> Result<(SmallVec<[u8; PUSH]>, bool), DeviceError> {
-    let mut packed: SmallVec<[u8; PUSH]> = SmallVec::new();
+    let mut packed: SmallVec<[u8; PUSH]> = SmallVec::from_slice(&[0; HEAD]);
     let mut value: &[u8] = &[];
     let mut buffers = 0;
     for arg in args {
@@ -284,9 +281,10 @@ fn pack(kernel: &Loaded, args: &[Arg<'_>]) -> Result<(SmallVec<[u8; PUSH]>, bool
         }
     }
     packed.extend_from_slice(value);
-    if packed.len() > MOST_VALUE {
+    if packed.len() - HEAD > MOST_VALUE {
         let what = format!("a plain value of {} bytes; pass more than {MOST_VALUE} in a buffer", value.len());
         return Err(DeviceError::BadKernel { kernel: kernel.name.into(), what });
     }
+    packed.resize(packed.len().next_multiple_of(4), 0);
     Ok((packed, spirv::spills(buffers, value.len())))
 }

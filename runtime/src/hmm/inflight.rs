@@ -52,15 +52,20 @@ pub(crate) struct InFlight {
     mirror: Arc<DeviceMirror>,
     state: AtomicU32,
     ticket: OnceLock<Ticket>,
-    error: OnceLock<Error>,
-    touches: Mutex<SmallVec<[Touch; 4]>>,
-    /// Launches before it that write what it reads: if one of them fails, so does it.
-    upstream: Mutex<SmallVec<[Arc<InFlight>; 2]>>,
+    /// How it failed, and whether somebody has been told.
+    error: OnceLock<(Error, Arc<AtomicBool>)>,
+    lists: Mutex<Lists>,
     /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
     tainted: OnceLock<Error>,
-    /// Somebody has been told of the error.
-    seen: Arc<AtomicBool>,
     sink: Arc<ErrorSink>,
+}
+
+/// What a launch has until it retires.
+#[derive(Debug, Default)]
+struct Lists {
+    touches: SmallVec<[Touch; 4]>,
+    /// Launches before it that write what it reads: if one of them fails, so does it.
+    upstream: SmallVec<[Arc<InFlight>; 2]>,
 }
 
 /// Errors of launches that nobody may have been told of yet, for `sync`. Keeps the oldest.
@@ -100,17 +105,15 @@ impl InFlight {
             state: AtomicU32::new(QUEUED),
             ticket: OnceLock::new(),
             error: OnceLock::new(),
-            touches: Mutex::new(touches),
-            upstream: Mutex::default(),
+            lists: Mutex::new(Lists { touches, upstream: SmallVec::new() }),
             tainted: OnceLock::new(),
             sink,
-            seen: Arc::default(),
         })
     }
 
     /// What it uses, until it has ended.
     pub(crate) fn touches(&self) -> SmallVec<[Touch; 4]> {
-        self.touches.lock().clone()
+        self.lists.lock().touches.clone()
     }
 
     pub(crate) fn mirror(&self) -> &Arc<DeviceMirror> {
@@ -119,8 +122,11 @@ impl InFlight {
 
     /// Raises the gates and lists the uses. Once, before the call that launches returns.
     pub(crate) fn record(self: &Arc<Self>) {
-        for t in self.touches.lock().iter() {
+        let Lists { touches, upstream } = &mut *self.lists.lock();
+        for t in touches.iter() {
             let rec = t.seg.rec();
+            // With the gate open no launch that writes is unfinished, and nothing is tainted.
+            let asks = t.access.reads() && self.id != RAW && !rec.gate.is_readable();
             rec.gate.raise(t.access.writes());
             rec.view[self.mirror.slot()].active.fetch_add(1, Ordering::AcqRel);
             if t.seg.space().mechanism() == Mechanism::None {
@@ -128,9 +134,8 @@ impl InFlight {
             }
             let writes = t.access.writes();
             let mut uses = t.seg.uses.lock();
-            if t.access.reads() && self.id != RAW {
+            if asks {
                 // Newest first, as far as one that wrote all of it: that one answers for those before it.
-                let mut upstream = self.upstream.lock();
                 for u in uses.iter().rev() {
                     if u.writes && overlap(&u.bytes, &t.bytes) && !Arc::ptr_eq(&u.launch, self) {
                         upstream.push(Arc::clone(&u.launch));
@@ -140,7 +145,7 @@ impl InFlight {
                     }
                 }
             }
-            if t.access.reads() && self.id != RAW && t.seg.has_taints() {
+            if asks && t.seg.has_taints() {
                 // A taint that a launch under way will heal does not count: if that one fails it says so itself.
                 let healing = uses.iter().filter(|u| u.replaces).map(|u| u.bytes.clone());
                 let left = healing.fold(vec![t.bytes.clone()], |left, r| left.iter().flat_map(|l| without(l, &r)).collect());
@@ -196,11 +201,13 @@ impl InFlight {
     }
 
     pub(crate) fn error(&self) -> Option<&Error> {
-        if self.has_ended() { self.error.get() } else { None }
+        if self.has_ended() { self.error.get().map(|(e, _)| e) } else { None }
     }
 
     pub(crate) fn mark_seen(&self) {
-        self.seen.store(true, Ordering::Release);
+        if let Some((_, seen)) = self.error.get() {
+            seen.store(true, Ordering::Release);
+        }
     }
 
     /// Whether the device has finished with it, retired or not.
@@ -286,16 +293,16 @@ impl InFlight {
         if result.is_ok() {
             result = self.untainted();
         }
-        for before in std::mem::take(&mut *self.upstream.lock()) {
+        let Lists { touches, upstream } = std::mem::take(&mut *self.lists.lock());
+        for before in upstream {
             // It ended before this one did: on this device by order, elsewhere because the scheduler waited.
             before.wait(&mut Free::at_entry(), None);
             if let (Ok(()), Some(e)) = (&result, before.error()) {
                 result = Err(Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) });
             }
         }
-        let touches = std::mem::take(&mut *self.touches.lock());
         if let Err(e) = &result {
-            let _ = self.error.set(e.clone());
+            let _ = self.error.set((e.clone(), Arc::default()));
         }
         for t in &touches {
             match &result {
@@ -316,8 +323,8 @@ impl InFlight {
         }
         // The last Arc of a dropped segment may be among them: no lock is held here.
         drop(touches);
-        if let Err(e) = result {
-            self.sink.add(e, &self.seen);
+        if let Some((e, seen)) = self.error.get() {
+            self.sink.add(e.clone(), seen);
         }
         self.advance(ENDED);
     }

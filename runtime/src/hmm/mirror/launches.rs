@@ -55,8 +55,9 @@ impl DeviceMirror {
         })
     }
 
-    /// Submits a launch if the driver lock shows that everything it `needs` is ready, or, with `faults`, that the device may
-    /// fault the rest in. `touches` are its arguments; a launch of some of its groups needs a part of each. The check and the submission are one step under that lock, as every revocation is.
+    /// Submits a launch if the driver lock shows that everything it `needs` is ready, or, with `faults`, that the device may fault the
+    /// rest in. `touches` are its arguments; a launch of some of its groups needs a part of each. The check and the submission are one
+    /// step under that lock, as every revocation is.
     pub(crate) fn try_submit(
         &self,
         launch: &Launch<'_>,
@@ -124,15 +125,13 @@ impl DeviceMirror {
 
     /// Retires launches that have ended, oldest first. Costs one look when none has.
     pub(crate) fn reap(&self) {
-        loop {
-            let Some(front) = self.live.lock().front().cloned() else { return };
-            if !front.poll() {
-                return;
-            }
+        let mut front = self.oldest();
+        while let Some(ended) = front.filter(InFlight::poll) {
             let mut live = self.live.lock();
-            if live.front().is_some_and(|l| Arc::ptr_eq(l, &front)) {
+            if live.front().is_some_and(|l| Arc::ptr_eq(l, &ended)) {
                 live.pop_front();
             }
+            front = live.front().cloned();
         }
     }
 

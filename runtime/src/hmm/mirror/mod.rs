@@ -238,10 +238,10 @@ impl DeviceMirror {
     }
 
     /// Notes that a launch uses `pages`, for a device with something resident, without looking at a block: the ranks are
-    /// written when somebody asks for them.
-    pub(crate) fn note_use(&self, pages: &Pages, tick: u64) {
+    /// written when somebody asks for them. Says whether so many are noted that writing them is due.
+    pub(crate) fn note_use(&self, pages: &Pages, tick: u64) -> bool {
         if pages.is_empty() {
-            return;
+            return false;
         }
         let (first, last) = (Page(pages.0.start).block(), Page(pages.0.end - 1).block());
         let (id, n) = (first, last.0 - first.0 + 1);
@@ -250,11 +250,7 @@ impl DeviceMirror {
             Some(u) => u.2 = tick,
             None => used.push((id, n, tick)),
         }
-    }
-
-    /// Whether so many uses are noted that writing their ranks is due.
-    pub(crate) fn ranks_are_due(&self) -> bool {
-        self.used.lock().len() > 64
+        used.len() > 64
     }
 
     /// Writes the ranks of uses that were only noted.
