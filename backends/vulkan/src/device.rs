@@ -36,8 +36,9 @@ use crate::probe;
 use crate::raw::Raw;
 use crate::signals::{Semaphore, Signals};
 use crate::sparse::Sparse;
-use crate::staging::{self, Stager};
+use crate::staging::Stager;
 use crate::table::{HostAddresses, Table};
+use crate::trial;
 
 /// Addresses of a device of kind *mmu*, in bytes.
 const WINDOW: u64 = 1 << 40;
@@ -159,8 +160,7 @@ impl VulkanDevice {
                 let copies = config.copies.or(gpu.can.unified.then_some(Copies::Mapped));
                 let imports = match copies {
                     Some(Copies::Mapped | Copies::Staged) => None,
-                    _ => match staging::probe(&raw, &pool).and_then(|way| Imports::new(&raw, &regions, way, Most::of(&raw)))
-                    {
+                    _ => match trial::probe(&raw, &pool).and_then(|way| Imports::new(&raw, &regions, way, Most::of(&raw))) {
                         Ok(imports) => Some(imports),
                         Err(e) if raw.is_lost() => return Err(VulkanError::Device(e)),
                         Err(e) if copies.is_none() => {
@@ -448,8 +448,11 @@ impl Device for VulkanDevice {
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
         self.signals.check("wait", &[point])?;
         let waited = self.signals.wait(point, timeout);
-        if let (Err(_), Mover::Host(copier)) = (&waited, &self.mover) {
-            copier.settle();
+        if waited.is_err() {
+            match &self.mover {
+                Mover::Host(copier) => copier.settle(),
+                Mover::Device(stager) => stager.settle(),
+            }
         }
         waited
     }

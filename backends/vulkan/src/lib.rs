@@ -51,8 +51,11 @@ mod raw;
 mod signals;
 mod slot;
 mod sparse;
+mod stage;
+mod stages;
 mod staging;
 mod table;
+mod trial;
 mod udmabuf;
 
 pub use config::{CacheFolder, Copies, PageTable, VulkanConfig};
