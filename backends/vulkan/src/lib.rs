@@ -6,12 +6,13 @@
 //! | [`VulkanDevice`] | a device, as the engine drives it |
 //! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
 //! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
+//! | `entries` | what is bound in sparse buffers, and which of it are entries |
 //! | `mappings` | how many mappings the process has left |
 //! | `pool` | buffers, with memory from gpu-allocator |
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
 //! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
 //! | `pipeline`, `cache` | kernels that are ready; the driver's pipeline cache on disk |
-//! | `staging` | copies by the device, to memory that the host does not reach |
+//! | `staging`, `stages`, `stage`, `trial` | copies by the device, to memory that the host does not reach: queue, ring of buffers, one of them; which way works |
 //! | `import`, `imports`, `udmabuf` | host memory as device memory, by address or as DMA buffers; what of host storage is imported for copies |
 //! | `signals` | the timelines |
 //! | `probe` | whether a page table works here |
@@ -34,6 +35,7 @@ mod bind;
 mod cache;
 mod config;
 mod device;
+mod entries;
 mod error;
 mod fixed;
 mod gpu;

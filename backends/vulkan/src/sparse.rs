@@ -5,18 +5,18 @@
 //! sparse buffers do not take.
 //!
 //! **States:** a frame is free or handed out; a chunk is not there until one of its frames is handed out, and then stays. A
-//! reservation is there or not, and knows which of its grains are bound: once none is, all of it is unbound in one stretch, since
-//! drivers on the host keep a mapping for each stretch that was bound or unbound by itself.
+//! reservation is there or not, and knows [what is bound and what is an entry](crate::entries): once nothing is bound, all of it is unbound in
+//! one stretch, since drivers on the host keep a mapping for each stretch that was bound or unbound by itself. Its buffer goes when the
+//! edits that may name it are done.
 //!
 //! **Unbound pages** may keep what a kernel writes there and give it back later, without a word (seen on lavapipe): nothing here
 //! notices a kernel that touches what it does not declare.
 //!
-//! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; `memory` over bookkeeping of frames and over the
+//! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; `frames` over bookkeeping of frames and over the
 //! driver's allocation of a chunk. Never both at once; the queue's own, and `mappings` for a count, inside `state`.
 
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
@@ -26,6 +26,7 @@ use sterna_host::frames::FrameTable;
 use sterna_host::sys::{invalid, to_usize};
 
 use crate::config::GRAIN;
+use crate::entries::{Change, Entries, Region};
 use crate::error::VulkanError;
 use crate::launch::TABLE;
 use crate::mappings::Mappings;
@@ -58,70 +59,19 @@ pub(crate) struct Sparse {
     state: Mutex<State>,
     /// On drivers that run on the host.
     mappings: Option<Mutex<Mappings>>,
-    memory: Mutex<Chunks>,
+    frames: Mutex<FrameTable>,
+    /// Grains a chunk.
+    per: u32,
+    chunks: Vec<OnceLock<Arc<Buffer>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     issued: u64,
     reserved: u64,
-    by_address: BTreeMap<u64, Region>,
-}
-
-#[derive(Debug)]
-struct Chunks {
-    frames: FrameTable,
-    /// Grains a chunk.
-    per: u32,
-    list: Vec<Option<Arc<Buffer>>>,
-}
-
-/// A sparse buffer and what of it is bound.
-#[derive(Debug)]
-struct Region {
-    buffer: vk::Buffer,
-    /// The buffer's first address.
-    base: u64,
-    /// The first address that is given out.
-    at: u64,
-    bytes: u64,
-    bound: Vec<u64>,
-    count: u64,
-}
-
-impl Region {
-    fn mark(&mut self, grains: std::ops::Range<u64>, is_bound: bool) {
-        for g in grains {
-            let (word, bit) = (&mut self.bound[to_usize(g / 64)], 1 << (g % 64));
-            if (*word & bit != 0) != is_bound {
-                *word ^= bit;
-                self.count = if is_bound { self.count + 1 } else { self.count - 1 };
-            }
-        }
-    }
-}
-
-/// The binds of one reservation, by where it begins. They have no order among each other.
-#[derive(Debug)]
-struct Binds {
-    at: u64,
-    buffer: vk::Buffer,
-    list: Vec<vk::SparseMemoryBind>,
-}
-
-impl Binds {
-    /// Adds one, or makes the last one longer.
-    fn push(&mut self, bind: vk::SparseMemoryBind) {
-        if let Some(last) = self.list.last_mut()
-            && last.resource_offset + last.size == bind.resource_offset
-            && last.memory == bind.memory
-            && (bind.memory == vk::DeviceMemory::null() || last.memory_offset + last.size == bind.memory_offset)
-        {
-            last.size += bind.size;
-            return;
-        }
-        self.list.push(bind);
-    }
+    entries: Entries,
+    /// Buffers of reservations that went, which the driver may still be unbinding until its edits have come so far.
+    ending: Vec<(u64, vk::Buffer)>,
 }
 
 impl Sparse {
@@ -157,11 +107,7 @@ impl Sparse {
         let grains = (budget / grain).clamp(1, u64::from(u32::MAX) / 2) as u32;
         let budget = u64::from(grains) * grain;
         let per = (CHUNK.min(budget) / grain) as u32;
-        let chunks = Chunks {
-            frames: FrameTable::new(grains, (ALIGNMENT / grain) as u32),
-            per,
-            list: vec![None; grains.div_ceil(per) as usize],
-        };
+        let chunks = (0..grains.div_ceil(per)).map(|_| OnceLock::new()).collect();
         Ok(Self {
             pool: Arc::clone(pool),
             raw: Arc::clone(raw),
@@ -174,9 +120,11 @@ impl Sparse {
             limit,
             space,
             types: needs.memory_type_bits,
-            state: Mutex::default(),
+            state: Mutex::new(State { issued: 0, reserved: 0, ending: Vec::new(), entries: Entries::new(grains, grain) }),
             mappings: if raw.gpu.kind == DeviceKind::Software { Mappings::new().map(Mutex::new) } else { None },
-            memory: Mutex::new(chunks),
+            frames: Mutex::new(FrameTable::new(grains, (ALIGNMENT / grain) as u32)),
+            per,
+            chunks,
         })
     }
 
@@ -205,7 +153,7 @@ impl Sparse {
     }
 
     pub(crate) fn memory(&self) -> Memory {
-        Memory { budget: self.budget, in_use: u64::from(self.memory.lock().frames.in_use()) * self.grain }
+        Memory { budget: self.budget, in_use: u64::from(self.frames.lock().in_use()) * self.grain }
     }
 
     pub(crate) fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
@@ -241,8 +189,7 @@ impl Sparse {
             return Err(exhausted(state.reserved));
         }
         let at = base.next_multiple_of(ALIGNMENT);
-        let bound = vec![0; to_usize((whole / self.grain).div_ceil(64))];
-        state.by_address.insert(at, Region { buffer, base, at, bytes: whole, bound, count: 0 });
+        state.entries.add(Region::new(buffer, (base, at), whole, self.grain));
         // Binds begin where the driver wants, which may be finer than the grain.
         if !(at - base).is_multiple_of(self.unit) {
             drop(state);
@@ -255,53 +202,46 @@ impl Sparse {
     pub(crate) fn unreserve(&self, range: DevRange) {
         let gone = {
             let mut state = self.state.lock();
-            let gone = state.by_address.remove(&range.at.0);
+            let gone = state.entries.remove(range.at.0);
             debug_assert!(gone.is_some(), "{range:?} is not of this device");
-            if let Some(r) = &gone {
+            if let Some(r) = gone {
                 state.reserved -= r.bytes + ALIGNMENT;
+                let issued = state.issued;
+                state.ending.push((issued, r.buffer));
             }
-            gone
+            // A frame that went to another reservation may have been unbound here by an edit of that one.
+            state.ending.extract_if(.., |(value, _)| self.bound.is_reached(*value)).collect::<Vec<_>>()
         };
-        if let Some(r) = gone {
-            // SAFETY: no launch uses it any more, and its edits were waited for.
-            unsafe { self.raw.device.destroy_buffer(r.buffer, None) };
+        for (_, buffer) in gone {
+            // SAFETY: no launch uses it any more, and no edit that is under way.
+            unsafe { self.raw.device.destroy_buffer(buffer, None) };
         }
-    }
-
-    fn region<'a>(
-        by_address: &'a mut BTreeMap<u64, Region>,
-        call: &'static str,
-        range: DevRange,
-    ) -> Result<&'a mut Region, DeviceError> {
-        let inside = |r: &Region| range.at.0.checked_add(range.bytes).is_some_and(|end| end <= r.at + r.bytes);
-        let found = by_address.range_mut(..=range.at.0).next_back().map(|(_, r)| r).filter(|r| inside(r));
-        found.ok_or_else(|| invalid(call, format!("{range:x?} is outside every reservation")))
     }
 
     /// The buffer that has all of `range`, and how far into it the range begins.
     pub(crate) fn of(&self, call: &'static str, range: DevRange) -> Result<(vk::Buffer, u64), DeviceError> {
-        let mut state = self.state.lock();
-        Self::region(&mut state.by_address, call, range).map(|r| (r.buffer, range.at.0 - r.base))
+        self.state.lock().entries.of(call, range).map(|r| (r.buffer, range.at.0 - r.base))
     }
 
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let mut memory = self.memory.lock();
+        let mut table = self.frames.lock();
         let start = out.len();
-        if !memory.frames.alloc(grains, out, &mut smallvec::SmallVec::new()) {
-            let in_use = u64::from(memory.frames.in_use()) * self.grain;
+        if !table.alloc(grains, out, &mut smallvec::SmallVec::new()) {
+            let in_use = u64::from(table.in_use()) * self.grain;
             return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
         }
-        let per = memory.per;
+        let per = self.per;
         let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
         for chunk in chunks {
-            if memory.list[chunk as usize].is_some() {
+            if self.chunks[chunk as usize].get().is_some() {
                 continue;
             }
             let bytes = (self.budget - u64::from(chunk * per) * self.grain).min(u64::from(per) * self.grain);
             match self.pool.chunk(bytes, self.location, "frames", self.types, self.grain) {
-                Ok(buffer) => memory.list[chunk as usize] = Some(Arc::new(buffer)),
+                // Made under the lock, so nobody else has.
+                Ok(buffer) => drop(self.chunks[chunk as usize].set(Arc::new(buffer))),
                 Err(e) => {
-                    out.drain(start..).for_each(|f| memory.frames.free(f));
+                    out.drain(start..).for_each(|f| table.free(f));
                     return Err(e);
                 }
             }
@@ -310,17 +250,16 @@ impl Sparse {
     }
 
     pub(crate) fn free(&self, frames: &[Frames]) {
-        let mut memory = self.memory.lock();
-        frames.iter().for_each(|f| memory.frames.free(*f));
+        let mut table = self.frames.lock();
+        frames.iter().for_each(|f| table.free(*f));
     }
 
     /// Where frames are: the chunk, and the offset within. Runs do not go beyond a chunk: see [`cut`](Self::cut).
     pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
-        let memory = self.memory.lock();
         let outside = || invalid("copy", format!("{bytes} bytes at {offset} behind grain {first} are outside the memory"));
         let at = (u64::from(first) * self.grain).checked_add(offset).ok_or_else(outside)?;
-        let per = u64::from(memory.per) * self.grain;
-        let chunk = memory.list.get(to_usize(at / per)).and_then(Option::as_ref).ok_or_else(outside)?;
+        let per = u64::from(self.per) * self.grain;
+        let chunk = self.chunks.get(to_usize(at / per)).and_then(OnceLock::get).ok_or_else(outside)?;
         if at.checked_add(bytes).is_none_or(|end| end > self.budget) || at % per + bytes > per {
             return Err(outside());
         }
@@ -337,7 +276,7 @@ impl Sparse {
 
     /// The runs, none of which goes beyond a chunk.
     pub(crate) fn cut(&self, runs: &[CopyRun]) -> Vec<CopyRun> {
-        let per = u64::from(self.memory.lock().per) * self.grain;
+        let per = u64::from(self.per) * self.grain;
         let left = |p: Place| match p {
             Place::Frames { first, offset } => per - (u64::from(first) * self.grain).saturating_add(offset) % per,
             _ => u64::MAX,
@@ -365,7 +304,7 @@ impl Sparse {
         out
     }
 
-    /// Binds, after these values of semaphores.
+    /// Edits, after these values of semaphores.
     pub(crate) fn edit(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
         let mut ranges: Vec<(u64, u64)> = edits.iter().map(|e| (e.at.at.0, e.at.bytes)).collect();
         ranges.sort_unstable();
@@ -381,72 +320,100 @@ impl Sparse {
         Ok(point)
     }
 
-    /// One submission, which comes behind those before it.
+    /// Edits that do not overlap: what the driver has to do for them comes behind what it was told before.
     fn batch(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
         // What they name, before anything changes.
-        let mut all = Vec::with_capacity(edits.len());
         for e in edits {
             let uneven = |n: u64| !n.is_multiple_of(self.grain);
             if e.at.bytes == 0 || uneven(e.at.at.0) || uneven(e.at.bytes) {
                 return Err(invalid("edit", format!("{:x?} is not made of grains of {}", e.at, self.grain)));
             }
-            let run = match e.to {
-                Target::Absent => vec![(None, 0, e.at.bytes)],
-                Target::Frames { first } => {
-                    let from = Place::Frames { first, offset: 0 };
-                    let runs = self.cut(&[CopyRun { from, to: Place::Zero, bytes: e.at.bytes }]);
-                    let place = |r: CopyRun| match r.from {
-                        Place::Frames { first, offset } => {
-                            self.locate(first, offset, r.bytes).map(|(c, at)| (Some(c), at, r.bytes))
-                        }
-                        _ => unreachable!("frames stay frames"),
-                    };
-                    runs.into_iter().map(place).collect::<Result<Vec<_>, _>>()?
-                }
+            match e.to {
+                Target::Absent => {}
+                Target::Frames { first } => drop(self.stretches(first, e.at.bytes)?),
                 Target::Host(_) => return Err(invalid("edit", "this device cannot map host storage")),
-            };
-            all.push((e.at, run));
+            }
         }
         let mut state = self.state.lock();
-        let State { by_address, issued, .. } = &mut *state;
-        for (at, _) in &all {
-            Self::region(by_address, "edit", *at)?;
+        for e in edits {
+            state.entries.of("edit", e.at)?;
         }
-        if let Some(mappings) = &self.mappings {
-            let pieces = |some: bool| all.iter().flat_map(|(_, run)| run).filter(|r| r.0.is_some() == some).count() as u64;
-            mappings.lock().take(pieces(true), pieces(false))?;
+        let wanted = || {
+            edits.iter().map(|e| match e.to {
+                Target::Frames { first } => (e.at, Some(first)),
+                _ => (e.at, None),
+            })
+        };
+        let changes = state.entries.change(wanted());
+        match self.bind(&mut state, &changes, after) {
+            Err(e) if self.mappings.is_some() && !self.raw.is_lost() => {
+                state.entries.failed(&changes);
+                // What is bound and no entry may be what there are too many mappings for.
+                let idle = state.entries.sweep();
+                if idle.is_empty() {
+                    return Err(e);
+                }
+                let swept = self.bind(&mut state, &idle, &[]).inspect_err(|_| state.entries.failed(&idle))?;
+                drop(state);
+                self.bound.wait(swept.value, u64::MAX)?;
+                let mut state = self.state.lock();
+                let changes = state.entries.change(wanted());
+                self.bind(&mut state, &changes, after).inspect_err(|_| state.entries.failed(&changes))
+            }
+            done => done.inspect_err(|_| state.entries.failed(&changes)),
         }
-        let mut binds: Vec<Binds> = Vec::new();
-        for (at, run) in all {
-            let region = Self::region(by_address, "edit", at)?;
-            let of = binds.iter().position(|b| b.at == region.at).unwrap_or_else(|| {
-                binds.push(Binds { at: region.at, buffer: region.buffer, list: Vec::new() });
+    }
+
+    /// The chunks that frames from `first` on are in: each with the offset within, and so many bytes.
+    fn stretches(&self, first: u32, bytes: u64) -> Result<Vec<(Arc<Buffer>, u64, u64)>, DeviceError> {
+        let runs = self.cut(&[CopyRun { from: Place::Frames { first, offset: 0 }, to: Place::Zero, bytes }]);
+        let place = |r: CopyRun| match r.from {
+            Place::Frames { first, offset } => self.locate(first, offset, r.bytes).map(|(c, at)| (c, at, r.bytes)),
+            _ => unreachable!("frames stay frames"),
+        };
+        runs.into_iter().map(place).collect()
+    }
+
+    /// One submission, which comes behind those before it. Without changes there is none, unless there is something to wait for.
+    fn bind(&self, state: &mut State, changes: &[Change], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+        let State { entries, issued, .. } = state;
+        if changes.is_empty() && after.is_empty() {
+            return Ok(Point { queue: TABLE, value: *issued });
+        }
+        let mut binds: Vec<(vk::Buffer, Vec<vk::SparseMemoryBind>)> = Vec::new();
+        let (mut made, mut gone) = (0, 0);
+        for c in changes {
+            let (region, none_left) = entries.region(c.region);
+            let of = binds.iter().position(|b| b.0 == region.buffer).unwrap_or_else(|| {
+                binds.push((region.buffer, Vec::new()));
                 binds.len() - 1
             });
-            let mut offset = at.at.0 - region.base;
-            let first = (at.at.0 - region.at) / self.grain;
-            region.mark(first..first + at.bytes / self.grain, run[0].0.is_some());
-            for (chunk, place, bytes) in run {
-                let memory = chunk.as_ref().map(|c| c.memory());
-                binds[of].push(
-                    vk::SparseMemoryBind::default()
-                        .resource_offset(offset)
-                        .size(bytes)
-                        .memory(memory.map_or(vk::DeviceMemory::null(), |m| m.0))
-                        .memory_offset(memory.map_or(0, |m| m.1 + place)),
-                );
-                offset += bytes;
+            let (list, offset) = (&mut binds[of].1, c.at - region.base);
+            let bind = |offset, bytes| vk::SparseMemoryBind::default().resource_offset(offset).size(bytes);
+            match c.first {
+                Some(first) => {
+                    let mut offset = offset;
+                    for (chunk, place, bytes) in self.stretches(first, c.grains * self.grain)? {
+                        let (memory, start) = chunk.memory();
+                        list.push(bind(offset, bytes).memory(memory).memory_offset(start + place));
+                        offset += bytes;
+                        made += 1;
+                    }
+                }
+                None if none_left => *list = vec![bind(region.at - region.base, region.bytes)],
+                None => {
+                    list.push(bind(offset, c.grains * self.grain));
+                    gone += 1;
+                }
             }
         }
-        for b in &mut binds {
-            let region = &by_address[&b.at];
-            if region.count == 0 {
-                let all = vk::SparseMemoryBind::default().resource_offset(region.at - region.base).size(region.bytes);
-                b.list = vec![all];
-            }
+        if let Some(mappings) = &self.mappings {
+            mappings.lock().take(made, gone)?;
         }
-        let infos: Vec<vk::SparseBufferMemoryBindInfo<'_>> =
-            binds.iter().map(|b| vk::SparseBufferMemoryBindInfo::default().buffer(b.buffer).binds(&b.list)).collect();
+        let infos: Vec<vk::SparseBufferMemoryBindInfo<'_>> = binds
+            .iter()
+            .map(|(buffer, list)| vk::SparseBufferMemoryBindInfo::default().buffer(*buffer).binds(list))
+            .collect();
         // Submissions to one queue may end in another order than they began.
         let before = Some((self.bound.raw, *issued)).filter(|(_, value)| !self.bound.is_reached(*value));
         let others = after.iter().filter(|(raw, value)| *value > 0 && *raw != self.bound.raw);
@@ -471,9 +438,10 @@ impl Sparse {
 
 impl Drop for Sparse {
     fn drop(&mut self) {
-        for r in std::mem::take(&mut self.state.get_mut().by_address).into_values() {
+        let state = self.state.get_mut();
+        for buffer in state.entries.take().map(|r| r.buffer).chain(state.ending.drain(..).map(|e| e.1)) {
             // SAFETY: the device is idle, as its owner has seen to.
-            unsafe { self.raw.device.destroy_buffer(r.buffer, None) };
+            unsafe { self.raw.device.destroy_buffer(buffer, None) };
         }
     }
 }
