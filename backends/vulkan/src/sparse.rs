@@ -36,6 +36,8 @@ use crate::signals::Semaphore;
 
 /// Reservations begin at multiples of it, as the contract wants.
 const ALIGNMENT: u64 = 2 << 20;
+/// How soon a thread that waits in the driver looks whether the device is lost, in nanoseconds.
+const PIECE: u64 = 200_000_000;
 /// Bytes of a chunk.
 const CHUNK: u64 = 64 << 20;
 
@@ -355,7 +357,10 @@ impl Sparse {
                 }
                 let swept = self.bind(&mut state, &idle, &[]).inspect_err(|_| state.entries.failed(&idle))?;
                 drop(state);
-                self.bound.wait(swept.value, u64::MAX)?;
+                // In pieces: what comes before it may wait for copies that a lost device will not make.
+                while !self.bound.wait(swept.value, PIECE)? {
+                    self.raw.present()?;
+                }
                 let mut state = self.state.lock();
                 let changes = state.entries.change(wanted());
                 self.bind(&mut state, &changes, after).inspect_err(|_| state.entries.failed(&changes))
