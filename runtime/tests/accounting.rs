@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use common::*;
+use sterna::Runtime;
 use sterna::hal::Device as _;
 use sterna::kernel::{EachOut, Group, Kernel, each_out};
 
@@ -222,5 +223,33 @@ fn pages_stay_with_the_host_where_its_memory_is_the_devices() {
             assert_eq!(place, 0, "{stats}");
             assert!(there >= 4 * MIB as u64, "{stats}");
         }
+    }
+}
+
+/// What the books say of a device ends with the allocation, also where an entry could not be made: the next allocation and the next
+/// device come to the same place.
+#[test]
+fn an_entry_that_failed_is_nobody_elses() {
+    let name = "an_entry_that_failed_is_nobody_elses";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(&mut child(name)); // no other test may have the place
+        return;
+    }
+    for (how, config) in kinds(8 * MIB) {
+        let dev = device(small(8 * MIB));
+        let rt = Runtime::builder().open_device(Arc::clone(&dev) as _).policy("remote").unwrap().build().unwrap();
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        let place = x.as_ptr();
+        dev.inject().fail_edit(0);
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap_err();
+        drop((x, rt));
+        eventually("the device is let go", || Arc::strong_count(&dev) == 1);
+        let rt = runtime(config);
+        let x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        assert_eq!(x.as_ptr(), place);
+        let mut y = rt.shared::<u32>(100_000).unwrap();
+        rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
+        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
     }
 }

@@ -351,7 +351,9 @@ impl Body {
         let mut valid = Mask::EMPTY;
         let mut dirty = Mask::EMPTY;
         let mut alias = Mask::EMPTY;
-        for d in &self.dev {
+        for (i, d) in self.dev.iter().enumerate() {
+            let empty = (d.valid | d.mapped | d.leaving).is_empty();
+            claim(empty || self.known >> i & 1 == 1, "a device has a part that the next owner will not be rid of")?;
             claim(d.valid.covers(d.dirty), "dirty without valid")?;
             claim(d.mapped.covers(d.writable), "writable without mapped")?;
             claim(d.mapped.covers(d.alias), "alias without mapped")?;

@@ -397,6 +397,8 @@ pub(crate) fn map_remote(
                     access: if access.writes() { Access::ReadWrite } else { Access::Read },
                 })
                 .collect();
+            // Before its books change, whatever comes of it.
+            body.admit(slot);
             // Under the driver lock, since the retry check holds only there: such an edit is one call that waits for nothing.
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
             if let Err(e) = unsafe { mirror.device().edit(&edits, &[]) } {
@@ -408,7 +410,6 @@ pub(crate) fn map_remote(
                 DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
                 return Err(Error::device(mirror.device(), e));
             }
-            body.admit(slot);
             body.hole &= !fix; // the device's accesses give them storage
             let dev = &mut body.dev[slot];
             dev.mapped |= fix;
