@@ -403,18 +403,3 @@ impl Device for Injected {
         self.device.window()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trigger_fires_once_at_its_number() {
-        let t = Trigger::off();
-        assert!(!t.fires());
-        t.arm(2);
-        assert_eq!([(); 5].map(|()| t.fires()), [false, false, true, false, false]);
-        t.arm(0);
-        assert!(t.fires() && !t.fires());
-    }
-}
