@@ -129,6 +129,7 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let now = os::now_ns();
+    let grains = migrate::grains(space);
     let region = {
         let body = block.lock(free);
         // A store to a page that is mapped for loads is parked while a launch uses its replicas.
@@ -146,11 +147,13 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
             let region = if there { Mask::page(p) } else { region };
+            let home = Home { wait: false, reading: !store, keep: !there, ..Home::EXCLUSIVE };
+            let region = region | migrate::taken(&grains, &body, region, home);
             step.note(block, &body, region);
-            Some((region, !there))
+            Some((region, home))
         }
     };
-    if let (Some((region, keep)), Some(seg)) = (region, space.segment_of(id)) {
+    if let (Some((region, home)), Some(seg)) = (region, space.segment_of(id)) {
         if !hold::quiet(&seg, hold::HOST) {
             return Err(now + AGAIN_NS);
         }
@@ -168,7 +171,6 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         // Before the page is there: whoever waits for it may look at once.
         let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
         space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
-        let home = Home { wait: false, reading: !store, keep, ..Home::EXCLUSIVE };
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
     }

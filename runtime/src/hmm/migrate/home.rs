@@ -15,6 +15,7 @@ use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::segment::Segment;
 use super::super::source;
+use super::super::space::Space;
 use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
 use crate::Error;
 use crate::stats::Cause;
@@ -71,8 +72,7 @@ pub(crate) fn bring_home(
 
 fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, cause: Cause) -> Batch<Collected> {
     let space = seg.space();
-    let devices: SmallVec<[(usize, usize); 4]> =
-        space.devices().iter().map(|m| (m.slot(), m.pods().pages_per_grain())).collect();
+    let devices = grains(space);
     let mut spans = Vec::new();
     let mut result = Moved::default();
     for (id, mask) in pages.blocks() {
@@ -83,15 +83,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         }
         let mut body = block.lock(free);
         result.lost |= body.lost.meets(mask);
-        let mut fix = Mask::EMPTY;
-        for &(slot, per) in devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot)) {
-            let dev = &body.dev[slot];
-            let mut take = (dev.dirty | dev.atomic) & mask;
-            if home.ends_on(slot, &body) {
-                take |= (dev.valid | dev.mapped) & mask;
-            }
-            fix |= take.widened(per) & (dev.valid | dev.mapped);
-        }
+        let mut fix = taken(&devices, &body, mask, home);
         if home.map && space.host.faults() {
             let kept = if home.duplicates(&body) { Mask::EMPTY } else { valid_anywhere(&body, home) };
             fix |= mask & block.limit() & body.revoked & !body.lost & !kept;
@@ -134,6 +126,23 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
     }
     let (to, access, points) = (None, Access::Read, SmallVec::new());
     Core { seg: Arc::clone(seg), to, access, moves: false, spans, home, points, result, cause }.into()
+}
+
+/// Slots of devices, and how many pages a grain of each has.
+pub(crate) type Grains = SmallVec<[(usize, usize); 4]>;
+
+pub(crate) fn grains(space: &Space) -> Grains {
+    space.devices().iter().map(|m| (m.slot(), m.pods().pages_per_grain())).collect()
+}
+
+/// What devices lose for pages `mask` to come home as `home` says: entries go by whole grains.
+pub(crate) fn taken(devices: &Grains, body: &Body, mask: Mask, home: Home) -> Mask {
+    let concerned = devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot));
+    concerned.fold(Mask::EMPTY, |taken, &(slot, per)| {
+        let dev = &body.dev[slot];
+        let all = if home.ends_on(slot, body) { dev.valid | dev.mapped } else { Mask::EMPTY };
+        taken | (mask & (dev.dirty | dev.atomic | all)).widened(per) & (dev.valid | dev.mapped)
+    })
 }
 
 /// Pages that would still be valid on some device after `home`.

@@ -40,7 +40,7 @@ use crate::Error;
 use crate::stats::Cause;
 
 pub(crate) use device::{Want, to_device};
-pub(crate) use home::{bring_home, free_frames};
+pub(crate) use home::{bring_home, free_frames, grains, taken};
 
 /// Blocks a batch: 128 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
 /// overlaps the copy of the one before.
