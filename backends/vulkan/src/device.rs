@@ -157,7 +157,7 @@ impl VulkanDevice {
                 (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
             }
             PageTable::Sparse | PageTable::Fixed => {
-                let copies = config.copies.or(gpu.can.unified.then_some(Copies::Mapped));
+                let copies = config.copies.or(gpu.can.mapped.then_some(Copies::Mapped));
                 let imports = match copies {
                     Some(Copies::Mapped | Copies::Staged) => None,
                     _ => match trial::probe(&raw, &pool).and_then(|way| Imports::new(&raw, &regions, way, Most::of(&raw))) {
@@ -279,9 +279,10 @@ impl VulkanDevice {
     fn host_pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
         match &self.table {
             Table::Mmu(t) => t.mmu.pieces(runs),
-            Table::Sparse(t) => {
-                self.regions.look().pieces(&t.cut(runs), |first, offset, bytes| t.pointer(first, offset, bytes))
-            }
+            Table::Sparse(t) => self
+                .regions
+                .look()
+                .pieces(&t.chunks.cut(runs), |first, offset, bytes| t.chunks.pointer(first, offset, bytes)),
             Table::Fixed(t) => self.regions.look().pieces(runs, |first, offset, bytes| t.pointer(first, offset, bytes)),
         }
     }
@@ -299,7 +300,7 @@ impl Device for VulkanDevice {
     fn memory(&self) -> Memory {
         match &self.table {
             Table::Mmu(t) => t.mmu.memory(),
-            Table::Sparse(t) => t.memory(),
+            Table::Sparse(t) => t.chunks.memory(),
             Table::Fixed(t) => t.memory(),
         }
     }
@@ -346,7 +347,7 @@ impl Device for VulkanDevice {
         self.raw.present()?;
         match &self.table {
             Table::Mmu(t) => t.mmu.alloc(grains, out),
-            Table::Sparse(t) => t.alloc(grains, out),
+            Table::Sparse(t) => t.chunks.alloc(grains, out),
             Table::Fixed(t) => t.alloc(place, grains, out),
         }
     }
@@ -354,7 +355,7 @@ impl Device for VulkanDevice {
     unsafe fn free(&self, frames: &[Frames]) {
         match &self.table {
             Table::Mmu(t) => t.mmu.free(frames),
-            Table::Sparse(t) => t.free(frames),
+            Table::Sparse(t) => t.chunks.free(frames),
             // They stay with their place.
             Table::Fixed(_) => {}
         }
@@ -393,7 +394,7 @@ impl Device for VulkanDevice {
         let copier = match &self.mover {
             Mover::Host(copier) => copier,
             Mover::Device(stager) => {
-                let cut = if let Table::Sparse(t) = &self.table { Some(t.cut(runs)) } else { None };
+                let cut = if let Table::Sparse(t) = &self.table { Some(t.chunks.cut(runs)) } else { None };
                 return stager.copy(&self.table, &self.regions, cut.as_deref().unwrap_or(runs), after);
             }
         };

@@ -99,8 +99,8 @@ pub(crate) struct Can {
     pub(crate) coherent_types: u32,
     /// Allocations of device memory at a time.
     pub(crate) max_allocations: u32,
-    /// All device-local memory is cached, coherent memory of the host.
-    pub(crate) unified: bool,
+    /// All device-local memory is cached and coherent where the host reaches it.
+    pub(crate) mapped: bool,
 }
 
 impl Gpu {
@@ -321,7 +321,7 @@ fn memory(vk: &ash::Instance, gpu: &mut Gpu) {
     let shared = vk::MemoryPropertyFlags::HOST_VISIBLE
         | vk::MemoryPropertyFlags::HOST_COHERENT
         | vk::MemoryPropertyFlags::HOST_CACHED;
-    gpu.can.unified = gpu.kind != DeviceKind::Discrete
+    gpu.can.mapped = gpu.kind != DeviceKind::Discrete
         && types.iter().any(|t| t.heap_index as usize == heap && t.property_flags.contains(shared));
 }
 

@@ -6,6 +6,7 @@
 //! | [`VulkanDevice`] | a device, as the engine drives it |
 //! | `instance`, `raw` | the loader, the instance, the logical device with its queues |
 //! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
+//! | `chunks` | the memory that sparse buffers are bound to |
 //! | `entries` | what is bound in sparse buffers, and which of it are entries |
 //! | `mappings` | how many mappings the process has left |
 //! | `pool` | buffers, with memory from gpu-allocator |
@@ -33,6 +34,7 @@
 
 mod bind;
 mod cache;
+mod chunks;
 mod config;
 mod device;
 mod entries;

@@ -1,36 +1,34 @@
 //! Page table *sparse*: a sparse buffer a reservation, whose pages are bound to memory one by one.
 //!
 //! **Guarantee:** an entry names the frames that the last edit gave it, or nothing; edits happen in the order of their points. Frames
-//! are grains of plain buffers, called chunks, which copies read and write: device memory is reached in two ways, never by import, which
-//! sparse buffers do not take.
+//! are grains of [plain buffers](crate::chunks), which copies read and write: device memory is reached in two ways, never by import,
+//! which sparse buffers do not take.
 //!
-//! **States:** a frame is free or handed out; a chunk is not there until one of its frames is handed out, and then stays. A
-//! reservation is there or not, and knows [what is bound and what is an entry](crate::entries): once nothing is bound, all of it is unbound in
-//! one stretch, since drivers on the host keep a mapping for each stretch that was bound or unbound by itself. Its buffer goes when the
-//! edits that may name it are done.
+//! **States:** a reservation is there or not, and knows [what is bound and what is an entry](crate::entries): once nothing is bound, all
+//! of it is unbound in one stretch, since drivers on the host keep a mapping for each stretch that was bound or unbound by itself. Its
+//! buffer goes when the edits that may name it are done.
 //!
 //! **Unbound pages** may keep what a kernel writes there and give it back later, without a word (seen on lavapipe): nothing here
 //! notices a kernel that touches what it does not declare.
 //!
-//! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; `frames` over bookkeeping of frames and over the
-//! driver's allocation of a chunk. Never both at once; the queue's own, and `mappings` for a count, inside `state`.
+//! **Locks:** `state`, for look-ups, over bookkeeping of an edit and its submission; the queue's own, and `mappings` for a count,
+//! inside it; that of the chunks never.
 
-use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
-use sterna_hal::{CopyRun, DevAddr, DevRange, DeviceError, DeviceKind, Edit, Frames, Memory, Place, Point, Target};
-use sterna_host::frames::FrameTable;
-use sterna_host::sys::{invalid, to_usize};
+use sterna_hal::{DevAddr, DevRange, DeviceError, DeviceKind, Edit, Point, Target};
+use sterna_host::sys::invalid;
 
+use crate::chunks::Chunks;
 use crate::config::GRAIN;
 use crate::entries::{Change, Entries, Region};
 use crate::error::VulkanError;
 use crate::launch::TABLE;
 use crate::mappings::Mappings;
-use crate::pool::{Buffer, Pool, usage};
+use crate::pool::{Pool, usage};
 use crate::raw::{Raw, Shared};
 use crate::signals::Semaphore;
 
@@ -38,33 +36,23 @@ use crate::signals::Semaphore;
 const ALIGNMENT: u64 = 2 << 20;
 /// How soon a thread that waits in the driver looks whether the device is lost, in nanoseconds.
 const PIECE: u64 = 200_000_000;
-/// Bytes of a chunk.
-const CHUNK: u64 = 64 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Sparse {
-    pool: Arc<Pool>,
+    pub(crate) chunks: Chunks,
     raw: Arc<Raw>,
     queue: Shared,
     /// Reached by edits.
     bound: Arc<Semaphore>,
-    location: MemoryLocation,
     /// What the driver binds by, and what is bound here.
     unit: u64,
     grain: u64,
-    budget: u64,
     /// Longest reservation, and all of them together.
     limit: u64,
     space: u64,
-    /// Memory types that sparse buffers take.
-    types: u32,
     state: Mutex<State>,
     /// On drivers that run on the host.
     mappings: Option<Mutex<Mappings>>,
-    frames: Mutex<FrameTable>,
-    /// Grains a chunk.
-    per: u32,
-    chunks: Vec<OnceLock<Arc<Buffer>>>,
 }
 
 #[derive(Debug)]
@@ -106,27 +94,19 @@ impl Sparse {
         }
         let space = can.sparse_space;
         let limit = can.max_buffer.min(space).saturating_sub(ALIGNMENT) & !(grain - 1);
-        let grains = (budget / grain).clamp(1, u64::from(u32::MAX) / 2) as u32;
-        let budget = u64::from(grains) * grain;
-        let per = (CHUNK.min(budget) / grain) as u32;
-        let chunks = (0..grains.div_ceil(per)).map(|_| OnceLock::new()).collect();
+        let chunks = Chunks::new(pool, (location, needs.memory_type_bits), grain, budget);
+        let entries = Entries::new(chunks.grains(), grain);
         Ok(Self {
-            pool: Arc::clone(pool),
+            chunks,
             raw: Arc::clone(raw),
             queue: Arc::clone(queue),
             bound,
-            location,
             unit: needs.alignment.max(1),
             grain,
-            budget,
             limit,
             space,
-            types: needs.memory_type_bits,
-            state: Mutex::new(State { issued: 0, reserved: 0, ending: Vec::new(), entries: Entries::new(grains, grain) }),
+            state: Mutex::new(State { issued: 0, reserved: 0, entries, ending: Vec::new() }),
             mappings: if raw.gpu.kind == DeviceKind::Software { Mappings::new().map(Mutex::new) } else { None },
-            frames: Mutex::new(FrameTable::new(grains, (ALIGNMENT / grain) as u32)),
-            per,
-            chunks,
         })
     }
 
@@ -152,10 +132,6 @@ impl Sparse {
 
     pub(crate) fn max_reservation(&self) -> u64 {
         self.limit
-    }
-
-    pub(crate) fn memory(&self) -> Memory {
-        Memory { budget: self.budget, in_use: u64::from(self.frames.lock().in_use()) * self.grain }
     }
 
     pub(crate) fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
@@ -225,87 +201,6 @@ impl Sparse {
         self.state.lock().entries.of(call, range).map(|r| (r.buffer, range.at.0 - r.base))
     }
 
-    pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let mut table = self.frames.lock();
-        let start = out.len();
-        if !table.alloc(grains, out, &mut smallvec::SmallVec::new()) {
-            let in_use = u64::from(table.in_use()) * self.grain;
-            return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
-        }
-        let per = self.per;
-        let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
-        for chunk in chunks {
-            if self.chunks[chunk as usize].get().is_some() {
-                continue;
-            }
-            let bytes = (self.budget - u64::from(chunk * per) * self.grain).min(u64::from(per) * self.grain);
-            match self.pool.chunk(bytes, self.location, "frames", self.types, self.grain) {
-                // Made under the lock, so nobody else has.
-                Ok(buffer) => drop(self.chunks[chunk as usize].set(Arc::new(buffer))),
-                Err(e) => {
-                    out.drain(start..).for_each(|f| table.free(f));
-                    return Err(e);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn free(&self, frames: &[Frames]) {
-        let mut table = self.frames.lock();
-        frames.iter().for_each(|f| table.free(*f));
-    }
-
-    /// Where frames are: the chunk, and the offset within. Runs do not go beyond a chunk: see [`cut`](Self::cut).
-    pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
-        let outside = || invalid("copy", format!("{bytes} bytes at {offset} behind grain {first} are outside the memory"));
-        let at = (u64::from(first) * self.grain).checked_add(offset).ok_or_else(outside)?;
-        let per = u64::from(self.per) * self.grain;
-        let chunk = self.chunks.get(to_usize(at / per)).and_then(OnceLock::get).ok_or_else(outside)?;
-        if at.checked_add(bytes).is_none_or(|end| end > self.budget) || at % per + bytes > per {
-            return Err(outside());
-        }
-        Ok((Arc::clone(chunk), at % per))
-    }
-
-    /// Where the host reaches frames, on a device whose memory is mapped.
-    pub(crate) fn pointer(&self, first: u32, offset: u64, bytes: u64) -> Result<NonNull<u8>, DeviceError> {
-        let (chunk, at) = self.locate(first, offset, bytes)?;
-        let mapped = chunk.mapped.ok_or_else(|| invalid("copy", "this memory is not mapped"))?;
-        // SAFETY: inside the buffer, all of which is mapped and stays as long as the device.
-        Ok(unsafe { mapped.add(to_usize(at)) })
-    }
-
-    /// The runs, none of which goes beyond a chunk.
-    pub(crate) fn cut(&self, runs: &[CopyRun]) -> Vec<CopyRun> {
-        let per = u64::from(self.per) * self.grain;
-        let left = |p: Place| match p {
-            Place::Frames { first, offset } => per - (u64::from(first) * self.grain).saturating_add(offset) % per,
-            _ => u64::MAX,
-        };
-        let mut out = Vec::with_capacity(runs.len());
-        for run in runs {
-            let (mut from, mut to, mut bytes) = (run.from, run.to, run.bytes);
-            if bytes > self.budget {
-                out.push(*run); // of no frames here, as whoever looks for them says
-                continue;
-            }
-            while bytes > 0 {
-                let n = bytes.min(left(from)).min(left(to));
-                out.push(CopyRun { from, to, bytes: n });
-                for place in [&mut from, &mut to] {
-                    match place {
-                        Place::Frames { offset, .. } => *offset = offset.saturating_add(n),
-                        Place::Host(at) => at.offset = at.offset.saturating_add(n),
-                        Place::Zero => {}
-                    }
-                }
-                bytes -= n;
-            }
-        }
-        out
-    }
-
     /// Edits, after these values of semaphores.
     pub(crate) fn edit(&self, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
         let mut ranges: Vec<(u64, u64)> = edits.iter().map(|e| (e.at.at.0, e.at.bytes)).collect();
@@ -332,7 +227,7 @@ impl Sparse {
             }
             match e.to {
                 Target::Absent => {}
-                Target::Frames { first } => drop(self.stretches(first, e.at.bytes)?),
+                Target::Frames { first } => drop(self.chunks.stretches(first, e.at.bytes)?),
                 Target::Host(_) => return Err(invalid("edit", "this device cannot map host storage")),
             }
         }
@@ -340,47 +235,38 @@ impl Sparse {
         for e in edits {
             state.entries.of("edit", e.at)?;
         }
-        let wanted = || {
-            edits.iter().map(|e| match e.to {
-                Target::Frames { first } => (e.at, Some(first)),
-                _ => (e.at, None),
-            })
-        };
-        let changes = state.entries.change(wanted());
-        match self.bind(&mut state, &changes, after) {
+        match self.enter(&mut state, edits, after) {
             Err(e) if self.mappings.is_some() && !self.raw.is_lost() => {
-                state.entries.failed(&changes);
                 // What is bound and no entry may be what there are too many mappings for.
                 let idle = state.entries.sweep();
                 if idle.is_empty() {
                     return Err(e);
                 }
-                let swept = self.bind(&mut state, &idle, &[]).inspect_err(|_| state.entries.failed(&idle))?;
+                let swept = self.bind(&mut state, &idle, &[])?;
                 drop(state);
                 // In pieces: what comes before it may wait for copies that a lost device will not make.
                 while !self.bound.wait(swept.value, PIECE)? {
                     self.raw.present()?;
                 }
-                let mut state = self.state.lock();
-                let changes = state.entries.change(wanted());
-                self.bind(&mut state, &changes, after).inspect_err(|_| state.entries.failed(&changes))
+                self.enter(&mut self.state.lock(), edits, after)
             }
-            done => done.inspect_err(|_| state.entries.failed(&changes)),
+            done => done,
         }
     }
 
-    /// The chunks that frames from `first` on are in: each with the offset within, and so many bytes.
-    fn stretches(&self, first: u32, bytes: u64) -> Result<Vec<(Arc<Buffer>, u64, u64)>, DeviceError> {
-        let runs = self.cut(&[CopyRun { from: Place::Frames { first, offset: 0 }, to: Place::Zero, bytes }]);
-        let place = |r: CopyRun| match r.from {
-            Place::Frames { first, offset } => self.locate(first, offset, r.bytes).map(|(c, at)| (c, at, r.bytes)),
-            _ => unreachable!("frames stay frames"),
-        };
-        runs.into_iter().map(place).collect()
+    /// Makes the entries, of reservations that are there.
+    fn enter(&self, state: &mut State, edits: &[Edit], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+        let first = |to: &Target| if let Target::Frames { first } = to { Some(*first) } else { None };
+        let changes = state.entries.change(edits.iter().map(|e| (e.at, first(&e.to))));
+        self.bind(state, &changes, after)
+    }
+
+    fn bind(&self, state: &mut State, changes: &[Change], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+        self.submit(state, changes, after).inspect_err(|_| state.entries.failed(changes))
     }
 
     /// One submission, which comes behind those before it. Without changes there is none, unless there is something to wait for.
-    fn bind(&self, state: &mut State, changes: &[Change], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
+    fn submit(&self, state: &mut State, changes: &[Change], after: &[(vk::Semaphore, u64)]) -> Result<Point, DeviceError> {
         let State { entries, issued, .. } = state;
         if changes.is_empty() && after.is_empty() {
             return Ok(Point { queue: TABLE, value: *issued });
@@ -398,7 +284,7 @@ impl Sparse {
             match c.first {
                 Some(first) => {
                     let mut offset = offset;
-                    for (chunk, place, bytes) in self.stretches(first, c.grains * self.grain)? {
+                    for (chunk, place, bytes) in self.chunks.stretches(first, c.grains * self.grain)? {
                         let (memory, start) = chunk.memory();
                         list.push(bind(offset, bytes).memory(memory).memory_offset(start + place));
                         offset += bytes;

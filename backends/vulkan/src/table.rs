@@ -54,7 +54,7 @@ impl Table {
     pub(crate) fn locate(&self, first: u32, offset: u64, bytes: u64) -> Result<(Arc<Buffer>, u64), DeviceError> {
         match self {
             Self::Mmu(_) => unreachable!("page table mmu is not staged"),
-            Self::Sparse(t) => t.locate(first, offset, bytes),
+            Self::Sparse(t) => t.chunks.locate(first, offset, bytes),
             Self::Fixed(t) => t.locate(first, offset, bytes),
         }
     }
