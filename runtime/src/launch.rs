@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use sterna_hal::kernel::{
     Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
 };
-use sterna_hal::{Absent, Access, Arg, DevRange, Groups, Launch};
+use sterna_hal::{Absent, Access, Groups};
 
 use crate::Error;
 use crate::hmm::Mechanism;
@@ -15,7 +15,7 @@ use crate::hmm::fork;
 use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::mirror::{By, DeviceMirror, NotYet};
+use crate::hmm::mirror::{By, Call, DeviceMirror, NotYet};
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
 use crate::runtime::Runtime;
@@ -148,16 +148,8 @@ impl Prepared {
         faults: bool,
         by: By<'_>,
     ) -> Result<(), NotYet> {
-        let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
-        args.push(Arg::Plain(&self.value));
-        for (t, param) in self.touches.iter().zip(&self.params) {
-            // Without addresses nothing of it can be resident.
-            let Some(view) = t.seg.view(mirror.slot()) else { return Err(NotYet::Populate) };
-            let at = DevRange { at: view.of(t.bytes.start), bytes: t.bytes.end - t.bytes.start };
-            args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
-        }
-        let launch = Launch { kernel: self.kernel, grid: self.grid, groups, args: &args };
-        mirror.try_submit(&launch, record, (&self.touches, needs), faults, by)
+        let Self { kernel, grid, ref value, ref params, ref touches, .. } = *self;
+        mirror.try_submit(Call { kernel, grid, value, params, touches }, (groups, needs), record, faults, by)
     }
 }
 

@@ -422,7 +422,7 @@ impl Device for VulkanDevice {
             match &self.table {
                 Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
                 Table::Sparse(t) => drop(t.of("submit", at)?),
-                Table::Fixed(t) => drop(t.of("submit", at)?),
+                Table::Fixed(t) => t.covers("submit", at)?,
             }
         }
         if let Mover::Device(_) = self.mover

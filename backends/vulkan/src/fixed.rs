@@ -51,6 +51,14 @@ impl Reservation {
     }
 }
 
+impl State {
+    fn of(&self, call: &'static str, range: DevRange) -> Result<&Arc<Reservation>, DeviceError> {
+        let found = self.by_address.range(..=range.at.0).next_back().map(|(_, r)| r);
+        let inside = |r: &&Arc<Reservation>| range.at.0.checked_add(range.bytes).is_some_and(|end| end <= r.at + r.bytes);
+        found.filter(inside).ok_or_else(|| invalid(call, format!("{range:x?} is outside every reservation")))
+    }
+}
+
 impl Fixed {
     pub(crate) fn new(pool: Arc<Pool>, location: MemoryLocation, grain: u64, budget: u64, longest: u64) -> Self {
         let budget = (budget / grain).clamp(1, u64::from(u32::MAX) / 2) * grain;
@@ -115,11 +123,12 @@ impl Fixed {
 
     /// The reservation that has `range`.
     pub(crate) fn of(&self, call: &'static str, range: DevRange) -> Result<Arc<Reservation>, DeviceError> {
-        let state = self.state.lock();
-        let found = state.by_address.range(..=range.at.0).next_back().map(|(_, r)| r);
-        let inside = |r: &&Arc<Reservation>| range.at.0.checked_add(range.bytes).is_some_and(|end| end <= r.at + r.bytes);
-        let found = found.filter(inside).cloned();
-        found.ok_or_else(|| invalid(call, format!("{range:x?} is outside every reservation")))
+        self.state.lock().of(call, range).cloned()
+    }
+
+    /// Refuses what no reservation has.
+    pub(crate) fn covers(&self, call: &'static str, range: DevRange) -> Result<(), DeviceError> {
+        self.state.lock().of(call, range).map(drop)
     }
 
     pub(crate) fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use sterna_hal::kernel::spirv::{self, HEAD, PUSH};
 use sterna_hal::kernel::{Code, Mapping};
-use sterna_hal::{Arg, DeviceError, Groups, KernelId, Launch, Outcome, Point, Ticket};
+use sterna_hal::{Arg, DeviceError, Groups, KernelError, KernelId, Launch, Outcome, Point, Ticket};
 use sterna_host::sys::invalid;
 
 use crate::bind::{self, Bound, BufferOf};
@@ -23,7 +23,7 @@ use crate::pipeline::{Kernels, Loaded};
 use crate::pool::Pool;
 use crate::raw::Raw;
 use crate::signals::Semaphore;
-use crate::slot::{MOST_VALUE, Slot, Slots};
+use crate::slot::{Complaint, MOST_VALUE, Slot, Slots};
 
 /// The number of the compute queue.
 pub(crate) const COMPUTE: u32 = 0;
@@ -79,18 +79,18 @@ impl Compute {
             loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
         let parts = grid::stretches_of(launch.grid, launch.groups)?;
         let args = match &loaded.descriptors {
-            None => Packed::Address(pack(&loaded, launch.args)?),
+            None => Packed::Address(pack(loaded, launch.args)?),
             Some((d, _)) => {
-                within(&loaded, launch, d.counts_groups, self.raw.gpu.can.max_groups)?;
-                Packed::Descriptor(bind::look_up(&self.raw, &loaded, launch.args, of)?)
+                within(loaded, launch, d.counts_groups, self.raw.gpu.can.max_groups)?;
+                Packed::Descriptor(bind::look_up(&self.raw, loaded, launch.args, of)?)
             }
         };
         let mut state = self.state.lock();
         let mut slot = state.slots.take(&self.raw, &self.pool, &self.done)?;
         let value = state.issued + 1;
         let recorded = match args {
-            Packed::Address(args) => self.record_address(&mut slot, &loaded, launch.grid, &parts, args),
-            Packed::Descriptor(bound) => self.record_descriptors(&mut slot, &loaded, launch.grid, &parts, &bound),
+            Packed::Address(args) => self.record_address(&mut slot, loaded, launch.grid, &parts, args),
+            Packed::Descriptor(bound) => self.record_descriptors(&mut slot, loaded, launch.grid, &parts, &bound),
         };
         let submitted =
             recorded.and_then(|()| self.queue(&slot, value, after).map_err(|code| self.raw.failed("vkQueueSubmit")(code)));
@@ -99,7 +99,7 @@ impl Compute {
             return Err(e);
         }
         state.issued = value;
-        state.slots.in_flight(slot, value, loaded);
+        state.slots.in_flight(slot, value, launch.kernel);
         Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
     }
 
@@ -223,7 +223,9 @@ impl Compute {
     }
 
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
-        self.state.lock().slots.failure(done.id).map_or(Outcome::Done, Outcome::Failed)
+        let complaint = self.state.lock().slots.complaint(done.id);
+        let refused = |c: Complaint| Some(KernelError::Refused(self.kernels.get(c.kernel)?.form.complaint(c.words)));
+        complaint.and_then(refused).map_or(Outcome::Done, Outcome::Failed)
     }
 }
 

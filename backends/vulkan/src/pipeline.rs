@@ -3,7 +3,7 @@
 //! **Guarantee:** what is loaded stays until the device goes; the same code again gives the same number, and a pipeline is built
 //! once.
 //!
-//! **Locks:** `building`, while a pipeline is built; then `list`, for look-ups, and never over a call of the driver. Building may
+//! **Locks:** `building`, while a pipeline is built; then `ids`, for look-ups, and never over a call of the driver. Building may
 //! take as long as the kernels that run: lavapipe has one lock for both. A kernel that runs may wait for a page, and whoever brings
 //! the page for somebody who submits a launch, which looks a kernel up: nobody who builds may be in their way.
 
@@ -33,12 +33,6 @@ pub(crate) struct Loaded {
     pub(crate) name: &'static str,
 }
 
-#[derive(Debug, Default)]
-struct List {
-    kernels: Vec<Arc<Loaded>>,
-    ids: HashMap<Code, KernelId>,
-}
-
 /// All that were loaded.
 #[derive(Debug)]
 pub(crate) struct Kernels {
@@ -47,7 +41,9 @@ pub(crate) struct Kernels {
     by_address: vk::PipelineLayout,
     cache: Cache,
     building: Mutex<()>,
-    list: RwLock<List>,
+    ids: RwLock<HashMap<Code, KernelId>>,
+    /// By number.
+    list: boxcar::Vec<Loaded>,
 }
 
 impl Kernels {
@@ -55,16 +51,23 @@ impl Kernels {
         let cache = Cache::new(raw, folder)?;
         let layout = pipeline_layout(raw, &[], PUSH as u32).map_err(opening("vkCreatePipelineLayout"));
         let by_address = layout.inspect_err(|_| cache.destroy())?;
-        Ok(Self { raw: Arc::clone(raw), by_address, cache, building: Mutex::default(), list: RwLock::default() })
+        Ok(Self {
+            raw: Arc::clone(raw),
+            by_address,
+            cache,
+            building: Mutex::default(),
+            ids: RwLock::default(),
+            list: boxcar::Vec::new(),
+        })
     }
 
-    pub(crate) fn get(&self, id: KernelId) -> Option<Arc<Loaded>> {
-        self.list.read().kernels.get(id.0 as usize).cloned()
+    pub(crate) fn get(&self, id: KernelId) -> Option<&Loaded> {
+        self.list.get(id.0 as usize)
     }
 
     pub(crate) fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         let form = code.spirv.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "SPIR-V" })?;
-        let known = || self.list.read().ids.get(code).copied();
+        let known = || self.ids.read().get(code).copied();
         if let Some(id) = known() {
             return Ok(id);
         }
@@ -74,10 +77,8 @@ impl Kernels {
             return Ok(id);
         }
         let loaded = self.build(code, form)?;
-        let mut list = self.list.write();
-        list.kernels.push(Arc::new(loaded));
-        let id = KernelId(list.kernels.len() as u32 - 1);
-        list.ids.insert(*code, id);
+        let id = KernelId(self.list.push(loaded) as u32);
+        self.ids.write().insert(*code, id);
         Ok(id)
     }
 
@@ -155,8 +156,7 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        let list = std::mem::take(self.list.get_mut());
-        list.kernels.iter().for_each(|k| self.destroy(k));
+        self.list.iter().for_each(|(_, k)| self.destroy(k));
         self.cache.save();
         self.cache.destroy();
         // SAFETY: the device is idle, as its owner has seen to, and the pipelines are gone.

@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
-use sterna_hal::{DeviceError, KernelError};
+use sterna_hal::{DeviceError, KernelId};
 use sterna_host::sys::invalid;
 
-use crate::pipeline::Loaded;
 use crate::pool::{Buffer, Pool};
 use crate::raw::Raw;
 use crate::signals::Semaphore;
@@ -33,7 +32,8 @@ pub(crate) struct Slot {
     /// Where its part of the block begins.
     pub(crate) offset: u64,
     value: u64,
-    kernel: Option<Arc<Loaded>>,
+    /// The kernel of the launch that nobody has asked after.
+    kernel: Option<KernelId>,
     /// For arguments that do not fit the block.
     large: Option<Buffer>,
     /// For modules with bindings; null until one is launched.
@@ -73,21 +73,33 @@ impl Slot {
         Ok(place)
     }
 
-    /// Takes what the launch that used it last complained of.
-    fn harvest(&mut self) -> Option<(u64, KernelError)> {
-        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's.
-        let words = unsafe { self.status().replace([0; 3]) };
+    /// Takes what the launch that used it last complained of, which nobody else has asked after.
+    fn harvest(&mut self) -> Option<Complaint> {
         let kernel = self.kernel.take()?;
-        (words[0] != 0).then(|| (self.value, KernelError::Refused(kernel.form.complaint(words))))
+        let at = self.status();
+        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's. Here and below.
+        let words = unsafe { at.read() };
+        (words[0] != 0).then(|| {
+            // SAFETY: as above.
+            unsafe { at.write([0; 3]) };
+            Complaint { kernel, words }
+        })
     }
+}
+
+/// What a kernel found wrong, in its status words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Complaint {
+    pub(crate) kernel: KernelId,
+    pub(crate) words: [u32; 3],
 }
 
 /// The slots of a queue.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     list: VecDeque<Slot>,
-    /// What launches whose slots are used again complained of.
-    failures: HashMap<u64, KernelError>,
+    /// What launches whose slots are used again complained of, by their values.
+    complaints: HashMap<u64, Complaint>,
     blocks: Vec<Arc<Buffer>>,
     used: u64,
 }
@@ -99,8 +111,8 @@ impl Slots {
             && done.is_reached(front.value)
             && let Some(mut slot) = self.list.pop_front()
         {
-            if let Some((value, error)) = slot.harvest() {
-                self.failures.insert(value, error);
+            if let Some(complaint) = slot.harvest() {
+                self.complaints.insert(slot.value, complaint);
             }
             return Ok(slot);
         }
@@ -141,17 +153,17 @@ impl Slots {
     }
 
     /// Takes back a slot whose launch of `kernel` ends with `value`, the highest so far.
-    pub(crate) fn in_flight(&mut self, mut slot: Slot, value: u64, kernel: Arc<Loaded>) {
+    pub(crate) fn in_flight(&mut self, mut slot: Slot, value: u64, kernel: KernelId) {
         slot.value = value;
         slot.kernel = Some(kernel);
         self.list.push_back(slot);
     }
 
     /// What the launch with this value, which has ended, complained of; told once.
-    pub(crate) fn failure(&mut self, value: u64) -> Option<KernelError> {
+    pub(crate) fn complaint(&mut self, value: u64) -> Option<Complaint> {
         let in_slot = self.list.binary_search_by_key(&value, |s| s.value).ok();
-        let said = in_slot.and_then(|i| self.list[i].harvest()).map(|(_, error)| error);
-        said.or_else(|| if self.failures.is_empty() { None } else { self.failures.remove(&value) })
+        let said = in_slot.and_then(|i| self.list[i].harvest());
+        said.or_else(|| if self.complaints.is_empty() { None } else { self.complaints.remove(&value) })
     }
 
     /// Destroys what the slots have.

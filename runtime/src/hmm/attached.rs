@@ -24,14 +24,14 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Kernel, Params};
-use sterna_hal::{Absent, Access, Arg, DevAddr, DevRange, Device, Groups, Launch};
+use sterna_hal::{Absent, Access, Device, Groups};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
 use super::block::Body;
 use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
-use super::mirror::{By, DeviceMirror, NotYet};
+use super::mirror::{By, Call, DeviceMirror, NotYet};
 use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::{Kind, Segment};
@@ -466,21 +466,13 @@ impl Attached {
     ) -> Result<SmallVec<[u64; 4]>, Error> {
         let mut free = Free::at_entry();
         let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
+        let call = Call { kernel, grid, value, params, touches };
         for attempt in 0_u32.. {
             // What others keep taking away comes by demand.
             let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
-            let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(value)];
-            for (t, param) in touches.iter().zip(params) {
-                // Without addresses nothing of it is there: it is populated first.
-                let view = t.seg.view(self.mirror.slot());
-                let at =
-                    DevRange { at: view.map_or(DevAddr(0), |v| v.of(t.bytes.start)), bytes: t.bytes.end - t.bytes.start };
-                args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
-            }
             self.mirror.reap();
-            let launch = Launch { kernel, grid, groups: Groups::All, args: &args };
             let record = InFlight::new(RAW, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
-            match self.mirror.try_submit(&launch, &record, (touches, touches), faults, By::Caller) {
+            match self.mirror.try_submit(call, (Groups::All, touches), &record, faults, By::Caller) {
                 Ok(()) => {
                     record.wait(&mut free, None);
                     record.mark_seen();

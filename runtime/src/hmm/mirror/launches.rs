@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sterna_hal::kernel::{Code, KernelId};
-use sterna_hal::{Access, Arg, DeviceError, Launch};
+use smallvec::SmallVec;
+use sterna_hal::kernel::{Code, KernelId, ParamDesc};
+use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch};
 
 use super::super::hold;
 use super::super::inflight::{InFlight, Touch};
@@ -21,6 +22,17 @@ pub(crate) enum By<'a> {
     Caller,
     /// The scheduler, whose count of what it has still to do is lowered with it.
     Scheduler(&'a AtomicUsize),
+}
+
+/// A launch before the device's addresses are known, which may change until it is submitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) kernel: KernelId,
+    pub(crate) grid: [u32; 3],
+    pub(crate) value: &'a [u8],
+    pub(crate) params: &'a [ParamDesc],
+    /// An argument a parameter.
+    pub(crate) touches: &'a [Touch],
 }
 
 /// Why a launch was not submitted.
@@ -55,24 +67,25 @@ impl DeviceMirror {
         })
     }
 
-    /// Submits a launch if the driver lock shows that everything it `needs` is ready, or, with `faults`, that the device may fault the
-    /// rest in. `touches` are its arguments; a launch of some of its groups needs a part of each. The check and the submission are one
-    /// step under that lock, as every revocation is.
+    /// Submits a launch of `groups` if the driver lock shows that everything it `needs`, a part of each argument, is ready, or, with
+    /// `faults`, that the device may fault the rest in. The check and the submission are one step under that lock, as every
+    /// revocation is.
     pub(crate) fn try_submit(
         &self,
-        launch: &Launch<'_>,
+        call: Call<'_>,
+        (groups, needs): (Groups<'_>, &[Touch]),
         record: &Arc<InFlight>,
-        (touches, needs): (&[Touch], &[Touch]),
         faults: bool,
         by: By<'_>,
     ) -> Result<(), NotYet> {
+        let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
+        args.push(Arg::Plain(call.value));
         let _driver = self.pods().lock.hold();
-        let given = launch.args.iter().filter_map(|a| if let Arg::Range { at, .. } = a { Some(at.at) } else { None });
-        for ((t, need), given) in touches.iter().zip(needs).zip(given) {
-            // Addresses may have been taken away and others given since the arguments were made.
-            if t.seg.view(self.slot).is_none_or(|v| v.of(t.bytes.start) != given || !v.covers(&need.bytes)) {
-                return Err(NotYet::Populate);
-            }
+        for ((t, need), param) in call.touches.iter().zip(needs).zip(call.params) {
+            // Without addresses nothing of it is there.
+            let Some(view) = t.seg.view(self.slot).filter(|v| v.covers(&need.bytes)) else { return Err(NotYet::Populate) };
+            let at = DevRange { at: view.of(t.bytes.start), bytes: t.bytes.end - t.bytes.start };
+            args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
             let ok = if faults {
                 t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
             } else {
@@ -96,9 +109,10 @@ impl DeviceMirror {
                 unscheduled.fetch_sub(1, Ordering::AcqRel);
             }
         }
+        let launch = Launch { kernel: call.kernel, grid: call.grid, groups, args: &args };
         // SAFETY: the arguments were checked against the kernel; their segments live until the launch retires; the gate keeps
         // the host's references away, order between launches keeps other devices away.
-        match unsafe { self.device.submit(launch, &[]) } {
+        match unsafe { self.device.submit(&launch, &[]) } {
             Ok(ticket) => {
                 record.submitted(ticket);
                 self.live.lock().push_back(Arc::clone(record));

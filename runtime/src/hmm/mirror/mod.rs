@@ -15,7 +15,7 @@ mod endings;
 mod launches;
 mod ops;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use sterna_hal::kernel::{Code, KernelId};
 use sterna_hal::{Absent, Caps, Device, DeviceError, RegionId};
 
@@ -37,7 +38,7 @@ use super::space::{Slot, Space};
 use crate::Error;
 
 pub(crate) use endings::give_up;
-pub(crate) use launches::{By, NotYet};
+pub(crate) use launches::{By, Call, NotYet};
 pub use ops::{Action, Mirror, MirrorOps};
 
 /// The order of eviction: lowest rank first, ties by block.
@@ -52,7 +53,7 @@ pub(crate) struct DeviceMirror {
     region: RegionId,
     notifier: Notifier,
     pub(super) views: RwLock<BTreeMap<u64, (Addresses, Weak<Segment>)>>,
-    kernels: RwLock<HashMap<Code, KernelId>>,
+    kernels: RwLock<FxHashMap<Code, KernelId>>,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
     /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
