@@ -140,6 +140,15 @@ impl Drop for Pinned {
     }
 }
 
+/// From here on threads share one arena of the C library's allocator. What a thread's own costs depends on what was freed there before.
+pub(crate) fn one_arena() {
+    // SAFETY: sets a parameter of the allocator.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}
+
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -51,13 +51,43 @@ pub(crate) struct InFlight {
     kernel: &'static str,
     mirror: Arc<DeviceMirror>,
     state: AtomicU32,
-    ticket: OnceLock<Ticket>,
+    ticket: TicketCell,
     /// How it failed, and whether somebody has been told.
     error: OnceLock<(Error, Arc<AtomicBool>)>,
     lists: Mutex<Lists>,
     /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
     tainted: OnceLock<Error>,
     sink: Arc<ErrorSink>,
+}
+
+/// The device's number for a launch: set once, before the state says so. Cheaper than a lock that can be waited for.
+#[derive(Debug)]
+struct TicketCell {
+    id: AtomicU64,
+    value: AtomicU64,
+    /// The queue, or [`EMPTY`](Self::EMPTY); stored last.
+    queue: AtomicU32,
+}
+
+impl TicketCell {
+    const EMPTY: u32 = u32::MAX;
+
+    const fn empty() -> Self {
+        Self { id: AtomicU64::new(0), value: AtomicU64::new(0), queue: AtomicU32::new(Self::EMPTY) }
+    }
+
+    fn set(&self, Ticket { id, point }: Ticket) {
+        debug_assert_ne!(point.queue, Self::EMPTY);
+        self.id.store(id, Ordering::Relaxed);
+        self.value.store(point.value, Ordering::Relaxed);
+        self.queue.store(point.queue, Ordering::Release);
+    }
+
+    fn get(&self) -> Option<Ticket> {
+        let queue = self.queue.load(Ordering::Acquire);
+        let point = Point { queue, value: self.value.load(Ordering::Relaxed) };
+        (queue != Self::EMPTY).then(|| Ticket { id: self.id.load(Ordering::Relaxed), point })
+    }
 }
 
 /// What a launch has until it retires.
@@ -103,7 +133,7 @@ impl InFlight {
             kernel,
             mirror,
             state: AtomicU32::new(QUEUED),
-            ticket: OnceLock::new(),
+            ticket: TicketCell::empty(),
             error: OnceLock::new(),
             lists: Mutex::new(Lists { touches, upstream: SmallVec::new() }),
             tainted: OnceLock::new(),
@@ -171,7 +201,7 @@ impl InFlight {
 
     /// The device has it.
     pub(crate) fn submitted(&self, ticket: Ticket) {
-        let _ = self.ticket.set(ticket);
+        self.ticket.set(ticket);
         self.advance(SUBMITTED);
     }
 
@@ -224,7 +254,7 @@ impl InFlight {
                 if !self.mirror.device().reached(ticket.point) {
                     return false;
                 }
-                self.retire(*ticket);
+                self.retire(ticket);
                 self.has_ended()
             }
             _ => false,
@@ -248,7 +278,7 @@ impl InFlight {
                             // Oldest first: a launch asks those before it how they ended, and a long chain of them must not
                             // become a deep recursion.
                             self.mirror.reap();
-                            self.retire(*ticket);
+                            self.retire(ticket);
                         }
                         Ok(false) => {}
                         Err(e) => self.fail(e),
@@ -270,7 +300,8 @@ impl InFlight {
     }
 
     fn retire(self: &Arc<Self>, ticket: Ticket) {
-        if self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if self.has_ended() || self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_err()
+        {
             return; // another thread is at it
         }
         let mut missed = Vec::new();
