@@ -40,6 +40,7 @@ impl Segment {
 
     /// Marks what a failed launch would have written. The gate stays up until it is healed.
     pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error, by: u64) {
+        debug_assert!(bytes.start < bytes.end, "{bytes:?} could not be healed");
         let gate = &self.rec().gate;
         gate.raise(true);
         self.taints.lock().push(Taint { bytes, error, by });

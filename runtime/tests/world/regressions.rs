@@ -5,6 +5,19 @@ use crate::world::Program;
 
 pub(crate) fn regressions() -> Vec<Program> {
     vec![
+        // What lay behind an allocation's bytes was lost with a device that had been given its last granule: no launch got it any more,
+        // and nobody could write it anew.
+        Program {
+            policy: "remote",
+            devices: [0, 1],
+            threads: vec![vec![
+                ToDevice { of: 0, dev: 1 },
+                AddChunks { of: 0, chunk: 10, value: 3 },
+                Clone { of: 0 },
+                Lose { dev: 1 },
+                AddChunks { of: 0, chunk: 9, value: 1 },
+            ]],
+        },
         // A launch that ended well, and was looked at after its device's loss, healed what was lost with it: a load then found
         // nothing to load.
         Program {

@@ -89,6 +89,7 @@ impl DeviceMirror {
         for seg in &segs {
             let mut lost = Vec::new();
             seg.note_lost();
+            let used = seg.pages_of(&(0..seg.used()));
             for id in seg.claimed() {
                 let block = self.space.block(id);
                 let mut body = block.lock(free);
@@ -104,7 +105,10 @@ impl DeviceMirror {
                     dev.atomic = Mask::EMPTY;
                     self.space.host.forsake(self.space, (id, block), body, gone);
                     body.lost |= gone;
-                    lost.push(Span { block: id, mask: gone });
+                    // Behind the bytes there is nothing to lose, and nobody who could write it anew.
+                    let bytes = used.part_of(id);
+                    body.forgive(!bytes);
+                    lost.push(Span { block: id, mask: gone & bytes });
                 });
                 self.set_rank(id, &mut body, 0);
                 drop(body);
@@ -112,7 +116,7 @@ impl DeviceMirror {
             }
             for run in runs_of(&lost) {
                 let start = run.0.start * PAGE - seg.offset();
-                let bytes = start..(start + run.bytes()).min(seg.bytes());
+                let bytes = start..(start + run.bytes()).min(seg.used());
                 seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() }, 0);
             }
         }
