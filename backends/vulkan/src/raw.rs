@@ -220,3 +220,14 @@ impl Drop for Raw {
         unsafe { self.device.destroy_device(None) };
     }
 }
+
+/// The first device there is, for unit tests; without one it says so.
+#[cfg(test)]
+pub(crate) fn any() -> Option<Arc<Raw>> {
+    let first = || crate::gpu::list(&Instance::shared().ok()?).ok()?.into_iter().next();
+    let raw = first().and_then(|gpu| Raw::new(Instance::shared().ok()?, gpu).ok());
+    if raw.is_none() {
+        println!("SKIP: no Vulkan device");
+    }
+    raw
+}

@@ -177,3 +177,125 @@ impl Stager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use gpu_allocator::MemoryLocation;
+    use sterna_hal::HostAt;
+    use sterna_host::storage::Storage;
+    use sterna_host::sys::BLOCK;
+
+    use super::*;
+    use crate::fixed::Fixed;
+
+    const BYTES: u64 = 4096;
+
+    /// A device whose points are reached when the test says so.
+    #[derive(Debug, Default)]
+    struct Later {
+        state: Mutex<State>,
+        changed: Condvar,
+    }
+
+    #[derive(Clone, Copy, Debug, Default)]
+    struct State {
+        waiting: bool,
+        open: bool,
+        lost: bool,
+        copied: u64,
+    }
+
+    impl Later {
+        fn set(&self, change: impl FnOnce(&mut State)) {
+            change(&mut self.state.lock());
+            self.changed.notify_all();
+        }
+
+        /// Whether that is so within five seconds.
+        fn becomes(&self, what: impl Fn(&State) -> bool) -> bool {
+            let end = Instant::now() + Duration::from_secs(5);
+            let mut state = self.state.lock();
+            while !what(&state) && Instant::now() < end {
+                self.changed.wait_for(&mut state, Duration::from_millis(10));
+            }
+            what(&state)
+        }
+    }
+
+    impl Owner for Later {
+        fn wait_all(&self, _: &[Point]) {
+            self.set(|s| s.waiting = true);
+            assert!(self.becomes(|s| s.open));
+        }
+
+        fn is_lost(&self) -> bool {
+            self.state.lock().lost
+        }
+
+        fn copied(&self, value: u64) {
+            self.set(|s| s.copied = value);
+        }
+    }
+
+    /// A copy from the first page of a block to the second, behind a point that is not reached.
+    struct Begun {
+        storage: Storage,
+        later: Arc<Later>,
+        stager: Arc<Stager>,
+    }
+
+    impl Begun {
+        fn new() -> Option<Self> {
+            let raw = crate::raw::any()?;
+            let pool = Pool::new(&raw).unwrap();
+            let (storage, regions, later) = (Storage::new(BLOCK).unwrap(), Regions::default(), Arc::new(Later::default()));
+            // SAFETY: mapped from offset 0, and longer than the stager exists, which alone knows of it.
+            let region = unsafe { regions.attach(storage.base(), storage.bytes(), storage.file()) }.unwrap();
+            // SAFETY: inside the mapping, before anybody copies.
+            unsafe { storage.base().write_bytes(7, BYTES as usize) };
+            let table = Table::Fixed(Fixed::new(Arc::clone(&pool), MemoryLocation::GpuOnly, BLOCK, BLOCK, BLOCK));
+            let stager = Stager::new(&raw, &pool, None, Arc::clone(&later) as _);
+            let [from, to] = [0, BYTES].map(|offset| Place::Host(HostAt { region, offset }));
+            let after = [Point { queue: crate::launch::COMPUTE, value: 1 }];
+            stager.copy(&table, &regions, &[CopyRun { from, to, bytes: BYTES }], &after).unwrap();
+            assert!(later.becomes(|s| s.waiting), "it did not wait for its point");
+            Some(Self { storage, later, stager })
+        }
+
+        fn has_arrived(&self) -> bool {
+            // SAFETY: inside the mapping; the copy's thread waits, or has ended its copy.
+            unsafe { self.storage.base().add(BYTES as usize).read() == 7 }
+        }
+    }
+
+    impl Drop for Begun {
+        fn drop(&mut self) {
+            self.later.set(|s| s.open = true);
+            self.stager.close();
+        }
+    }
+
+    #[test]
+    fn a_copy_waits_for_its_points() {
+        let Some(b) = Begun::new() else { return };
+        assert!(!b.has_arrived());
+        b.later.set(|s| s.open = true);
+        assert!(b.later.becomes(|s| s.copied == 1) && b.has_arrived());
+    }
+
+    /// Whoever has been told of a device's loss frees the memory that its copies use.
+    #[test]
+    fn who_settles_waits_for_copies_that_have_begun() {
+        let Some(b) = Begun::new() else { return };
+        b.later.set(|s| s.lost = true);
+        std::thread::scope(|s| {
+            let settling = s.spawn(|| b.stager.settle());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!settling.is_finished(), "while a copy was under way");
+            b.later.set(|s| s.open = true);
+        });
+        assert!(!b.has_arrived(), "a copy of a lost device");
+    }
+}

@@ -73,15 +73,7 @@ mod tests {
 
     #[test]
     fn bytes_go_there_and_back_by_either_way() {
-        let device = || {
-            let instance = crate::instance::Instance::shared().ok()?;
-            let gpu = crate::gpu::list(&instance).ok()?.into_iter().next()?;
-            Raw::new(instance, gpu).ok()
-        };
-        let Some(raw) = device() else {
-            println!("SKIP imports: no Vulkan device");
-            return;
-        };
+        let Some(raw) = crate::raw::any() else { return };
         let pool = Pool::new(&raw).unwrap();
         // The second stands in for `/dev/udmabuf`: software drivers take the file itself.
         for way in [Way::Address, Way::DmaBuf(Udmabuf::Itself)] {
