@@ -97,7 +97,8 @@ pub(crate) struct Complaint {
 /// The slots of a queue.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    list: VecDeque<Slot>,
+    /// Boxed: each launch moves one from the front to the back.
+    list: VecDeque<Box<Slot>>,
     /// What launches whose slots are used again complained of, by their values.
     complaints: HashMap<u64, Complaint>,
     blocks: Vec<Arc<Buffer>>,
@@ -106,7 +107,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// A slot that is not in flight.
-    pub(crate) fn take(&mut self, raw: &Raw, pool: &Arc<Pool>, done: &Semaphore) -> Result<Slot, DeviceError> {
+    pub(crate) fn take(&mut self, raw: &Raw, pool: &Arc<Pool>, done: &Semaphore) -> Result<Box<Slot>, DeviceError> {
         if let Some(front) = self.list.front()
             && done.is_reached(front.value)
             && let Some(mut slot) = self.list.pop_front()
@@ -143,17 +144,18 @@ impl Slots {
         let (block, offset) = (&self.blocks[(self.used / SLOTS) as usize], self.used % SLOTS * BLOCK);
         self.used += 1;
         let block = Arc::clone(block);
-        Ok(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets: vk::DescriptorPool::null() })
+        let sets = vk::DescriptorPool::null();
+        Ok(Box::new(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets }))
     }
 
     /// Takes back a slot whose launch was not submitted: it is free at once.
-    pub(crate) fn give_back(&mut self, mut slot: Slot) {
+    pub(crate) fn give_back(&mut self, mut slot: Box<Slot>) {
         slot.value = 0;
         self.list.push_front(slot);
     }
 
     /// Takes back a slot whose launch of `kernel` ends with `value`, the highest so far.
-    pub(crate) fn in_flight(&mut self, mut slot: Slot, value: u64, kernel: KernelId) {
+    pub(crate) fn in_flight(&mut self, mut slot: Box<Slot>, value: u64, kernel: KernelId) {
         slot.value = value;
         slot.kernel = Some(kernel);
         self.list.push_back(slot);

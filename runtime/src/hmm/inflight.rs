@@ -274,12 +274,7 @@ impl InFlight {
                         schedule::until(|| self.mirror.device().reached(ticket.point));
                     }
                     match self.mirror.device().wait(ticket.point, left.unwrap_or(Duration::from_secs(3600))) {
-                        Ok(true) => {
-                            // Oldest first: a launch asks those before it how they ended, and a long chain of them must not
-                            // become a deep recursion.
-                            self.mirror.reap();
-                            self.retire(ticket);
-                        }
+                        Ok(true) => self.mirror.reap_up_to(self),
                         Ok(false) => {}
                         Err(e) => self.fail(e),
                     }
@@ -300,8 +295,7 @@ impl InFlight {
     }
 
     fn retire(self: &Arc<Self>, ticket: Ticket) {
-        if self.has_ended() || self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_err()
-        {
+        if self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return; // another thread is at it
         }
         let mut missed = Vec::new();

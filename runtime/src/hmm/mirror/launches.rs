@@ -1,9 +1,11 @@
 //! Launches of a device's mirror: whether one may run now, its submission, and those on their way.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId, ParamDesc};
 use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch};
@@ -141,12 +143,29 @@ impl DeviceMirror {
     pub(crate) fn reap(&self) {
         let mut front = self.oldest();
         while let Some(ended) = front.filter(InFlight::poll) {
-            let mut live = self.live.lock();
-            if live.front().is_some_and(|l| Arc::ptr_eq(l, &ended)) {
-                live.pop_front();
-            }
-            front = live.front().cloned();
+            front = self.retired(&ended).front().cloned();
         }
+    }
+
+    /// Retires a launch that the device has finished with, behind those before it: a launch asks them how they ended, and a long chain
+    /// of them must not become a deep recursion.
+    pub(crate) fn reap_up_to(&self, launch: &Arc<InFlight>) {
+        let oldest = self.live.lock().front().is_some_and(|l| Arc::ptr_eq(l, launch));
+        if !oldest {
+            self.reap();
+        }
+        if launch.poll() && oldest {
+            drop(self.retired(launch));
+        }
+    }
+
+    /// Takes a launch that has retired off the list, which it may have left.
+    fn retired(&self, launch: &Arc<InFlight>) -> MutexGuard<'_, VecDeque<Arc<InFlight>>> {
+        let mut live = self.live.lock();
+        if live.front().is_some_and(|l| Arc::ptr_eq(l, launch)) {
+            live.pop_front();
+        }
+        live
     }
 
     /// Launches submitted and not retired, oldest first.
