@@ -4,7 +4,7 @@
 //! wait for a timeline semaphore; and a hundred of those with one wait. All on one processor, where the driver's threads are woken
 //! without an interrupt: unpinned, the figure is mostly that of waking a processor. And all in one arena of the C library's allocator:
 //! lavapipe's threads allocate and free memory for every group, and in arenas of their own that cost one device some 0.5 us a launch more
-//! than another (3500 instructions, by callgrind), by what had been freed there before.
+//! than another (3500 instructions, by callgrind).
 
 use std::sync::Arc;
 
