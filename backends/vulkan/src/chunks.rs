@@ -101,11 +101,16 @@ impl Chunks {
         Ok(unsafe { mapped.add(to_usize(at)) })
     }
 
+    /// Bytes from there to the end of the chunk.
+    fn left(&self, first: u32, offset: u64) -> u64 {
+        let per = u64::from(self.per) * self.grain;
+        per - (u64::from(first) * self.grain).saturating_add(offset) % per
+    }
+
     /// The runs, none of which goes beyond a chunk.
     pub(crate) fn cut(&self, runs: &[CopyRun]) -> Vec<CopyRun> {
-        let per = u64::from(self.per) * self.grain;
         let left = |p: Place| match p {
-            Place::Frames { first, offset } => per - (u64::from(first) * self.grain).saturating_add(offset) % per,
+            Place::Frames { first, offset } => self.left(first, offset),
             _ => u64::MAX,
         };
         let mut out = Vec::with_capacity(runs.len());
@@ -133,11 +138,13 @@ impl Chunks {
 
     /// The chunks that frames from `first` on are in: each with the offset within, and so many bytes.
     pub(crate) fn stretches(&self, first: u32, bytes: u64) -> Result<Vec<(Arc<Buffer>, u64, u64)>, DeviceError> {
-        let runs = self.cut(&[CopyRun { from: Place::Frames { first, offset: 0 }, to: Place::Zero, bytes }]);
-        let place = |r: CopyRun| match r.from {
-            Place::Frames { first, offset } => self.locate(first, offset, r.bytes).map(|(c, at)| (c, at, r.bytes)),
-            _ => unreachable!("frames stay frames"),
-        };
-        runs.into_iter().map(place).collect()
+        let (mut offset, mut out) = (0, Vec::new());
+        while offset < bytes {
+            let n = self.left(first, offset).min(bytes - offset);
+            let (chunk, at) = self.locate(first, offset, n)?;
+            out.push((chunk, at, n));
+            offset += n;
+        }
+        Ok(out)
     }
 }

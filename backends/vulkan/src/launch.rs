@@ -224,8 +224,9 @@ impl Compute {
 
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
         let complaint = self.state.lock().slots.complaint(done.id);
-        let refused = |c: Complaint| Some(KernelError::Refused(self.kernels.get(c.kernel)?.form.complaint(c.words)));
-        complaint.and_then(refused).map_or(Outcome::Done, Outcome::Failed)
+        let Some(Complaint { kernel, words }) = complaint else { return Outcome::Done };
+        let kernel = self.kernels.get(kernel).expect("what was launched stays loaded");
+        Outcome::Failed(KernelError::Refused(kernel.form.complaint(words)))
     }
 }
 

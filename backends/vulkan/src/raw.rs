@@ -224,8 +224,12 @@ impl Drop for Raw {
 /// The first device there is, for unit tests; without one it says so.
 #[cfg(test)]
 pub(crate) fn any() -> Option<Arc<Raw>> {
-    let first = || crate::gpu::list(&Instance::shared().ok()?).ok()?.into_iter().next();
-    let raw = first().and_then(|gpu| Raw::new(Instance::shared().ok()?, gpu).ok());
+    let open = || {
+        let instance = Instance::shared().ok()?;
+        let gpu = crate::gpu::list(&instance).ok()?.into_iter().next()?;
+        Raw::new(instance, gpu).ok()
+    };
+    let raw = open();
     if raw.is_none() {
         println!("SKIP: no Vulkan device");
     }

@@ -76,14 +76,9 @@ impl Slot {
     /// Takes what the launch that used it last complained of, which nobody else has asked after.
     fn harvest(&mut self) -> Option<Complaint> {
         let kernel = self.kernel.take()?;
-        let at = self.status();
-        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's. Here and below.
-        let words = unsafe { at.read() };
-        (words[0] != 0).then(|| {
-            // SAFETY: as above.
-            unsafe { at.write([0; 3]) };
-            Complaint { kernel, words }
-        })
+        // SAFETY: its launch has ended, so the device leaves the words alone; they are aligned and the slot's.
+        let words = unsafe { self.status().replace([0; 3]) };
+        (words[0] != 0).then_some(Complaint { kernel, words })
     }
 }
 

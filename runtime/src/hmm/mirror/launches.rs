@@ -1,11 +1,9 @@
 //! Launches of a device's mirror: whether one may run now, its submission, and those on their way.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId, ParamDesc};
 use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch};
@@ -143,7 +141,7 @@ impl DeviceMirror {
     pub(crate) fn reap(&self) {
         let mut front = self.oldest();
         while let Some(ended) = front.filter(InFlight::poll) {
-            front = self.retired(&ended).front().cloned();
+            front = self.retired(&ended);
         }
     }
 
@@ -154,18 +152,18 @@ impl DeviceMirror {
         if !oldest {
             self.reap();
         }
-        if launch.poll() && oldest {
-            drop(self.retired(launch));
+        if launch.poll() {
+            self.retired(launch);
         }
     }
 
-    /// Takes a launch that has retired off the list, which it may have left.
-    fn retired(&self, launch: &Arc<InFlight>) -> MutexGuard<'_, VecDeque<Arc<InFlight>>> {
+    /// Takes a launch that has retired off the list, which it may have left. Gives the oldest that is on it now.
+    fn retired(&self, launch: &Arc<InFlight>) -> Option<Arc<InFlight>> {
         let mut live = self.live.lock();
         if live.front().is_some_and(|l| Arc::ptr_eq(l, launch)) {
             live.pop_front();
         }
-        live
+        live.front().cloned()
     }
 
     /// Launches submitted and not retired, oldest first.
