@@ -177,7 +177,7 @@ impl<'a> Cut<'a> {
             _ => {
                 let (device, needs, budget) = (self.mirror.device().info().id.clone(), self.bytes(groups), self.budget);
                 if needs > budget {
-                    return Error::WorkingSet { kernel: self.prepared.name, device, needs, budget };
+                    return Error::WorkingSet { kernel: self.prepared.kernel.name, device, needs, budget };
                 }
                 // The budget would do: what there is of it is taken, or the driver has less.
                 let in_use = self.mirror.device().memory().in_use;
@@ -223,9 +223,9 @@ impl<'a> Cut<'a> {
             let own = if last {
                 Arc::clone(record)
             } else {
-                let (name, mirror) = (self.prepared.name, Arc::clone(self.mirror));
+                let (kernel, mirror) = (&self.prepared.kernel, Arc::clone(self.mirror));
                 // Nobody asks these errors but the launch itself.
-                InFlight::new(RAW, name, mirror, self.touches(&groups), Arc::default())
+                InFlight::new(RAW, kernel, mirror, self.touches(&groups), Arc::default())
             };
             let by = if last { By::Scheduler(unscheduled) } else { By::Caller };
             let mut there = self.part(free, record, &own, &groups, parts, by)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{
-    Code, Each, EachMut, EachOut, Halo, Kernel, KernelId, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
+    Code, Each, EachMut, EachOut, Halo, Kernel, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
 };
 use sterna_hal::{Absent, Access, Groups};
 
@@ -15,7 +15,7 @@ use crate::hmm::fork;
 use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::mirror::{By, Call, DeviceMirror, NotYet};
+use crate::hmm::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
 use crate::runtime::Runtime;
@@ -117,8 +117,7 @@ args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2, P3 A3 3, P4 A4 4, P5 A5 5, P6 A6 6, 
 /// A launch with everything that the device will be told.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) kernel: KernelId,
-    pub(crate) name: &'static str,
+    pub(crate) kernel: Arc<Loaded>,
     pub(crate) value: SmallVec<[u8; 32]>,
     pub(crate) grid: [u32; 3],
     /// As many as the grid has.
@@ -148,8 +147,8 @@ impl Prepared {
         faults: bool,
         by: By<'_>,
     ) -> Result<(), NotYet> {
-        let Self { kernel, grid, ref value, ref params, ref touches, .. } = *self;
-        mirror.try_submit(Call { kernel, grid, value, params, touches }, (groups, needs), record, faults, by)
+        let Self { ref kernel, grid, ref value, ref params, ref touches, .. } = *self;
+        mirror.try_submit(Call { kernel: kernel.id, grid, value, params, touches }, (groups, needs), record, faults, by)
     }
 }
 
@@ -185,7 +184,8 @@ impl Runtime {
         let counters = &mirror.pods().counters;
         counters.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let sink = Arc::clone(&inner.errors);
-        let record = InFlight::new(self.next_launch(), code.name, Arc::clone(mirror), prepared.touches.clone(), sink);
+        let (touches, kernel) = (prepared.touches.clone(), &prepared.kernel);
+        let record = InFlight::new(self.next_launch(), kernel, Arc::clone(mirror), touches, sink);
         let waits = |t: &Touch| used_elsewhere(t, mirror.slot()) || is_tainted(t);
         let alone = inner.sched.is_idle() && !prepared.touches.iter().any(waits);
         if alone {
@@ -261,7 +261,6 @@ impl Runtime {
         let (grid, groups) = grid::of(grid, counted.map(|(_, n)| n)).map_err(misfit)?;
         Ok(Prepared {
             kernel: mirror.load(code)?,
-            name,
             value: SmallVec::from_slice(value),
             grid,
             groups,

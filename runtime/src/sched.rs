@@ -248,7 +248,7 @@ fn launch(
     let mut asked = policy.lock();
     // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches.
     if catch_unwind(AssertUnwindSafe(|| asked.launch(&event, &mut places))).is_err() {
-        return Err(Error::Policy { kernel: p.name });
+        return Err(Error::Policy { kernel: p.kernel.name });
     }
     drop(asked);
     places.resize(args.len(), Place::Migrate);

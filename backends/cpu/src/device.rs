@@ -288,6 +288,10 @@ impl Device for CpuDevice {
         self.compute.load(code)
     }
 
+    unsafe fn unload(&self, kernel: KernelId) {
+        self.compute.unload(kernel);
+    }
+
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         self.present()?;
         self.signals.check_points("submit", after)?;

@@ -69,8 +69,10 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct Kernels {
+    /// By number. What was unloaded keeps its number, which is given again.
     forms: Vec<RustForm>,
     ids: HashMap<Code, KernelId>,
+    spare: Vec<KernelId>,
 }
 
 #[derive(Debug)]
@@ -102,11 +104,27 @@ impl Compute {
             return Ok(*id);
         }
         let mut kernels = self.kernels.write();
-        let Kernels { forms, ids } = &mut *kernels;
-        Ok(*ids.entry(*code).or_insert_with(|| {
-            forms.push(form);
-            KernelId(forms.len() as u32 - 1)
+        let Kernels { forms, ids, spare } = &mut *kernels;
+        Ok(*ids.entry(code.detached()).or_insert_with(|| match spare.pop() {
+            Some(id) => {
+                forms[id.0 as usize] = form;
+                id
+            }
+            None => {
+                forms.push(form);
+                KernelId(forms.len() as u32 - 1)
+            }
         }))
+    }
+
+    /// Forgets a kernel, of which no launch is unfinished.
+    pub(crate) fn unload(&self, kernel: KernelId) {
+        let mut kernels = self.kernels.write();
+        let before = kernels.ids.len();
+        kernels.ids.retain(|_, known| *known != kernel);
+        if kernels.ids.len() < before {
+            kernels.spare.push(kernel);
+        }
     }
 
     /// Queues a launch whose arguments were checked.

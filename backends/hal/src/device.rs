@@ -150,8 +150,18 @@ pub trait Device: Send + Sync {
     /// Every place is allocated or attached, nobody else writes a source or touches a destination until the point is reached.
     unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError>;
 
-    /// Makes a kernel ready. The same code again gives the same id.
+    /// Makes a kernel ready. The same code again gives the same id, until it is unloaded. Clones of `code` that the device keeps are
+    /// [detached](Code::detached).
     fn load(&self, code: &Code) -> Result<KernelId, DeviceError>;
+    /// Lets go of what `load` made. Infallible, any thread, also of a lost device; the number may stand for another kernel
+    /// afterwards. A device whose kernels cost nothing to keep need not do anything.
+    ///
+    /// # Safety
+    /// The number came from `load` on this device and was not unloaded; no launch of the kernel is unfinished or has an outcome
+    /// that was not asked for, and none is submitted until it has been loaded again.
+    unsafe fn unload(&self, kernel: KernelId) {
+        let _ = kernel;
+    }
     /// Starts a launch after the points in `after`, all of this device: order between devices is the runtime's.
     /// Launches of one device run in the order of their submission.
     ///

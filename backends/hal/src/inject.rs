@@ -358,6 +358,11 @@ impl Device for Injected {
         self.device.load(code)
     }
 
+    unsafe fn unload(&self, kernel: KernelId) {
+        // SAFETY: the caller's.
+        unsafe { self.device.unload(kernel) };
+    }
+
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         self.moment();
         if self.submit.fires() {

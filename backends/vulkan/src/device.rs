@@ -415,6 +415,10 @@ impl Device for VulkanDevice {
         self.signals.compute.load(code)
     }
 
+    unsafe fn unload(&self, kernel: KernelId) {
+        self.signals.compute.unload(kernel);
+    }
+
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         self.raw.present()?;
         self.signals.check("submit", after)?;

@@ -67,6 +67,10 @@ impl Compute {
         self.kernels.load(code)
     }
 
+    pub(crate) fn unload(&self, kernel: KernelId) {
+        self.kernels.unload(kernel);
+    }
+
     /// Submits a launch whose ranges were checked, after these values of semaphores. `of` finds buffers for modules that bind them.
     pub(crate) fn submit(
         &self,
@@ -76,7 +80,7 @@ impl Compute {
     ) -> Result<Ticket, DeviceError> {
         let loaded = self.kernels.get(launch.kernel);
         let loaded =
-            loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
+            &*loaded.ok_or_else(|| invalid("submit", format!("{:?} was not loaded on this device", launch.kernel)))?;
         let parts = grid::stretches_of(launch.grid, launch.groups)?;
         let args = match &loaded.descriptors {
             None => Packed::Address(pack(loaded, launch.args)?),

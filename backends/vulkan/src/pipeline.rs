@@ -1,17 +1,20 @@
 //! Kernels that are ready to run: modules that were looked through, and the pipelines made of them.
 //!
-//! **Guarantee:** what is loaded stays until the device goes; the same code again gives the same number, and a pipeline is built
-//! once.
+//! **Guarantee:** what is loaded stays until it is unloaded or the device goes; the same code again gives the same number, and a
+//! pipeline is built once.
+//!
+//! **States of a number:** never given, loaded, spare. A spare one is given again.
 //!
 //! **Locks:** `building`, while a pipeline is built; then `ids`, for look-ups, and never over a call of the driver. Building may
 //! take as long as the kernels that run: lavapipe has one lock for both. A kernel that runs may wait for a page, and whoever brings
-//! the page for somebody who submits a launch, which looks a kernel up: nobody who builds may be in their way.
+//! the page for somebody who submits a launch, which looks a kernel up: nobody who builds may be in their way. Each number has a
+//! lock of its own: shared by who records a launch of the kernel, exclusive for the moment in which the number changes hands.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use ash::vk;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use sterna_hal::kernel::spirv::PUSH;
 use sterna_hal::kernel::{Code, Spirv};
 use sterna_hal::{DeviceError, KernelId};
@@ -41,9 +44,15 @@ pub(crate) struct Kernels {
     by_address: vk::PipelineLayout,
     cache: Cache,
     building: Mutex<()>,
-    ids: RwLock<HashMap<Code, KernelId>>,
+    ids: RwLock<Ids>,
     /// By number.
-    list: boxcar::Vec<Loaded>,
+    list: boxcar::Vec<RwLock<Option<Loaded>>>,
+}
+
+#[derive(Debug, Default)]
+struct Ids {
+    of: HashMap<Code, KernelId>,
+    spare: Vec<KernelId>,
 }
 
 impl Kernels {
@@ -61,13 +70,14 @@ impl Kernels {
         })
     }
 
-    pub(crate) fn get(&self, id: KernelId) -> Option<&Loaded> {
-        self.list.get(id.0 as usize)
+    pub(crate) fn get(&self, id: KernelId) -> Option<MappedRwLockReadGuard<'_, Loaded>> {
+        RwLockReadGuard::try_map(self.list.get(id.0 as usize)?.read(), Option::as_ref).ok()
     }
 
     pub(crate) fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
-        let form = code.spirv.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "SPIR-V" })?;
-        let known = || self.ids.read().get(code).copied();
+        let form = code.spirv.as_ref();
+        let form = form.ok_or_else(|| DeviceError::NoForm { kernel: code.name.into(), needs: "SPIR-V" })?;
+        let known = || self.ids.read().of.get(code).copied();
         if let Some(id) = known() {
             return Ok(id);
         }
@@ -77,16 +87,34 @@ impl Kernels {
             return Ok(id);
         }
         let loaded = self.build(code, form)?;
-        let id = KernelId(self.list.push(loaded) as u32);
-        self.ids.write().insert(*code, id);
+        let spare = self.ids.write().spare.pop();
+        let id = match spare {
+            Some(id) => {
+                *self.list[id.0 as usize].write() = Some(loaded);
+                id
+            }
+            None => KernelId(self.list.push(RwLock::new(Some(loaded))) as u32),
+        };
+        self.ids.write().of.insert(code.detached(), id);
         Ok(id)
     }
 
-    fn build(&self, code: &Code, form: Spirv) -> Result<Loaded, DeviceError> {
+    /// Destroys a kernel, of which no launch is unfinished. A number that stands for none does nothing.
+    pub(crate) fn unload(&self, id: KernelId) {
+        // A number that is given again meanwhile would be another kernel's.
+        let _building = self.building.lock();
+        let Some(gone) = self.list.get(id.0 as usize).and_then(|place| place.write().take()) else { return };
+        self.destroy(&gone);
+        let mut ids = self.ids.write();
+        ids.of.retain(|_, known| *known != id);
+        ids.spare.push(id);
+    }
+
+    fn build(&self, code: &Code, form: &Spirv) -> Result<Loaded, DeviceError> {
         let bad = |what| DeviceError::BadKernel { kernel: code.name.into(), what };
-        let fitted = module::check(code, &form, &self.raw.gpu.can).map_err(|e| bad(e.to_string()))?;
-        let mut loaded =
-            Loaded { pipeline: vk::Pipeline::null(), layout: self.by_address, descriptors: None, form, name: code.name };
+        let fitted = module::check(code, form, &self.raw.gpu.can).map_err(|e| bad(e.to_string()))?;
+        let (pipeline, form) = (vk::Pipeline::null(), form.detached());
+        let mut loaded = Loaded { pipeline, layout: self.by_address, descriptors: None, form, name: code.name };
         let made = self.complete(&mut loaded, &fitted, &bad);
         if made.is_err() {
             self.destroy(&loaded);
@@ -156,7 +184,7 @@ impl Kernels {
 
 impl Drop for Kernels {
     fn drop(&mut self) {
-        self.list.iter().for_each(|(_, k)| self.destroy(k));
+        self.list.iter().filter_map(|(_, k)| k.write().take()).for_each(|k| self.destroy(&k));
         self.cache.save();
         self.cache.destroy();
         // SAFETY: the device is idle, as its owner has seen to, and the pipelines are gone.

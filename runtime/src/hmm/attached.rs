@@ -31,7 +31,7 @@ use super::block::Body;
 use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
-use super::mirror::{By, Call, DeviceMirror, NotYet};
+use super::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
 use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::{Kind, Segment};
@@ -450,14 +450,14 @@ impl Attached {
             touches.push(Touch { seg: Arc::clone(&o.segment), bytes: o.bytes.clone(), access: p.access });
         }
         let (grid, _) = grid::of(kernel.explicit_grid(), made).map_err(misfit)?;
-        let id = self.mirror.load(kernel.code())?;
-        self.run_erased((kernel.name(), id, grid), kernel.value(), &params, &touches, place, budget)
+        let loaded = self.mirror.load(kernel.code())?;
+        self.run_erased((&loaded, grid), kernel.value(), &params, &touches, place, budget)
     }
 
     #[inline(never)]
     fn run_erased(
         &self,
-        (name, kernel, grid): (&'static str, sterna_hal::KernelId, [u32; 3]),
+        (kernel, grid): (&Arc<Loaded>, [u32; 3]),
         value: &[u8],
         params: &[sterna_hal::kernel::ParamDesc],
         touches: &SmallVec<[Touch; 4]>,
@@ -466,12 +466,12 @@ impl Attached {
     ) -> Result<SmallVec<[u64; 4]>, Error> {
         let mut free = Free::at_entry();
         let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
-        let call = Call { kernel, grid, value, params, touches };
+        let call = Call { kernel: kernel.id, grid, value, params, touches };
         for attempt in 0_u32.. {
             // What others keep taking away comes by demand.
             let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
             self.mirror.reap();
-            let record = InFlight::new(RAW, name, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
+            let record = InFlight::new(RAW, kernel, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
             match self.mirror.try_submit(call, (Groups::All, touches), &record, faults, By::Caller) {
                 Ok(()) => {
                     record.wait(&mut free, None);

@@ -19,7 +19,7 @@ use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 
 use super::host::Mechanism;
 use super::lock::Free;
-use super::mirror::DeviceMirror;
+use super::mirror::{DeviceMirror, Loaded};
 use super::park;
 use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
@@ -96,6 +96,8 @@ struct Lists {
     touches: SmallVec<[Touch; 4]>,
     /// Launches before it that write what it reads: if one of them fails, so does it.
     upstream: SmallVec<[Arc<InFlight>; 2]>,
+    /// Keeps the kernel loaded.
+    _kernel: Option<Arc<Loaded>>,
 }
 
 /// Errors of launches that nobody may have been told of yet, for `sync`. Keeps the oldest.
@@ -123,19 +125,19 @@ impl ErrorSink {
 impl InFlight {
     pub(crate) fn new(
         id: u64,
-        kernel: &'static str,
+        kernel: &Arc<Loaded>,
         mirror: Arc<DeviceMirror>,
         touches: SmallVec<[Touch; 4]>,
         sink: Arc<ErrorSink>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
-            kernel,
+            kernel: kernel.name,
             mirror,
             state: AtomicU32::new(QUEUED),
             ticket: TicketCell::empty(),
             error: OnceLock::new(),
-            lists: Mutex::new(Lists { touches, upstream: SmallVec::new() }),
+            lists: Mutex::new(Lists { touches, upstream: SmallVec::new(), _kernel: Some(Arc::clone(kernel)) }),
             tainted: OnceLock::new(),
             sink,
         })
@@ -152,7 +154,7 @@ impl InFlight {
 
     /// Raises the gates and lists the uses. Once, before the call that launches returns.
     pub(crate) fn record(self: &Arc<Self>) {
-        let Lists { touches, upstream } = &mut *self.lists.lock();
+        let Lists { touches, upstream, .. } = &mut *self.lists.lock();
         for t in touches.iter() {
             let rec = t.seg.rec();
             // With the gate open no launch that writes is unfinished, and nothing is tainted.
@@ -318,7 +320,7 @@ impl InFlight {
         if result.is_ok() {
             result = self.untainted();
         }
-        let Lists { touches, upstream } = std::mem::take(&mut *self.lists.lock());
+        let Lists { touches, upstream, _kernel } = std::mem::take(&mut *self.lists.lock());
         for before in upstream {
             // It ended before this one did: on this device by order, elsewhere because the scheduler waited.
             before.wait(&mut Free::at_entry(), None);

@@ -3,7 +3,8 @@
 use std::hash::{Hash, Hasher};
 use std::ptr::NonNull;
 
-use super::{Group, Mapping, Spirv};
+use super::held::Watch;
+use super::{Group, Held, Mapping, Spirv};
 use crate::Access;
 
 /// A kernel loaded on one device.
@@ -55,8 +56,8 @@ impl Takes {
 /// PTX joins as a field of its own with the backend that runs it.
 ///
 /// Equality is by name and by address of the code. Two addresses of one function, which a compiler may make, count as two
-/// kernels, and cost no more than loading it twice.
-#[derive(Clone, Copy, Debug)]
+/// kernels, and cost no more than loading it twice. [`Contents`] compares modules byte by byte.
+#[derive(Clone, Debug)]
 pub struct Code {
     /// The kernel's name.
     pub name: &'static str,
@@ -87,6 +88,19 @@ impl Code {
         }
     }
 
+    /// A clone for whoever keeps loaded code: it is equal, keeps a module that is owned where it is, and does not count as a user
+    /// of it.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { spirv: self.spirv.as_ref().map(Spirv::detached), ..self.clone() }
+    }
+
+    /// Tells later whether nobody has the code any more, and nobody can have it again. Never of code that is part of the program.
+    #[must_use]
+    pub fn watch(&self) -> Watch<[u8]> {
+        self.spirv.as_ref().map_or_else(|| Held::of_static(&[] as &[u8]).watch(), |s| s.code.watch())
+    }
+
     fn key(&self) -> impl Eq + '_ {
         (self.name, self.rust.map_or(0, |f| f as usize), self.spirv.as_ref().map(Spirv::key))
     }
@@ -105,5 +119,52 @@ impl Hash for Code {
         // Of what is compared, as little as keeps kernels apart: every launch looks its kernel up.
         (self.rust.map_or(0, |f| f as usize), self.spirv.as_ref().map_or(0, |s| s.code.as_ptr().addr())).hash(state);
         self.spirv.iter().for_each(|s| s.constants.as_slice().hash(state));
+    }
+}
+
+/// Code compared and hashed by what it is, not by where it lies: modules that are equal byte by byte are one kernel.
+#[derive(Clone, Debug)]
+pub struct Contents(pub Code);
+
+impl Contents {
+    fn key(&self) -> impl Eq + Hash + '_ {
+        let Code { name, rust, spirv, takes } = &self.0;
+        (*name, rust.map_or(0, |f| f as usize), spirv.as_ref().map(Spirv::contents), takes.value)
+    }
+}
+
+impl PartialEq for Contents {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key() && self.0.takes == other.0.takes
+    }
+}
+
+impl Eq for Contents {}
+
+impl Hash for Contents {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hash::{BuildHasher, RandomState};
+
+    fn code(spirv: Spirv) -> Code {
+        Code { name: "test", rust: None, spirv: Some(spirv), takes: Takes::default() }
+    }
+
+    #[test]
+    fn equal_modules_at_two_places_are_equal_by_contents_only() {
+        let module = || Spirv::owned(vec![1, 2, 3, 4]);
+        let (a, b) = (code(module()), code(module()));
+        assert_ne!(a, b);
+        assert_eq!(a, a.detached());
+        let hasher = RandomState::new();
+        let (a, b, other) = (Contents(a), Contents(b), Contents(code(module().constant(0, 7))));
+        assert_eq!((&a, hasher.hash_one(&a)), (&b, hasher.hash_one(&b)));
+        assert_ne!(a, other);
     }
 }

@@ -36,12 +36,14 @@
 mod body;
 mod code;
 mod group;
+mod held;
 mod param;
 pub mod spirv;
 
 pub use body::{Body, Kernel};
-pub use code::{Code, Form, KernelId, RawArg, RustForm, Takes};
+pub use code::{Code, Contents, Form, KernelId, RawArg, RustForm, Takes};
 pub use group::{Group, InKernel, in_kernel};
+pub use held::{Held, Watch};
 pub use param::{
     Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,
     each_out, halo, halo_rows, rows, rows_mut, rows_out, scatter, whole,

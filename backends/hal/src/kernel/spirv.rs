@@ -31,6 +31,8 @@
 //! wants it: into its push constants, or into its one uniform buffer, which may be as long as the device takes. `gl_WorkGroupID`
 //! and `gl_NumWorkGroups` are those of the launch. Such a module has no status words: it cannot refuse its arguments.
 
+use super::Held;
+
 /// Bytes of push constants that a kernel may count on: what every Vulkan device has.
 pub const PUSH: usize = 128;
 /// Bytes of the part that every launch has.
@@ -66,13 +68,16 @@ impl Constants {
 
 /// A SPIR-V module as a form of a kernel.
 ///
+/// A module that is part of the program is given by reference ([`new`](Self::new)); one that is made or read at run time is owned
+/// ([`owned`](Self::owned)), and devices unload it once no kernel has it any more.
+///
 /// Equality is by address of the code, by entry point and by the constants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Spirv {
     /// The module: little-endian words.
-    pub code: &'static [u8],
+    pub code: Held<[u8]>,
     /// The name of its entry point.
-    pub entry: &'static str,
+    pub entry: Held<str>,
     /// Values of its specialisation constants.
     pub constants: Constants,
     /// What the numbers in its status words mean. `{0}` and `{1}` stand for the details.
@@ -83,14 +88,36 @@ impl Spirv {
     /// A form from a module whose entry point is `main`, without constants or complaints.
     #[must_use]
     pub const fn new(code: &'static [u8]) -> Self {
-        Self { code, entry: "main", constants: Constants::NONE, complaints: &[] }
+        Self { code: Held::of_static(code), entry: Held::of_static("main"), constants: Constants::NONE, complaints: &[] }
     }
 
-    /// The form with another entry point.
+    /// As [`new`](Self::new), of a module that the program has made or read: a `Vec<u8>` or an `Arc<[u8]>`.
+    ///
+    /// Every clone of the form, and of a kernel made with it, shares the module. When the last one is gone, a device that has
+    /// loaded the module unloads it, at the latest when it loads another one.
+    ///
+    /// ```
+    /// use sterna_hal::kernel::Spirv;
+    /// let module: Vec<u8> = vec![3, 2, 35, 7]; // std::fs::read("kernel.spv")?
+    /// let form = Spirv::owned(module).entry(String::from("step"));
+    /// assert_eq!((form.code.len(), &*form.entry), (4, "step"));
+    /// ```
     #[must_use]
-    pub const fn entry(mut self, name: &'static str) -> Self {
-        self.entry = name;
+    pub fn owned(code: impl Into<Held<[u8]>>) -> Self {
+        Self { code: code.into(), ..Self::new(&[]) }
+    }
+
+    /// The form with another entry point: a `&'static str`, a `String` or an `Arc<str>`.
+    #[must_use]
+    pub fn entry(mut self, name: impl Into<Held<str>>) -> Self {
+        self.entry = name.into();
         self
+    }
+
+    /// A clone for whoever keeps loaded code: it is equal, keeps the module where it is, and does not count as a user of it.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { code: self.code.detached(), ..self.clone() }
     }
 
     /// The form with a value for the specialisation constant with this id: a number as its bits, a boolean as 0 or 1.
@@ -133,7 +160,12 @@ impl Spirv {
     }
 
     pub(super) fn key(&self) -> (usize, &str, &[(u32, u64)]) {
-        (self.code.as_ptr().addr(), self.entry, self.constants.as_slice())
+        (self.code.as_ptr().addr(), &self.entry, self.constants.as_slice())
+    }
+
+    /// What two forms that do the same have in common, wherever their modules lie.
+    pub(super) fn contents(&self) -> (&[u8], &str, &[(u32, u64)], &[&str]) {
+        (&self.code, &self.entry, self.constants.as_slice(), self.complaints)
     }
 }
 

@@ -52,12 +52,12 @@ impl Descriptors {
 /// Looks whether a module is whole, has the entry point for compute, takes its arguments as the kernel declares them, and asks for
 /// nothing that the device lacks.
 pub(crate) fn check(code: &Code, form: &Spirv, can: &Can) -> Result<Fitted, ModuleError> {
-    let module = Module::specialised(form.code, |id| form.constants.get(id))?;
+    let module = Module::specialised(&form.code, |id| form.constants.get(id))?;
     let newest = if can.api >= vk::API_VERSION_1_3 { (1, 6) } else { (1, 5) };
     if module.version > newest {
         return Err(ModuleError::TooNew { is: module.version, newest });
     }
-    let entry = entry_point(&module, form.entry)?;
+    let entry = entry_point(&module, &form.entry)?;
     module.capabilities.iter().try_for_each(|c| capable(*c, can))?;
     workgroup(entry, can)?;
     let (constants, data) = constants(&module.constants, form)?;
@@ -68,7 +68,7 @@ pub(crate) fn check(code: &Code, form: &Spirv, can: &Can) -> Result<Fitted, Modu
         Some(by_descriptor(&module, code, can)?)
     };
     let words = form.code.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w)).collect();
-    let entry = CString::new(form.entry).map_err(|_| no_entry(&module, form.entry))?;
+    let entry = CString::new(&*form.entry).map_err(|_| no_entry(&module, &form.entry))?;
     Ok(Fitted { words, entry, constants, data, descriptors })
 }
 

@@ -12,7 +12,7 @@ use super::super::hold;
 use super::super::inflight::{InFlight, Touch};
 use super::super::pin;
 use super::super::segment::Segment;
-use super::DeviceMirror;
+use super::{DeviceMirror, Loaded};
 use crate::Error;
 
 /// Who submits a launch.
@@ -127,14 +127,9 @@ impl DeviceMirror {
         }
     }
 
-    /// The kernel's number on this device.
-    pub(crate) fn load(&self, code: &Code) -> Result<KernelId, Error> {
-        if let Some(id) = self.kernels.read().get(code) {
-            return Ok(*id);
-        }
-        let id = self.device.load(code).map_err(|e| self.noticed(e))?;
-        self.kernels.write().insert(*code, id);
-        Ok(id)
+    /// The kernel on this device, which stays loaded while somebody holds it.
+    pub(crate) fn load(&self, code: &Code) -> Result<Arc<Loaded>, Error> {
+        self.kernels.load(&**self.device, code).map_err(|e| self.noticed(e))
     }
 
     /// Retires launches that have ended, oldest first. Costs one look when none has.

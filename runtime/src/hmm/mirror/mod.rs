@@ -12,6 +12,7 @@
 //! block's lock), its `ready` words, submissions. `views`, `order`, `live`: leaves, held for look-ups.
 
 mod endings;
+mod kernels;
 mod launches;
 mod ops;
 
@@ -23,8 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
-use sterna_hal::kernel::{Code, KernelId};
 use sterna_hal::{Absent, Caps, Device, DeviceError, RegionId};
 
 use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
@@ -36,8 +35,10 @@ use super::seat::Addresses;
 use super::segment::Segment;
 use super::space::{Slot, Space};
 use crate::Error;
+use kernels::Kernels;
 
 pub(crate) use endings::give_up;
+pub(crate) use kernels::Loaded;
 pub(crate) use launches::{By, Call, NotYet};
 pub use ops::{Action, Mirror, MirrorOps};
 
@@ -53,7 +54,7 @@ pub(crate) struct DeviceMirror {
     region: RegionId,
     notifier: Notifier,
     pub(super) views: RwLock<BTreeMap<u64, (Addresses, Weak<Segment>)>>,
-    kernels: RwLock<FxHashMap<Code, KernelId>>,
+    kernels: Kernels,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
     /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
@@ -115,7 +116,7 @@ impl DeviceMirror {
             region,
             notifier: Notifier::default(),
             views: RwLock::default(),
-            kernels: RwLock::default(),
+            kernels: Kernels::default(),
             order: Mutex::default(),
             live: Mutex::default(),
             used: Mutex::default(),

@@ -219,3 +219,23 @@ pub fn a_kernel_without_a_form_is_refused(b: &Bench<'_>) -> Checked {
     ensure!(first.is_ok() && first == again, "{first:?}, then {again:?}");
     Ok(Verdict::Passed)
 }
+
+/// A kernel that was unloaded can be loaded again, and others are as before.
+pub fn kernels_are_unloaded(b: &Bench<'_>) -> Checked {
+    room!(b, 1);
+    let seg = b.segment(1)?;
+    for round in 0..4 {
+        seg.write(&[0_u32; 50])?;
+        b.run(&counting(), [50, 1, 1], &[seg.elems::<u32>(50)])?;
+        ensure!(seg.read::<u32>(50)? == [1; 50], "round {round}: `count` did not run");
+        b.run(&stepping(7, 1), [50, 1, 1], &[seg.elems::<u32>(50)])?;
+        ensure!(seg.read::<u32>(50)? == [10; 50], "round {round}: `step` did not run");
+        let (count, step) = (b.device.load(counting().code()), b.device.load(stepping(7, 1).code()));
+        let ids = [count.map_err(said("load"))?, step.map_err(said("load"))?];
+        for id in ids.into_iter().skip(round % 2).take(1 + round / 2) {
+            // SAFETY: loaded, and not unloaded since; its launches have ended and were asked for.
+            unsafe { b.device.unload(id) };
+        }
+    }
+    Ok(Verdict::Passed)
+}

@@ -29,6 +29,7 @@ list! {
     points_are_reached_in_order, waiting_can_time_out, every_group_runs_once, parts_of_a_grid, a_part_needs_its_own_addresses, plain_values_arrive,
     launches_run_in_order, launches_wait_for_copies, entries_can_be_changed, read_only_entries_can_be_read,
     host_storage_can_be_aliased, frames_of_a_place_are_its_own, coherent_frames_are_one_memory, a_panic_is_a_failed_launch, kernels_know_where_they_are, a_kernel_without_a_form_is_refused,
+    kernels_are_unloaded,
     threads_may_call_at_once,
 }
 

@@ -37,7 +37,7 @@ fn fits_in(code: &'static [u8], form: Spirv, buffers: &[(Access, u32)], value: u
     let mut takes = Takes { value, ..Takes::default() };
     takes.buffers.iter_mut().zip(buffers).for_each(|(place, b)| *place = Some(*b));
     assert_eq!(code.as_ptr(), form.code.as_ptr());
-    check(&Code { name: "test", rust: None, spirv: Some(form), takes }, &form, can).map_err(|e| e.to_string())
+    check(&Code { name: "test", rust: None, spirv: Some(form.clone()), takes }, &form, can).map_err(|e| e.to_string())
 }
 
 fn fits(code: &'static [u8], buffers: &[(Access, u32)], value: usize) -> Result<Fitted, String> {
