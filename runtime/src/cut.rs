@@ -286,6 +286,7 @@ impl<'a> Cut<'a> {
         loop {
             // Each part has a rank of its own, so that it may take the place of the one before.
             let now = mirror.space().tick();
+            let _gathers = mirror.gather(now, &touches);
             // No argument makes room for another.
             for t in &touches {
                 keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);

@@ -262,6 +262,7 @@ fn launch(
         // No argument makes room for another.
         keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
     }
+    let gathers = mirror.gather(now, &p.touches);
     let mut attempt = 0;
     loop {
         let mut full = false;
@@ -272,6 +273,7 @@ fn launch(
         }
         if full && !faults {
             // It would fit, but for something else that stays.
+            drop(gathers);
             return cut.run(free, record, p.groups / 2, pending);
         }
         // On a device that faults, what was taken away again meanwhile comes by demand.

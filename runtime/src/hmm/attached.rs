@@ -28,6 +28,7 @@ use sterna_hal::{Absent, Access, Device, Groups};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
 use super::block::Body;
+use super::devmem::keep;
 use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
@@ -118,20 +119,30 @@ impl Attached {
     pub fn populate(&self, pages: &Pages, access: Access, place: Place, budget: Option<Duration>) -> Result<(), Error> {
         let mut free = Free::at_entry();
         for (seg, part) in self.parts(pages)? {
-            prot::allowed(&mut free, &seg, &part, access)?;
-            let want = Want { access, rank: self.space().tick(), cause: Cause::Mirror, own: false };
-            let moved = populate_within(&mut free, &self.mirror, &seg, &part, place, want, budget)?;
-            if moved.full {
-                let memory = self.device().memory();
-                return Err(Error::OutOfDeviceMemory {
-                    device: self.device().info().id.clone(),
-                    requested: part.bytes(),
-                    in_use: memory.in_use,
-                    budget: memory.budget,
-                });
+            if self.populate_part(&mut free, (&seg, &part), access, (place, self.space().tick()), budget)? {
+                return Err(self.exhausted(part.bytes()));
             }
         }
         Ok(())
+    }
+
+    /// Says whether there was no room for all of it.
+    fn populate_part(
+        &self,
+        free: &mut Free,
+        (seg, part): (&Arc<Segment>, &Pages),
+        access: Access,
+        (place, rank): (Place, u64),
+        budget: Option<Duration>,
+    ) -> Result<bool, Error> {
+        prot::allowed(free, seg, part, access)?;
+        let want = Want { access, rank, cause: Cause::Mirror, own: false };
+        Ok(populate_within(free, &self.mirror, seg, part, place, want, budget)?.full)
+    }
+
+    fn exhausted(&self, requested: u64) -> Error {
+        let (memory, device) = (self.device().memory(), self.device().info().id.clone());
+        Error::OutOfDeviceMemory { device, requested, in_use: memory.in_use, budget: memory.budget }
     }
 
     /// For each page, whether a kernel may read it, or with `write` write it, without a fault.
@@ -415,11 +426,13 @@ impl Attached {
     }
 
     /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
-    /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs; for one that cannot that is
-    /// [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was there.
+    /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs, as it does what there is no
+    /// room for; for one that cannot that is [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was
+    /// there. Calls from several threads take turns where there is no room for all of them: who called first goes first.
     ///
     /// # Errors
-    /// As [`populate`](Self::populate); [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
+    /// As [`populate`](Self::populate), but [`OutOfDeviceMemory`](Error::OutOfDeviceMemory) only on a device that cannot fault, where the
+    /// ranges do not fit into the memory that others will give back; [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
     ///
     /// # Safety
     /// Until it returns nobody else uses the ranges in a way that conflicts with the kernel's accesses.
@@ -467,13 +480,19 @@ impl Attached {
         let mut free = Free::at_entry();
         let mut batches: SmallVec<[u64; 4]> = touches.iter().map(|_| 0).collect();
         let call = Call { kernel: kernel.id, grid, value, params, touches };
+        // Its place among the launches that gather at the same time: that of the call, however often it begins anew.
+        let number = self.space().tick();
+        let gathers = self.mirror.gather(number, touches);
+        let mut full = false;
         for attempt in 0_u32.. {
-            // What others keep taking away comes by demand.
-            let faults = (attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
+            // What others keep taking away, or there is no room for, comes by demand.
+            let faults =
+                (full || attempt > PATIENCE || place == Place::Demand) && self.mirror.caps().absent == Absent::Faults;
             self.mirror.reap();
             let record = InFlight::new(RAW, kernel, Arc::clone(&self.mirror), touches.clone(), Arc::clone(&self.errors));
             match self.mirror.try_submit(call, (Groups::All, touches), &record, faults, By::Caller) {
                 Ok(()) => {
+                    drop(gathers); // its uses keep what it has
                     record.wait(&mut free, None);
                     record.mark_seen();
                     return record.error().map_or(Ok(batches), |e| Err(e.clone()));
@@ -489,8 +508,14 @@ impl Attached {
                     touches.iter().for_each(|t| hold::wait(&t.seg, self.mirror.slot()));
                     continue;
                 }
+                Err(NotYet::Populate) if self.mirror.is_lost() => return Err(self.mirror.loss()),
                 Err(NotYet::Populate) => {}
             }
+            // What is there already of one argument must not make room for another.
+            for t in touches {
+                keep(&mut free, &self.mirror, &t.seg, &t.seg.pages_of(&t.bytes), number);
+            }
+            full = false;
             for (t, n) in touches.iter().zip(&mut batches) {
                 let ready = {
                     let _driver = self.mirror.pods().lock.hold();
@@ -502,8 +527,12 @@ impl Attached {
                 } else if !ready {
                     let access = if t.access == Access::Write { Access::ReadWrite } else { t.access };
                     *n += 1;
-                    self.populate(&t.seg.pages_of(&t.bytes), access, place, budget)?;
+                    let pages = t.seg.pages_of(&t.bytes);
+                    full |= self.populate_part(&mut free, (&t.seg, &pages), access, (place, number), budget)?;
                 }
+            }
+            if full && self.mirror.caps().absent != Absent::Faults {
+                return Err(self.exhausted(touches.iter().map(|t| t.bytes.end - t.bytes.start).sum()));
             }
         }
         unreachable!("it goes on until it returns")

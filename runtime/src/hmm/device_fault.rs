@@ -5,8 +5,9 @@
 //! serves waits for copies only, which depend on no fault.
 //!
 //! **Progress.** A page that has just come to a device stays there for a time slice before another device's fault, or the host's,
-//! takes it; the slice doubles with each refault. Eviction takes the block with the lowest rank and a page just faulted in has the
-//! highest, so a budget of the device's `min_frames` lets every worker's instruction finish.
+//! takes it; the slice doubles with each refault. What a thread asked for last stays while it needs it, and a fault that finds no room
+//! goes first: why every instruction, and so every launch, ends is argued in [`arrivals`](super::arrivals). Who asks for the same page
+//! again and again is told of after five seconds, as one that waits.
 //!
 //! **Lock**: the queue's futex, held for word operations; the signal handler takes it.
 
@@ -18,7 +19,8 @@ use std::time::Duration;
 
 use sterna_hal::{Access, DevAddr};
 
-use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, grow};
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, grow};
+use super::arrivals::{Asked, LONG_NS};
 use super::block::MAX_DEVICES;
 use super::hold;
 use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
@@ -34,8 +36,6 @@ use crate::stats::Cause;
 
 const CAPACITY: usize = 256;
 const AGAIN_NS: u64 = 200_000;
-/// A fault that could not be served for so long is told of.
-const LONG_NS: u64 = 5_000_000_000;
 
 /// A thread that sleeps in its handler. `answer` lives on that thread's stack.
 #[derive(Clone, Copy)]
@@ -43,6 +43,9 @@ struct Request {
     slot: usize,
     at: usize,
     access: Access,
+    thread: i32,
+    /// Nobody has looked at it yet.
+    fresh: bool,
     answer: *const AtomicU32,
     /// When it is told of, in nanoseconds of the monotonic clock; once.
     told_at: u64,
@@ -75,7 +78,8 @@ impl std::fmt::Debug for DeviceFaults {
 
 impl DeviceFaults {
     pub(crate) fn new() -> Self {
-        let none = Request { slot: 0, at: 0, access: Access::Read, answer: std::ptr::null(), told_at: 0 };
+        let (access, answer) = (Access::Read, std::ptr::null());
+        let none = Request { slot: 0, at: 0, access, thread: 0, fresh: true, answer, told_at: 0 };
         Self {
             lock: Futex::new(),
             queue: UnsafeCell::new((0, [none; CAPACITY])),
@@ -163,7 +167,8 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     };
     let answer = AtomicU32::new(WAITING);
     let told_at = os::now_ns() + LONG_NS;
-    let request = Request { slot, at, access: wanted(context), answer: &answer, told_at };
+    let (access, thread) = (wanted(context), os::thread_id());
+    let request = Request { slot, at, access, thread, fresh: true, answer: &answer, told_at };
     if space.device_faults.ask(request) {
         while answer.load(Ordering::Acquire) == WAITING {
             os::futex_wait(&answer, WAITING, None);
@@ -229,15 +234,24 @@ fn tell(space: &Space, free: &mut Free, r: &Request) {
             "the device has no room for it, or it is in use elsewhere"
         }
     };
-    let (device, at, bytes) = (&mirror.device().info().id, page.offset() - seg.offset(), seg.bytes());
     let long = LONG_NS / 1_000_000_000;
-    os::say(&format!(
-        "sterna: a kernel on {device} has waited {long} s for the page at byte {at} of an allocation of {bytes}: {why}\n"
-    ));
+    say(&mirror, &seg, page, &format!("has waited {long} s for"), why);
+}
+
+/// Says that a page is taken away again whenever a kernel's thread has been given it. It is given it again.
+fn tell_in_vain(mirror: &DeviceMirror, seg: &super::segment::Segment, page: Page, times: u64) {
+    let long = LONG_NS / 1_000_000_000;
+    let why = "others use it, or the device has too little memory for what its threads use at once: give it more";
+    say(mirror, seg, page, &format!("has asked {times} times within more than {long} s for"), why);
+}
+
+fn say(mirror: &DeviceMirror, seg: &super::segment::Segment, page: Page, what: &str, why: &str) {
+    let (device, at, bytes) = (&mirror.device().info().id, page.offset() - seg.offset(), seg.bytes());
+    os::say(&format!("sterna: a kernel on {device} {what} the page at byte {at} of an allocation of {bytes}: {why}\n"));
 }
 
 /// Brings the page, or says when to try again.
-fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
+fn serve(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32, u64> {
     let answer = attempt(space, free, r);
     if answer.is_ok()
         && let Some((seg, _)) = space.device(r.slot).and_then(|m| m.resolve(DevAddr(r.at as u64)))
@@ -247,7 +261,7 @@ fn serve(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64
     answer
 }
 
-fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u64> {
+fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32, u64> {
     // Its runtime has ended. Only a lost device still has workers then, and they run out on scratch memory.
     let Some(mirror) = space.device(r.slot) else { return Ok(SERVED) };
     if mirror.is_lost() {
@@ -255,6 +269,13 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
     }
     let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return Ok(NOT_OURS) };
     let (id, p) = (page.block(), page.in_block());
+    let grain = (id, (p / mirror.pods().pages_per_grain()) as u16);
+    let again = !std::mem::take(&mut r.fresh);
+    match mirror.arrivals.ask(r.thread, (grain, page.0), mirror.running(), |launch| mirror.is_over(launch), again) {
+        Asked::Kept => {}
+        Asked::InVain(times) => tell_in_vain(&mirror, &seg, page, times),
+        Asked::Waits => return Err(os::now_ns() + AGAIN_NS),
+    }
     let block = seg.claim(id);
     let now = os::now_ns();
     // A store to a page that is mapped for reading: the processor did not say that it was a store.
@@ -303,7 +324,11 @@ fn attempt(space: &'static Space, free: &mut Free, r: &Request) -> Result<u32, u
     });
     match brought {
         Ok(Brought::Maybe) => Ok(SERVED),
-        Ok(Brought::Full | Brought::Not) => Err(os::now_ns() + AGAIN_NS),
+        Ok(Brought::Full) => {
+            mirror.arrivals.starve();
+            Err(os::now_ns() + AGAIN_NS)
+        }
+        Ok(Brought::Not) => Err(os::now_ns() + AGAIN_NS),
         Err(_) if mirror.is_lost() => Ok(SERVED),
         // The page will never come, and the kernel that waits for it would wait for ever.
         Err(e @ Error::File { .. }) => os::die(&format!("sterna: a page that a kernel touched cannot be fetched: {e}\n")),

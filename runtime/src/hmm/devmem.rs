@@ -5,18 +5,24 @@
 //!
 //! **Eviction** brings the blocks with the lowest rank home, one block lock at a time, and skips what is busy. The policy
 //! writes the ranks; least recently used by launch and fault means that a rank is the clock's tick at that launch or fault.
-//! A launch gives its rank to what it has there before it takes frames, and evicts lower ranks only: never its own. What
-//! submitted launches use goes last: a launch waits for the oldest of them first, a fault, which may not wait, takes it.
-//! On devices that cannot fault it is not taken at all.
+//! Four things are left alone whatever their rank, by page: what the threads of a device that faults were just given
+//! ([`arrivals`](super::arrivals)), what the launch that asks and earlier ones gather ([`gathering`](super::gathering)), what a
+//! pin keeps there, and, as long as anything else is left, what submitted launches use. A launch waits for the oldest of those
+//! first; a fault, which may not wait, takes from them; on devices that cannot fault nothing is taken from them at all.
+//!
+//! **No room** is said when nothing can leave, no submitted or earlier launch will give anything back, and nothing has come
+//! back of what was in somebody's hands for a second. Whoever serves a fault, or holds busy pages, is told at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sterna_hal::{Absent, DevAddr, DeviceError, Frames};
+use smallvec::SmallVec;
+use sterna_hal::{Absent, DevAddr, DeviceError, Frames, in_kernel};
 
-use super::addr::{BLOCK, BlockId, Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::block::{Body, DevPages};
+use super::addr::{BLOCK, BlockId, Mask, Pages, Span, runs_of};
+use super::arrivals::Grain;
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
@@ -48,14 +54,16 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
-    /// Takes `grains` grains for the segment at `place`, evicting blocks of a rank below `want.rank` if need be. Waits for copies, and for a
-    /// launch waits for earlier ones when everything else is in use.
+    /// Takes `grains` grains for the segment at `place`, evicting blocks of a rank below `want.rank` if need be, for a launch that
+    /// gathers of any rank. Waits for copies; with `waits`, for which nothing of the caller's may be busy, also for launches that are to
+    /// end, when everything else is in use.
     pub(crate) fn take(
         free: &mut Free,
         mirror: &Arc<DeviceMirror>,
         place: DevAddr,
         grains: u32,
         want: Want,
+        waits: bool,
     ) -> Result<Self, Error> {
         let mut frames = Vec::new();
         if mirror.caps().placed {
@@ -63,39 +71,21 @@ impl Reserved {
             let placed = frames.pop().map(|f| f.first);
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
-        let start = Instant::now();
-        loop {
+        let mut since = Instant::now();
+        while grains > 0 {
             let left = mirror.left();
-            if grains == 0 {
-                break;
-            }
-            match mirror.device().alloc(place, grains, &mut frames) {
-                Ok(()) => break,
-                Err(e @ DeviceError::OutOfMemory { .. }) => {
-                    let memory = mirror.device().memory();
-                    let free_now = memory.budget.saturating_sub(memory.in_use) / mirror.caps().grain;
-                    let short = u64::from(grains).saturating_sub(free_now).max(1);
-                    let short = short as u32;
-                    if evict(free, mirror, short, want.rank, false)? > 0
-                        || want.cause == Cause::Launch && wait_for_oldest(free, mirror)
-                    {
-                        continue;
-                    }
-                    let pins = mirror.caps().absent == Absent::Undefined || want.cause == Cause::Prefetch;
-                    // A fault's own block may be all there is: its other grains go, or the fault would never be served.
-                    let below = want.rank + u64::from(want.cause == Cause::DeviceFault);
-                    if pins || evict(free, mirror, short, below, true)? == 0 {
-                        // Whoever serves faults does not wait: it is asked again.
-                        if want.cause == Cause::DeviceFault
-                            || start.elapsed() > PATIENCE
-                            || !passes(free, mirror, want, left)
-                        {
-                            return Err(mirror.noticed(e));
-                        }
-                        std::thread::sleep(MOMENT);
-                    }
+            // A fault that has found no room goes first.
+            if want.cause == Cause::DeviceFault || !mirror.arrivals.starves() {
+                match mirror.device().alloc(place, grains, &mut frames) {
+                    Ok(()) => break,
+                    Err(DeviceError::OutOfMemory { .. }) => {}
+                    Err(e) => return Err(mirror.noticed(e)),
                 }
-                Err(e) => return Err(mirror.noticed(e)),
+            }
+            match make_room(free, mirror, grains, want, waits, left)? {
+                Room::Made => since = Instant::now(),
+                Room::Soon if waits && since.elapsed() <= PATIENCE => std::thread::sleep(MOMENT),
+                Room::Soon | Room::None => return Err(exhausted(mirror, grains)),
             }
         }
         Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed: None })
@@ -149,7 +139,9 @@ pub(crate) fn unseat_another(
         return Ok(false);
     }
     mirror.settle_ranks(free);
-    let slot = mirror.slot();
+    let (slot, number) = (mirror.slot(), below);
+    // What this launch and earlier ones gather is left alone; what later ones do is not.
+    let below = if mirror.gathering.has(number) { u64::MAX } else { below };
     let rank = |free: &mut Free, seg: &Segment| {
         let blocks = seg.claimed();
         blocks.into_iter().map(|id| mirror.space().block(id).lock(free).dev[slot].rank).max().unwrap_or(0)
@@ -159,6 +151,9 @@ pub(crate) fn unseat_another(
     ranked.sort_by_key(|(r, s)| (*r, s.first()));
     let mut used = false;
     for (_, seg) in ranked {
+        if mirror.gathering.is_kept(number, &seg.pages()) {
+            continue;
+        }
         let in_use = seg.uses.lock().iter().any(|u| {
             let l = &u.launch;
             l.mirror().slot() == slot && l.is_submitted() && !l.poll_only()
@@ -181,7 +176,7 @@ pub(crate) fn unseat_another(
     if wait_for_oldest(free, mirror) {
         return Ok(true);
     }
-    if mirror.is_left_since(left) {
+    if mirror.is_left_since(left) || mirror.gathering.is_behind(number) {
         std::thread::sleep(MOMENT);
         return Ok(true);
     }
@@ -189,8 +184,11 @@ pub(crate) fn unseat_another(
     Ok(used)
 }
 
-/// Waits for the oldest launch that has not retired. False if there is none.
+/// Waits for the oldest launch that has not retired. False if there is none, or in a kernel, which may be it.
 fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
+    if in_kernel() {
+        return false;
+    }
     mirror.reap();
     let Some(oldest) = mirror.oldest() else { return false };
     oldest.wait(free, None);
@@ -209,11 +207,82 @@ pub(crate) fn keep(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages:
     }
 }
 
-/// Frees at least `grains` grains if blocks with a rank below `below` hold that many, those that submitted launches use only
+/// Whether there may be room.
+enum Room {
+    /// Try again.
+    Made,
+    /// Perhaps in a moment.
+    Soon,
+    None,
+}
+
+/// Sees to it that `grains` grains can be had, as far as they can; see [`Reserved::take`] for the rest.
+fn make_room(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    grains: u32,
+    want: Want,
+    waits: bool,
+    left: u64,
+) -> Result<Room, Error> {
+    let fault = want.cause == Cause::DeviceFault;
+    if !fault && mirror.arrivals.starves() {
+        return Ok(Room::Soon);
+    }
+    let memory = mirror.device().memory();
+    let free_now = memory.budget.saturating_sub(memory.in_use) / mirror.caps().grain;
+    let short = u64::from(grains).saturating_sub(free_now).max(1) as u32;
+    // What a launch gathers is left alone by page, and not by the rank of what lies beside it.
+    let below = if mirror.gathering.has(want.rank) { u64::MAX } else { want.rank };
+    if evict(free, mirror, short, (want, below), false)? > 0 {
+        return Ok(Room::Made);
+    }
+    if !waits && !fault {
+        return Ok(Room::None);
+    }
+    let faults = mirror.caps().absent == Absent::Faults;
+    let hint = want.cause == Cause::Prefetch;
+    if !hint && !fault && (want.cause == Cause::Launch || !faults) && wait_for_oldest(free, mirror) {
+        return Ok(Room::Made);
+    }
+    // A fault's own block may be all there is: its other grains go, or the fault would never be served.
+    if faults && !hint && evict(free, mirror, short, (want, below.saturating_add(u64::from(fault))), true)? > 0 {
+        return Ok(Room::Made);
+    }
+    if fault {
+        return Ok(Room::None);
+    }
+    if !faults && !hint && mirror.gathering.is_behind(want.rank) {
+        // The earliest of them lacks nothing that will not come back, so it is submitted, and then ends.
+        std::thread::sleep(MOMENT);
+        return Ok(Room::Made);
+    }
+    Ok(if passes(free, mirror, (want, below), left) { Room::Soon } else { Room::None })
+}
+
+fn exhausted(mirror: &DeviceMirror, grains: u32) -> Error {
+    let m = mirror.device().memory();
+    let (device, requested) = (mirror.device().info().id.clone(), u64::from(grains) * mirror.caps().grain);
+    Error::OutOfDeviceMemory { device, requested, in_use: m.in_use, budget: m.budget }
+}
+
+/// Frees at least `grains` grains if blocks with a rank below that given hold that many, those that submitted launches use only
 /// with `in_use`; says how many it freed.
-fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, in_use: bool) -> Result<u32, Error> {
+fn evict(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    grains: u32,
+    (want, below): (Want, u64),
+    in_use: bool,
+) -> Result<u32, Error> {
     mirror.settle_ranks(free);
-    let victims = choose(free, mirror, grains, below, in_use);
+    let keep = Keep::new(mirror, want, in_use);
+    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
+    let victims = if mirror.arrivals.by_grain() {
+        earliest(free, &keep, candidates, grains)
+    } else {
+        lowest(free, &keep, candidates, grains)
+    };
     let counters = &mirror.pods().counters;
     let mut freed = 0;
     let mut rest = &victims[..];
@@ -236,76 +305,103 @@ fn evict(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, i
     Ok(freed)
 }
 
-/// What to evict, in ascending order of blocks: the blocks with the lowest ranks that together hold enough grains.
-///
-/// Whole blocks, since a block leaves in one copy and its neighbours are seldom needed longer. Not where a block is a large part
-/// of the memory: there the workers' instructions need grains of a few blocks only, and each fault would take what another
-/// instruction has just been given. Such a device gives up single grains, in turn.
-fn choose(free: &mut Free, mirror: &Arc<DeviceMirror>, grains: u32, below: u64, in_use: bool) -> Vec<Span> {
-    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
-    let small = mirror.device().memory().budget < u64::from(mirror.caps().min_frames) * BLOCK;
-    let candidates: Vec<(u64, BlockId)> = mirror.order.lock().0.range(..(below, BlockId(0))).copied().collect();
+/// What eviction leaves alone.
+struct Keep<'m> {
+    mirror: &'m DeviceMirror,
+    want: Want,
+    in_use: bool,
+    just_come: SmallVec<[Span; 8]>,
+}
+
+impl<'m> Keep<'m> {
+    fn new(mirror: &'m DeviceMirror, want: Want, in_use: bool) -> Self {
+        let just_come = mirror.arrivals.kept(mirror.pods().pages_per_grain(), |launch| mirror.is_over(launch));
+        Self { mirror, want, in_use, just_come }
+    }
+
+    /// The pages of a block, by whole grains, that can leave; `None` while it is in somebody's hands. None of a segment on its way
+    /// out, which frees its own frames.
+    fn offers(&self, free: &mut Free, id: BlockId) -> Option<Mask> {
+        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let Some(seg) = self.mirror.space().segment_of(id) else { return Some(Mask::EMPTY) };
+        let mut kept = self.just_come.iter().find(|s| s.block == id).map_or(Mask::EMPTY, |s| s.mask);
+        if self.want.cause != Cause::DeviceFault {
+            kept |= self.mirror.gathering.kept(self.want.rank, id);
+        }
+        if !self.in_use {
+            kept |= used(&seg, id, slot);
+        }
+        let body = self.mirror.space().block(id).try_lock(free)?;
+        let dev = &body.dev[slot];
+        // A pin keeps pages in a coherent device's memory.
+        kept |= body.busy | (body.held & dev.dirty);
+        Some(dev.with_frames(per) & !kept.widened(per))
+    }
+}
+
+/// What to evict, in ascending order of blocks: the blocks with the lowest ranks that together hold enough grains. Whole blocks, since
+/// a block leaves in one copy and its neighbours are seldom needed longer.
+fn lowest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
+    let per = keep.mirror.pods().pages_per_grain();
     let mut victims = Vec::new();
     let mut have = 0;
-    for (_, id) in candidates {
+    for block in candidates {
         if have >= grains {
             break;
         }
-        let block = mirror.space().block(id);
-        if !in_use && mirror.space().segment_of(id).is_some_and(|seg| is_used(&seg, id, slot)) {
-            continue;
-        }
-        let Some(body) = block.try_lock(free) else { continue };
-        let held = body.dev[slot].count_frames(per);
-        if held == 0 || !body.busy.is_empty() {
-            continue;
-        }
-        let short = grains - have;
-        let mask = if small && held > short { in_turn(mirror, &body.dev[slot], per, short) } else { Mask::FULL };
-        have += held.min(if small { short } else { held });
-        victims.push(Span { block: id, mask });
+        let Some(mask) = keep.offers(free, block).filter(|m| !m.is_empty()) else { continue };
+        have += mask.count() / per as u32;
+        victims.push(Span { block, mask });
     }
     victims.sort_unstable_by_key(|s| s.block);
     victims
 }
 
-/// Whether memory may be there in a moment: a segment is on its way out, or has gone since `left`; a block that could be evicted is in
-/// somebody's hands; a launch that used one has just been reaped by somebody else.
-fn passes(free: &mut Free, mirror: &DeviceMirror, want: Want, left: u64) -> bool {
-    if mirror.is_left_since(left) {
-        return true;
+/// The same where a block is a large part of the memory: there the workers' instructions need grains of a few blocks only, and each
+/// fault would take what another instruction is about to need. Single grains, in the order in which they came.
+fn earliest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
+    let per = keep.mirror.pods().pages_per_grain();
+    let offered = candidates.into_iter().filter_map(|id| Some((id, keep.offers(free, id)?)));
+    let mut offered: BTreeMap<BlockId, Mask> = offered.filter(|(_, mask)| !mask.is_empty()).collect();
+    let mut victims: BTreeMap<BlockId, Mask> = BTreeMap::new();
+    if offered.is_empty() {
+        return Vec::new();
     }
-    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
-    // Elsewhere what launches use is taken, too.
-    let waits = mirror.caps().absent == Absent::Undefined && want.cause == Cause::Launch;
-    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(want.rank, BlockId(0))).map(|(_, id)| *id).collect();
-    let soon = |body: &Body| !body.busy.is_empty() || waits && body.dev[slot].has_frames(per);
-    candidates.into_iter().any(|id| mirror.space().block(id).try_lock(free).is_none_or(|body| soon(&body)))
+    keep.mirror.arrivals.earliest(grains as usize, |(block, g): Grain| {
+        let grain = Mask::range(usize::from(g) * per..(usize::from(g) + 1) * per);
+        let Some(left) = offered.get_mut(&block).filter(|left| left.meets(grain)) else { return false };
+        *left &= !grain;
+        *victims.entry(block).or_default() |= grain;
+        true
+    });
+    victims.into_iter().map(|(block, mask)| Span { block, mask }).collect()
 }
 
-/// Whether a launch that the device has, and has not finished, uses a block.
-fn is_used(seg: &Segment, id: BlockId, slot: usize) -> bool {
+/// Whether memory may be there in a moment: a segment is on its way out, or has gone since `left`; a block that could be evicted is in
+/// somebody's hands; a launch that used one has just been reaped by somebody else; a fault goes first.
+fn passes(free: &mut Free, mirror: &DeviceMirror, (want, below): (Want, u64), left: u64) -> bool {
+    if mirror.is_left_since(left) || mirror.arrivals.starves() {
+        return true;
+    }
+    let keep = Keep::new(mirror, want, false);
+    let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
+    candidates.into_iter().any(|id| {
+        let busy = |free: &mut Free| mirror.space().block(id).try_lock(free).is_none_or(|body| !body.busy.is_empty());
+        busy(free) || keep.offers(free, id).is_none_or(|m| !m.is_empty())
+    })
+}
+
+/// The pages of a block that launches use which the device has, and has not finished.
+fn used(seg: &Segment, id: BlockId, slot: usize) -> Mask {
     if seg.rec().view[slot].active.load(Ordering::Acquire) == 0 {
-        return false;
+        return Mask::EMPTY;
     }
     let start = id.offset() - seg.offset();
     let bytes = start..start + BLOCK;
     let uses = seg.uses.lock();
-    uses.iter().any(|u| {
+    let mine = uses.iter().filter(|u| {
         let l = &u.launch;
         l.mirror().slot() == slot && overlap(&u.bytes, &bytes) && l.is_submitted() && !l.poll_only()
-    })
-}
-
-/// The next `n` grains of a block that have frames, going round.
-fn in_turn(mirror: &DeviceMirror, dev: &DevPages, per: usize, n: u32) -> Mask {
-    let grains = PAGES_PER_BLOCK / per;
-    let hand = mirror.hand.load(Ordering::Relaxed) as usize;
-    let held = (0..grains).map(|i| (hand + i) % grains).filter(|g| dev.frames[*g] != 0);
-    let mut mask = Mask::EMPTY;
-    for g in held.take(n as usize) {
-        mask |= Mask::range(g * per..(g + 1) * per);
-        mirror.hand.store(g as u32 + 1, Ordering::Relaxed);
-    }
-    mask
+    });
+    mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }

@@ -18,6 +18,8 @@
 //! | `range` | snapshot and fault of a range; how a driver populates its table |
 //! | `migrate` | collect, unmap, copy, commit, map |
 //! | `devmem` | device frames and eviction |
+//! | `arrivals` | what has just come to a device that faults; why every launch ends |
+//! | `gathering` | launches that gather what they need |
 //! | `discard` | dropping contents |
 //! | `prot` | protection, and unmapping of parts |
 //! | `lease` | pages that nobody else changes meanwhile |
@@ -34,6 +36,7 @@
 //! | [`names`] | the C names of the kernel's interface |
 
 pub(crate) mod addr;
+pub(crate) mod arrivals;
 pub(crate) mod attached;
 pub(crate) mod block;
 pub(crate) mod device_fault;
@@ -42,6 +45,7 @@ pub(crate) mod discard;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod gate;
+pub(crate) mod gathering;
 pub(crate) mod grid;
 pub(crate) mod hold;
 pub(crate) mod host;

@@ -238,7 +238,9 @@ fn put(seg: &Arc<Segment>, from: At, to: At, body: &mut Body, granule: Granule) 
         let per = m.pods().pages_per_grain();
         body.admit(slot);
         for (i, f) in frames.iter().enumerate().filter(|(_, f)| **f != 0) {
-            body.dev[slot].frames[g * PAGES_PER_GRANULE / per + i] = *f;
+            let grain = g * PAGES_PER_GRANULE / per + i;
+            body.dev[slot].frames[grain] = *f;
+            m.arrivals.came(*f - 1, (id, grain as u16));
         }
         m.change(seg, id, body, |body| {
             body.dev[slot].valid |= moved(valid);

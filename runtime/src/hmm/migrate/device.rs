@@ -68,13 +68,22 @@ pub(crate) fn to_device(
             continue;
         }
         let grains = missing_grains(free, mirror, seg, &part, want);
-        let mut reserved = match Reserved::take(free, mirror, view.at.at, grains, want) {
+        let reserved = Reserved::take(free, mirror, view.at.at, grains, want, under_way.is_none());
+        let reserved = match (reserved, under_way.take()) {
+            (Err(Error::OutOfDeviceMemory { .. }), Some(b)) => {
+                // A launch that is to end, or a fault that goes first, may need what we have busy.
+                total.add(b.finalize_and_map(free)?);
+                Reserved::take(free, mirror, view.at.at, grains, want, true)
+            }
+            (reserved, before) => {
+                under_way = before;
+                reserved
+            }
+        };
+        let mut reserved = match reserved {
             Ok(r) => r,
             Err(Error::OutOfDeviceMemory { .. }) => {
                 // What fits goes; one block at a time finds out how much that is.
-                if let Some(b) = under_way.take() {
-                    total.add(b.finalize_and_map(free)?);
-                }
                 total.add(trickle(free, mirror, seg, &part, want)?);
                 continue;
             }
@@ -105,7 +114,7 @@ fn trickle(
     for (id, mask) in pages.blocks() {
         let part = pages_of(id, mask);
         let grains = missing_grains(free, mirror, seg, &part, want);
-        match Reserved::take(free, mirror, view.at.at, grains, want) {
+        match Reserved::take(free, mirror, view.at.at, grains, want, true) {
             Ok(mut reserved) => {
                 let batch = collect(free, (mirror, view), seg, &part, want, &mut reserved);
                 total.add(batch.start(free)?.finalize_and_map(free)?);
@@ -217,7 +226,9 @@ fn collect(
                 }
                 body.admit(slot);
                 let number = (seg.view_offset(id, g * per) - view.from) / (per as u64 * PAGE);
-                body.dev[slot].frames[g] = reserved.pop(number as u32) + 1;
+                let frame = reserved.pop(number as u32);
+                body.dev[slot].frames[g] = frame + 1;
+                mirror.arrivals.came(frame, (id, g as u16));
             }
         }
         if body.dev[slot].has_frames(per) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId, ParamDesc};
-use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch};
+use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch, Point};
 
 use super::super::hold;
 use super::super::inflight::{InFlight, Touch};
@@ -169,6 +169,16 @@ impl DeviceMirror {
     /// The oldest launch that has not retired.
     pub(crate) fn oldest(&self) -> Option<Arc<InFlight>> {
         self.live.lock().front().cloned()
+    }
+
+    /// The launch that is running, as far as is known: the oldest whose point is not reached.
+    pub(crate) fn running(&self) -> Option<Point> {
+        self.live.lock().iter().filter_map(|l| l.point()).find(|p| !self.device.reached(*p))
+    }
+
+    /// Whether a launch that [`running`](Self::running) named has ended; where it named none, whether any runs now.
+    pub(crate) fn is_over(&self, launch: Option<Point>) -> bool {
+        launch.map_or_else(|| self.is_idle(), |p| self.device.reached(p))
     }
 
     /// Whether a launch may be running. May be called from the threads that serve faults.

@@ -20,14 +20,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use sterna_hal::{Absent, Caps, Device, DeviceError, RegionId};
 
 use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
+use super::arrivals::Arrivals;
 use super::block::{Block, Body};
+use super::gathering::Gathering;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::notifier::Notifier;
@@ -59,8 +61,10 @@ pub(crate) struct DeviceMirror {
     live: Mutex<VecDeque<Arc<InFlight>>>,
     /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
     used: Mutex<Vec<(BlockId, u32, u64)>>,
-    /// Where in a block the next grain is taken from that leaves alone.
-    pub(crate) hand: AtomicU32,
+    /// What has just come, on a device that faults.
+    pub(crate) arrivals: Arrivals,
+    /// Launches that gather what they need.
+    pub(crate) gathering: Gathering,
     lost: AtomicBool,
     ended: Arc<AtomicBool>,
     /// Held while what was lost with the device is written off.
@@ -109,6 +113,7 @@ impl DeviceMirror {
         // Without faults nothing would stop the host's stores to a page that leaves the device.
         let file = device.frames_file().filter(|_| caps.coherent && space.host.faults() && device.frames_base().is_some());
         s.frames_fd.store(file.unwrap_or(-1), Ordering::Release);
+        let arrivals = Arrivals::new(memory.budget, device.caps().grain, device.caps().min_frames);
         let this = Arc::new(Self {
             space,
             slot,
@@ -120,7 +125,8 @@ impl DeviceMirror {
             order: Mutex::default(),
             live: Mutex::default(),
             used: Mutex::default(),
-            hand: AtomicU32::new(0),
+            arrivals,
+            gathering: Gathering::default(),
             lost: AtomicBool::new(false),
             ended: Arc::default(),
             ending: Mutex::new(()),

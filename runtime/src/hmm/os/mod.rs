@@ -25,6 +25,12 @@ pub(crate) fn errno() -> i32 {
     unsafe { *libc::__errno_location() }
 }
 
+/// The kernel's number of this thread. Signal-safe.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
 /// Puts an earlier [`errno`] back. Signal-safe.
 pub(crate) fn set_errno(value: i32) {
     // SAFETY: as above.
