@@ -81,7 +81,7 @@ impl Core {
             }
             Advice::AccessedBy(d) => {
                 let Some(slot) = slot(d) else { return };
-                Box::new(move |h| h.accessed_by = (h.accessed_by & !(1 << slot)) | u8::from(on) << slot)
+                Box::new(move |h| h.accessed_by = (h.accessed_by & !(1 << slot)) | u64::from(on) << slot)
             }
         };
         self.seg.hint(&self.bytes, change);

@@ -218,7 +218,10 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Every device slot of the process is taken.
-    #[error("the process already drives {limit} devices; drop a runtime first")]
+    #[error(
+        "the process already drives {limit} devices, the most it can; drop a runtime, or share one (`Runtime` is `Clone`; each \
+         runtime takes a place for each of its devices)"
+    )]
     TooManyDevices {
         /// How many there can be.
         limit: usize,

@@ -272,8 +272,8 @@ impl Runtime {
 
 /// Whether a launch on another device uses the segment: order between devices is the scheduler's.
 fn used_elsewhere(t: &Touch, slot: usize) -> bool {
-    let views = &t.seg.rec().view;
-    (0..views.len()).any(|d| d != slot && views[d].active.load(std::sync::atomic::Ordering::Acquire) > 0)
+    let rec = t.seg.rec();
+    rec.devices().any(|d| d != slot && rec.view[d].active.load(std::sync::atomic::Ordering::Acquire) > 0)
 }
 
 /// Whether it reads what a failed launch would have written: the scheduler refuses it.

@@ -141,12 +141,16 @@ impl Builder {
             selectors = named.unwrap_or_else(backend::best);
         }
         let space = Space::process(mechanism)?;
+        let named = selectors.iter().map(|s| backend::open(s, memory));
         let mut devices = Vec::new();
-        for s in &selectors {
-            devices.push(DeviceMirror::new(space, backend::open(s, memory)?)?);
-        }
-        for d in self.opened {
-            devices.push(DeviceMirror::new(space, d)?);
+        for device in named.chain(self.opened.into_iter().map(Ok)) {
+            match device.and_then(|d| DeviceMirror::new(space, d)) {
+                Ok(mirror) => devices.push(mirror),
+                Err(e) => {
+                    crate::hmm::mirror::give_up(devices);
+                    return Err(e);
+                }
+            }
         }
         let policy_name = policy.name();
         let policy = Arc::new(Mutex::new(policy));

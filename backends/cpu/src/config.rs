@@ -24,7 +24,8 @@ pub struct CpuConfig {
     pub absent: Absent,
     /// Unit of allocation and mapping in bytes: a power of two from 4 KiB to 2 MiB. Default 64 KiB.
     pub grain: u64,
-    /// Address space to reserve, in bytes. Default 8 TiB. Where a limit forbids that much it is halved, down to 64 GiB.
+    /// Address space to reserve, in bytes. Default 8 TiB. Where a limit forbids that much it is halved, down to 64 GiB;
+    /// where the process has devices with 32 TiB in all it is 512 GiB at most.
     pub window: u64,
 }
 

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use sterna_hal::{DevAddr, DevRange, DeviceError};
@@ -23,12 +24,41 @@ use crate::sys::{self, BLOCK, Backing, Mapped};
 /// The smallest window worth having.
 const LEAST: u64 = 64 << 30;
 
+/// What the windows of the process's first devices may have of its addresses together (a process has 128 TiB) …
+const LARGE: u64 = 32 << 40;
+/// … and how much each further one gets, so that there is enough for 64 devices and the rest of the program.
+const FURTHER: u64 = 512 << 30;
+
+/// Bytes of windows in the process.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// A window's part in what is [`TAKEN`].
+#[derive(Debug)]
+struct Share(u64);
+
+impl Share {
+    /// `bytes`, or less where others have much already.
+    fn take(bytes: u64) -> Self {
+        let granted = |taken: u64| if taken.saturating_add(bytes) <= LARGE { bytes } else { bytes.min(FURTHER) };
+        let add = |taken: u64| Some(taken.saturating_add(granted(taken)));
+        let (Ok(taken) | Err(taken)) = TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        Self(granted(taken))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(self.0, Ordering::AcqRel);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Window {
     free: Mutex<FreeRanges>,
     /// Scratch memory, once the window is ruined.
     entries: RwLock<Option<OwnedFd>>,
     map: Mapped,
+    _share: Share,
 }
 
 /// What an entry names, resolved to a file.
@@ -66,7 +96,8 @@ impl Entry<'_> {
 
 impl Window {
     pub(crate) fn new(bytes: u64) -> Result<Self, DeviceError> {
-        let mut bytes = bytes.max(BLOCK).next_multiple_of(BLOCK);
+        let share = Share::take(bytes.max(BLOCK).next_multiple_of(BLOCK));
+        let mut bytes = share.0;
         let map = loop {
             match Mapped::new(bytes, Backing::Nothing) {
                 Ok(map) => break map,
@@ -75,7 +106,7 @@ impl Window {
             }
         };
         let base = map.base().addr().get() as u64;
-        Ok(Self { free: Mutex::new(FreeRanges::new(base, map.bytes())), entries: RwLock::new(None), map })
+        Ok(Self { free: Mutex::new(FreeRanges::new(base, map.bytes())), entries: RwLock::new(None), map, _share: share })
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -246,6 +277,15 @@ impl FreeRanges {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_leave_addresses_for_as_many_devices_as_there_can_be() {
+        let windows: Vec<_> = (0..64).map(|_| Window::new(8 << 40).unwrap()).collect();
+        assert!(windows.iter().all(|w| w.bytes() >= FURTHER), "{:?}", windows.iter().map(Window::bytes).collect::<Vec<_>>());
+        assert!(windows.iter().map(Window::bytes).sum::<u64>() <= 64 << 40);
+        drop(windows);
+        assert_eq!(Window::new(8 << 40).unwrap().bytes(), 8 << 40);
+    }
 
     #[test]
     fn free_ranges_join_again() {

@@ -23,8 +23,8 @@
 //! neither `valid` nor `alias`, or `writable` on a page that is `valid` and not `dirty`, is *stale*: removed or refreshed before the
 //! next launch that could use it · `shown ⇒ framed ⇒ dirty` on a coherent device.
 //!
-//! **Who may change them.** Whoever holds the block's lock; masks of a device (`dev[d]`) and its `ready` words need that
-//! device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
+//! **Who may change them.** Whoever holds the block's lock; masks of a device (`dev[d]`, see [`parts`](super::parts)) and its
+//! `ready` words need that device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut, Range};
@@ -36,10 +36,9 @@ use sterna_hal::Access;
 use super::addr::{BlockId, GRANULE, GRANULES_PER_BLOCK, Mask, PAGE, PAGES_PER_BLOCK, PAGES_PER_GRANULE};
 use super::lock::{Free, Futex};
 use super::park;
+use super::parts::{self, Parts, Slots};
+use super::space::Space;
 use super::walk::Walk;
-
-/// Devices that can be attached to the process's space at once.
-pub const MAX_DEVICES: usize = 8;
 
 /// A block's record. Plain data in a lazily populated table that never moves, so that a signal handler can walk it.
 #[repr(C, align(64))]
@@ -59,8 +58,6 @@ pub(crate) struct Block {
     moved: [AtomicU32; GRANULES_PER_BLOCK],
     /// The last fault of the host here, for the next one.
     pub(crate) walk: Walk,
-    /// What the fast path of a launch may know without the lock.
-    shown: [Shown; MAX_DEVICES],
     body: UnsafeCell<Body>,
 }
 
@@ -68,7 +65,7 @@ pub(crate) struct Block {
 /// lock and not the block's.
 #[repr(C)]
 #[derive(Debug)]
-struct Shown {
+pub(super) struct Shown {
     /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
     ready: AtomicU32,
     readable: [AtomicU64; PAGES_PER_BLOCK / 64],
@@ -138,14 +135,14 @@ pub(crate) struct Body {
     /// How often a store of the host has ended replicas, up to 255.
     pub(crate) collapses: u8,
     /// Decided beforehand: bit `d`: faults of device `d` map pages that are at home where they are.
-    pub(crate) in_place: u8,
+    pub(crate) in_place: u64,
     /// Bit `d`: device `d` has, or had, a part in the block. What is not set has never been written in `dev`, so that a record
     /// costs memory for the devices that used it only.
-    pub(crate) known: u8,
+    pub(crate) known: u64,
     /// Decided beforehand by the policy: how far a host fault, and a device fault, grows (see [`Grow`]).
     pub(crate) host_grow: Grow,
     pub(crate) device_grow: Grow,
-    pub(crate) dev: [DevPages; MAX_DEVICES],
+    pub(crate) dev: Parts,
 }
 
 /// How far a fault reaches around its page: percent for the density rule (`addr::grow`), offset so that zeroed memory is the
@@ -256,8 +253,7 @@ impl Body {
 
     /// Devices that have, or had, a part in the block.
     pub(crate) fn devices(&self) -> impl DoubleEndedIterator<Item = usize> + Clone + use<> {
-        let known = self.known;
-        (0..MAX_DEVICES).filter(move |d| known >> d & 1 == 1)
+        Slots(self.known)
     }
 
     /// Pages that are valid on some device.
@@ -351,7 +347,8 @@ impl Body {
         let mut valid = Mask::EMPTY;
         let mut dirty = Mask::EMPTY;
         let mut alias = Mask::EMPTY;
-        for (i, d) in self.dev.iter().enumerate() {
+        for i in Space::existing().into_iter().flat_map(Space::with_records) {
+            let d = &self.dev[i];
             let empty = (d.valid | d.mapped | d.leaving).is_empty();
             claim(empty || self.known >> i & 1 == 1, "a device has a part that the next owner will not be rid of")?;
             claim(d.valid.covers(d.dirty), "dirty without valid")?;
@@ -413,10 +410,14 @@ impl Block {
         self.seg.load(Ordering::Acquire).checked_sub(1)
     }
 
+    fn shown(&self, slot: usize) -> &Shown {
+        parts::shown(std::ptr::from_ref(self).addr(), slot)
+    }
+
     /// Shows what `body` says of device `slot` now; gives the block's bits in its view's `ready` words, before and after. With
     /// the block's lock and the driver lock held.
     pub(crate) fn show(&self, body: &Body, slot: usize) -> (u32, u32) {
-        let (dev, shown, limit) = (&body.dev[slot], &self.shown[slot], self.limit());
+        let (dev, shown, limit) = (&body.dev[slot], self.shown(slot), self.limit());
         let (readable, owned) = (dev.readable(), dev.owned());
         for (words, mask) in [(&shown.readable, readable), (&shown.owned, owned)] {
             for (word, bits) in words.iter().zip(mask.words()) {
@@ -429,7 +430,7 @@ impl Block {
 
     /// Whether a kernel may read, or with `write` write, pages `mask`, for whoever holds the device's driver lock.
     pub(crate) fn is_ready(&self, slot: usize, mask: Mask, write: bool) -> bool {
-        let shown = &self.shown[slot];
+        let shown = self.shown(slot);
         if shown.ready.load(Ordering::Relaxed) & if write { 2 } else { 1 } != 0 {
             return true;
         }
@@ -538,10 +539,9 @@ mod tests {
 
     #[test]
     fn a_record_is_small_where_it_is_touched() {
-        // Ten KiB of metadata a touched block at two devices: header and two devices of 4 KiB frame tables of which a
-        // device with 64 KiB grains touches 128 bytes.
-        let two = std::mem::offset_of!(Block, body) + std::mem::offset_of!(Body, dev) + 2 * size_of::<DevPages>();
-        assert!(two <= 10 << 10, "{two}");
+        // Of a block with pages on two devices; nothing for devices without.
+        let two = size_of::<Block>() + 2 * size_of::<parts::Part>();
+        assert!(two <= 8 << 10, "{two}");
     }
 
     #[test]

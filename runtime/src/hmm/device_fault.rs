@@ -14,20 +14,20 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sterna_hal::{Access, DevAddr};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::arrivals::{Asked, LONG_NS};
-use super::block::MAX_DEVICES;
 use super::hold;
 use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
 use super::lock::{Free, Futex};
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
+use super::parts::{MAX_DEVICES, Slots};
 use super::range::{in_place, map_remote};
 use super::schedule::{Server, Serving};
 use super::space::Space;
@@ -63,6 +63,8 @@ pub(crate) struct DeviceFaults {
     /// Faults set aside.
     waiting: AtomicU32,
     windows: [(AtomicUsize, AtomicUsize); MAX_DEVICES],
+    /// Bit `d`: device `d` has a window.
+    watched: AtomicU64,
 }
 
 // SAFETY: the queue is only touched under its lock; an `answer` outlives its request, since its thread sleeps until answered.
@@ -85,7 +87,8 @@ impl DeviceFaults {
             queue: UnsafeCell::new((0, [none; CAPACITY])),
             rung: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            windows: Default::default(),
+            windows: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; MAX_DEVICES],
+            watched: AtomicU64::new(0),
         }
     }
 
@@ -99,15 +102,18 @@ impl DeviceFaults {
     pub(crate) fn watch(&self, slot: usize, window: &Range<usize>) {
         self.windows[slot].1.store(window.end, Ordering::Relaxed);
         self.windows[slot].0.store(window.start, Ordering::Release);
+        self.watched.fetch_or(1 << slot, Ordering::AcqRel);
     }
 
     pub(crate) fn unwatch(&self, slot: usize) {
+        self.watched.fetch_and(!(1 << slot), Ordering::AcqRel);
         self.windows[slot].0.store(usize::MAX, Ordering::Release);
         self.windows[slot].1.store(0, Ordering::Release);
     }
 
     fn whose(&self, at: usize) -> Option<usize> {
-        self.windows.iter().position(|(start, end)| {
+        Slots(self.watched.load(Ordering::Acquire)).find(|slot| {
+            let (start, end) = &self.windows[*slot];
             let s = start.load(Ordering::Acquire);
             s != 0 && at >= s && at < end.load(Ordering::Relaxed)
         })

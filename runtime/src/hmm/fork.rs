@@ -162,9 +162,10 @@ extern "C" fn child() {
         return;
     }
     let Some(space) = Space::existing() else { return };
-    let (at, bytes) = space.records();
-    // SAFETY: the records' addresses, where a child has nothing; all zero is a record.
-    unsafe { os::zeros_over(at, bytes) };
+    for (at, bytes) in space.records() {
+        // SAFETY: the records' addresses, where a child has nothing; all zero is a record.
+        unsafe { os::zeros_over(at, bytes) };
+    }
     for m in plan.made.drain(..) {
         // SAFETY: addresses of the window, where a child has nothing; memory that `prepare` made for it.
         unsafe { if m.copy == 0 { os::zeros_over(m.at, m.bytes) } else { os::move_over(m.copy, m.bytes, m.at) } }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use sterna_hal::Absent;
 
-use super::block::MAX_DEVICES;
 use super::os;
 use super::segment::Segment;
 
@@ -44,7 +43,7 @@ pub(crate) fn quiet(seg: &Segment, who: u32) -> bool {
 
 /// Lets launches go on.
 pub(crate) fn release(seg: &Segment, who: u32) {
-    for slot in 0..MAX_DEVICES {
+    for slot in seg.rec().devices() {
         let word = &seg.rec().view[slot].hold;
         if word.load(Ordering::Acquire) & who != 0 && word.fetch_and(!who, Ordering::AcqRel) == who {
             os::futex_wake(word, i32::MAX);

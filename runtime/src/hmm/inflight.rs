@@ -160,6 +160,7 @@ impl InFlight {
             // With the gate open no launch that writes is unfinished, and nothing is tainted.
             let asks = t.access.reads() && self.id != RAW && !rec.gate.is_readable();
             rec.gate.raise(t.access.writes());
+            rec.admit(self.mirror.slot());
             rec.view[self.mirror.slot()].active.fetch_add(1, Ordering::AcqRel);
             if t.seg.space().mechanism() == Mechanism::None {
                 rec.gate.away(t.access.writes());

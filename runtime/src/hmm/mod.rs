@@ -58,6 +58,7 @@ pub mod names;
 pub(crate) mod notifier;
 pub(crate) mod os;
 pub(crate) mod park;
+pub(crate) mod parts;
 pub(crate) mod pfn;
 pub(crate) mod pin;
 #[cfg(feature = "planted")]
@@ -85,12 +86,13 @@ pub(crate) mod zap;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};
 pub use attached::{Attached, Migration, Operand};
-pub use block::{Grow, MAX_DEVICES};
+pub use block::Grow;
 pub use fork::ForkPolicy;
 pub use host::Mechanism;
 pub use lock::Free;
 pub use mirror::{Action, Mirror, MirrorOps};
 pub use notifier::{Notifier, Seq};
+pub use parts::MAX_DEVICES;
 pub use pfn::{MigrateFlags, Pfn, PfnFlags};
 pub use pin::{Pin, PinKind};
 pub use prot::Prot;

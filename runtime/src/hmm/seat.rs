@@ -61,14 +61,14 @@ pub(crate) struct Seat {
 impl Seat {
     /// Under the driver lock.
     pub(super) fn take(seg: &Arc<Segment>, slot: usize) -> Self {
-        seg.seated[slot].fetch_add(1, Ordering::AcqRel);
+        seg.rec().view[slot].seated.fetch_add(1, Ordering::AcqRel);
         Self { seg: Arc::clone(seg), slot }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seg.seated[self.slot].fetch_sub(1, Ordering::AcqRel);
+        self.seg.rec().view[self.slot].seated.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

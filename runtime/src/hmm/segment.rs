@@ -20,13 +20,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
-use super::block::{Block, Grow, MAX_DEVICES};
+use super::block::{Block, Grow};
 use super::gate::Gate;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
+use super::parts::{Slots, Views};
 use super::pin::PinKind;
 use super::seat::Addresses;
 use super::source::Sources;
@@ -41,17 +43,34 @@ pub(crate) struct SegRec {
     pub(crate) gate: Gate,
     /// Blocks of the segment.
     pub(crate) blocks: AtomicU32,
-    pub(crate) view: [ViewRec; MAX_DEVICES],
+    /// Bit `d`: device `d` has, or had, addresses for it or launches that use it. The views of others are all zero.
+    known: AtomicU64,
+    pub(crate) view: Views,
 }
 
 impl SegRec {
     /// Back to 'no segment'. Nobody uses it meanwhile.
     pub(crate) fn reset(&self) {
-        let views = self.view.iter().flat_map(|v| [&v.ready_read, &v.ready_write, &v.active, &v.stale, &v.hold]);
         self.gate.reset();
-        for word in [&self.blocks].into_iter().chain(views) {
-            word.store(0, Ordering::Relaxed);
+        self.blocks.store(0, Ordering::Relaxed);
+        for v in self.devices().map(|d| &self.view[d]) {
+            for word in [&v.ready_read, &v.ready_write, &v.active, &v.stale, &v.hold, &v.seated] {
+                word.store(0, Ordering::Relaxed);
+            }
         }
+        self.known.store(0, Ordering::Relaxed);
+    }
+
+    /// Device `slot` gets a view.
+    pub(crate) fn admit(&self, slot: usize) {
+        if self.known.load(Ordering::Acquire) >> slot & 1 == 0 {
+            self.known.fetch_or(1 << slot, Ordering::AcqRel);
+        }
+    }
+
+    /// Devices that have, or had, a view.
+    pub(crate) fn devices(&self) -> Slots {
+        Slots(self.known.load(Ordering::Acquire))
     }
 }
 
@@ -69,6 +88,8 @@ pub(crate) struct ViewRec {
     pub(crate) stale: AtomicU32,
     /// Who holds launches back; see [`hold`](super::hold).
     pub(crate) hold: AtomicU32,
+    /// Batches that are moving pages to its addresses there. Raised under the driver lock.
+    pub(super) seated: AtomicU32,
 }
 
 /// A use of a segment's bytes by a launch, from its recording until it retires.
@@ -94,8 +115,8 @@ pub(crate) enum Kind {
     Imported,
 }
 
-/// A segment's addresses on a device, and the device.
-type View = (Addresses, Arc<DeviceMirror>);
+/// A device's slot, a segment's addresses there, and the device.
+type View = (usize, Addresses, Arc<DeviceMirror>);
 
 /// One mapping of the space.
 #[derive(Debug)]
@@ -110,9 +131,7 @@ pub struct Segment {
     used: AtomicU64,
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
-    views: [RwLock<Option<View>>; MAX_DEVICES],
-    /// Batches that are moving pages to those addresses. Raised under the driver lock.
-    pub(super) seated: [AtomicU32; MAX_DEVICES],
+    views: RwLock<SmallVec<[View; 1]>>,
     pub(crate) uses: Mutex<VecDeque<Use>>,
     pub(crate) taints: Mutex<Vec<Taint>>,
     pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
@@ -184,8 +203,7 @@ impl Segment {
             bytes,
             kind,
             used: AtomicU64::new(bytes),
-            views: Default::default(),
-            seated: Default::default(),
+            views: RwLock::default(),
             uses: Mutex::default(),
             taints: Mutex::default(),
             pins: Mutex::default(),
@@ -299,25 +317,32 @@ impl Segment {
 
     /// The device's addresses for it, once [`DeviceMirror::view`](super::mirror::DeviceMirror::view) has reserved them.
     pub(crate) fn view(&self, slot: usize) -> Option<Addresses> {
-        self.views[slot].read().as_ref().map(|(range, _)| *range)
+        self.views.read().iter().find(|v| v.0 == slot).map(|v| v.1)
     }
 
     pub(crate) fn set_view(&self, mirror: &Arc<DeviceMirror>, range: Addresses) -> Addresses {
-        self.views[mirror.slot()].write().get_or_insert_with(|| (range, Arc::clone(mirror))).0
+        let slot = mirror.slot();
+        self.rec().admit(slot);
+        let mut views = self.views.write();
+        if let Some(there) = views.iter().find(|v| v.0 == slot) {
+            return there.1;
+        }
+        views.push((slot, range, Arc::clone(mirror)));
+        range
     }
 
     /// Whether somebody is bringing pages to its addresses. Under the driver lock.
     pub(crate) fn is_seated(&self, slot: usize) -> bool {
-        self.seated[slot].load(Ordering::Acquire) > 0
+        self.rec().view[slot].seated.load(Ordering::Acquire) > 0
     }
 
     /// Takes its addresses away: the device is detached, or it has nothing of the segment any more.
     pub(crate) fn give_up_view(&self, mirror: &DeviceMirror) -> Option<Addresses> {
-        let view = self.views[mirror.slot()].write().take_if(|(_, m)| ptr::eq(&**m, mirror));
-        view.map(|(range, _)| {
-            self.rec().view[mirror.slot()].stale.store(0, Ordering::Release);
-            range
-        })
+        let mut views = self.views.write();
+        let i = views.iter().position(|v| ptr::eq(&*v.2, mirror))?;
+        let (slot, range, _) = views.swap_remove(i);
+        self.rec().view[slot].stale.store(0, Ordering::Release);
+        Some(range)
     }
 
     /// Which byte of the segment a page of a block begins with.

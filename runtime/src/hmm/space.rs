@@ -12,19 +12,21 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use sterna_hal::HostAt;
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, Page, Pages};
-use super::block::{Block, MAX_DEVICES};
+use super::block::Block;
 use super::device_fault::DeviceFaults;
 use super::host::{Host, Mechanism};
 use super::lock::{Free, Futex};
 use super::mirror::{Action, DeviceMirror, Mirror, MirrorOps};
 use super::os;
+use super::parts::{MAX_DEVICES, Slots, Tables};
 use super::segment::{SegRec, Segment};
 use crate::Error;
 use crate::stats::Counters;
@@ -47,7 +49,8 @@ pub(crate) struct Slot {
     pub(crate) grain: AtomicU64,
     /// The device's counters; shared with whoever reads them.
     pub(crate) counters: Counters,
-    taken: AtomicBool,
+    /// The device's part of every block, and its view of every segment.
+    pub(super) tables: Tables,
 }
 
 impl Slot {
@@ -58,7 +61,7 @@ impl Slot {
             frames_fd: AtomicI32::new(-1),
             grain: AtomicU64::new(PAGE),
             counters: Counters::default(),
-            taken: AtomicBool::new(false),
+            tables: Tables::new(),
         }
     }
 
@@ -96,6 +99,10 @@ pub struct Space {
     recs: os::Mapping,
     bytes: u64,
     pub(crate) slots: [Slot; MAX_DEVICES],
+    /// Bit `d`: slot `d` is some device's.
+    taken: AtomicU64,
+    /// … and whoever had that device has let go of it, so that the slot is free in a moment.
+    leaving: AtomicU64,
     ranges: Mutex<Ranges>,
     segments: RwLock<BTreeMap<u32, (u32, Weak<Segment>)>>,
     devices: RwLock<[Option<Weak<DeviceMirror>>; MAX_DEVICES]>,
@@ -169,6 +176,9 @@ impl Space {
         let view = os::Mapping::shared(&fd, bytes as usize, BLOCK as usize, 0).map_err(arena)?;
         let blocks = os::Mapping::table(n * size_of::<Block>()).map_err(arena)?;
         let recs = os::Mapping::table(n * size_of::<SegRec>()).map_err(arena)?;
+        let slots = std::array::from_fn(|_| Slot::new());
+        // Of one device, so that the arena is not larger than what one needs with it.
+        slots[0].tables.make(n).map_err(arena)?;
         let host = Host::new(wanted, window.base().as_ptr().addr(), bytes as usize)?;
         Ok(Self {
             fd,
@@ -177,10 +187,12 @@ impl Space {
             blocks,
             recs,
             bytes,
-            slots: std::array::from_fn(|_| Slot::new()),
+            slots,
+            taken: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
             ranges: Mutex::new(Ranges { free: BTreeMap::from([(0, n as u32)]), ..Ranges::default() }),
             segments: RwLock::default(),
-            devices: RwLock::default(),
+            devices: RwLock::new([const { None }; MAX_DEVICES]),
             mirrors: RwLock::default(),
             host,
             device_faults: DeviceFaults::new(),
@@ -259,9 +271,27 @@ impl Space {
         unsafe { &*self.recs.base().cast::<SegRec>().as_ptr().add(slot as usize) }
     }
 
-    /// Where the records of segments are: address and bytes.
-    pub(crate) fn records(&self) -> (usize, usize) {
-        (self.recs.base().as_ptr().addr(), (self.bytes / BLOCK) as usize * size_of::<SegRec>())
+    /// The space, and the number of the block whose record holds address `at`. Signal-safe.
+    pub(super) fn number_of_block(at: usize) -> (&'static Self, usize) {
+        let this = Self::existing().expect("records are of a space");
+        (this, (at - this.blocks.base().as_ptr().addr()) / size_of::<Block>())
+    }
+
+    /// The same for a segment's record.
+    pub(super) fn number_of_record(at: usize) -> (&'static Self, usize) {
+        let this = Self::existing().expect("records are of a space");
+        (this, (at - this.recs.base().as_ptr().addr()) / size_of::<SegRec>())
+    }
+
+    /// Blocks that there can be; and segments.
+    fn most(&self) -> usize {
+        (self.bytes / BLOCK) as usize
+    }
+
+    /// Where the records of segments are, and the devices' views of them: address and bytes.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let gates = (self.recs.base().as_ptr().addr(), self.most() * size_of::<SegRec>());
+        std::iter::once(gates).chain(self.slots.iter().filter_map(|s| s.tables.place(self.most())))
     }
 
     pub(crate) fn too_big(&self, requested: u64) -> Error {
@@ -375,7 +405,7 @@ impl Space {
             self.host.vacate(self.window_at(at).as_ptr().addr(), bytes as usize);
         }
         let rec = self.rec(seg.slot());
-        debug_assert!(rec.view.iter().all(|v| v.active.load(Ordering::Relaxed) == 0));
+        debug_assert!(rec.devices().all(|d| rec.view[d].active.load(Ordering::Relaxed) == 0));
         rec.reset();
         drop(told);
         let mut r = self.ranges.lock();
@@ -397,8 +427,44 @@ impl Space {
 
     // ── devices and mirrors ──
 
-    pub(crate) fn take_slot(&self) -> Option<usize> {
-        (0..MAX_DEVICES).find(|&i| !self.slots[i].taken.swap(true, Ordering::AcqRel))
+    /// A slot for a device, with records that are all zero.
+    ///
+    /// # Errors
+    /// All are taken; no address space for the records.
+    pub(crate) fn take_slot(&self) -> Result<usize, Error> {
+        /// How long threads of the engine may still have a device in hand that nobody else has.
+        const LEAVING: Duration = Duration::from_secs(2);
+        let begin = Instant::now();
+        let free = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
+        let slot = loop {
+            match self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, free) {
+                Ok(before) => break before.trailing_ones() as usize,
+                Err(_) if self.leaving.load(Ordering::Acquire) != 0 && begin.elapsed() < LEAVING => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                Err(_) => return Err(Error::TooManyDevices { limit: MAX_DEVICES }),
+            }
+        };
+        self.slots[slot].tables.make(self.most()).map_err(|e| {
+            self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
+            Error::driver("reserving addresses for a device's records; raise `ulimit -v` and `ulimit -d`", &e)
+        })?;
+        Ok(slot)
+    }
+
+    /// Slots that have, or had, a device: the others have no records.
+    pub(super) fn with_records(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..MAX_DEVICES).filter(|slot| self.slots[*slot].tables.place(0).is_some())
+    }
+
+    /// The slots that are some device's. Signal-safe.
+    pub(crate) fn taken(&self) -> Slots {
+        Slots(self.taken.load(Ordering::Acquire))
+    }
+
+    /// Whoever had the device in `slot` has let go of it.
+    pub(crate) fn let_go(&self, slot: usize) {
+        self.leaving.fetch_or(1 << slot, Ordering::AcqRel);
     }
 
     pub(crate) fn give_slot(&self, slot: usize) {
@@ -407,7 +473,9 @@ impl Space {
         s.frames_fd.store(-1, Ordering::Release);
         self.devices.write()[slot] = None;
         s.counters.reset();
-        s.taken.store(false, Ordering::Release);
+        s.tables.clear(self.most());
+        self.leaving.fetch_and(!(1 << slot), Ordering::AcqRel);
+        self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
     }
 
     pub(crate) fn add_device(&self, m: &Arc<DeviceMirror>) {
@@ -416,11 +484,12 @@ impl Space {
 
     /// Whether the host uses some device's memory in place.
     pub(crate) fn has_coherent(&self) -> bool {
-        self.slots.iter().any(Slot::is_coherent)
+        self.taken().any(|slot| self.slots[slot].is_coherent())
     }
 
     pub(crate) fn devices(&self) -> Vec<Arc<DeviceMirror>> {
-        self.devices.read().iter().flatten().filter_map(Weak::upgrade).collect()
+        let all = self.devices.read();
+        self.taken().filter_map(|slot| all[slot].as_ref()).filter_map(Weak::upgrade).collect()
     }
 
     pub(crate) fn device(&self, slot: usize) -> Option<Arc<DeviceMirror>> {

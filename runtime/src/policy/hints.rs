@@ -24,16 +24,16 @@ pub struct Hints {
     /// Where they had best be.
     pub preferred: Option<Side>,
     /// Bit `d`: device `d` uses them, wherever they are.
-    pub accessed_by: u8,
+    pub accessed_by: u64,
 }
 
 impl Hints {
     /// The devices, by bit, whose faults use pages that are at home where they are.
-    pub(crate) fn in_place(&self) -> u8 {
+    pub(crate) fn in_place(&self) -> u64 {
         if self.read_mostly {
             0
         } else if self.preferred == Some(Side::Host) {
-            u8::MAX
+            u64::MAX
         } else {
             self.accessed_by
         }
@@ -145,9 +145,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_map_says_what_an_array_says(changes in prop::collection::vec((0_u64..32, 0_u64..32, 0_u8..8), 0..12)) {
+        fn a_map_says_what_an_array_says(changes in prop::collection::vec((0_u64..32, 0_u64..32, 0_u64..8), 0..12)) {
             let mut map = HintMap::default();
-            let mut plain = [0_u8; 32];
+            let mut plain = [0_u64; 32];
             for (a, b, v) in changes {
                 let range = a.min(b)..a.max(b);
                 map.change(&range, |h| h.accessed_by = v);

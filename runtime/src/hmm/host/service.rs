@@ -14,7 +14,6 @@ use std::time::Duration;
 use sterna_hal::Access;
 
 use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages};
-use super::super::block::MAX_DEVICES;
 use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
@@ -138,7 +137,8 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             None // it is home, or whoever has it wakes the thread
         } else {
             let rec = block.segment().map(|s| space.rec(s));
-            let running = (0..MAX_DEVICES)
+            let running = body
+                .devices()
                 .any(|d| body.dev[d].valid.has(p) && rec.is_some_and(|r| r.view[d].active.load(Ordering::Acquire) > 0));
             if running && body.side != 0 && now < body.stays_until() && !idle(space, body.side as usize - 1) {
                 return Err(body.stays_until());
@@ -169,7 +169,7 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             Err(e) => os::die(&format!("sterna: a page that the program touched cannot be fetched: {e}; see `try_read`\n")),
         }
         // Before the page is there: whoever waits for it may look at once.
-        let slot = (0..MAX_DEVICES).find(|d| seg.view(*d).is_some()).unwrap_or(0);
+        let slot = seg.rec().devices().find(|d| seg.view(*d).is_some()).unwrap_or(0);
         space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);

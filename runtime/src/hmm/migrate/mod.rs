@@ -30,9 +30,10 @@ use smallvec::SmallVec;
 use sterna_hal::{Access, Point};
 
 use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::block::{Body, MAX_DEVICES};
+use super::block::Body;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
+use super::parts::MAX_DEVICES;
 use super::seat::Addresses;
 use super::segment::Segment;
 use super::space::Space;

@@ -135,6 +135,7 @@ const ENDING: Duration = Duration::from_secs(5);
 /// A thread that has just served a fault may be the last to let go; the device must not end beside the end of the process, which
 /// takes the driver's own state away.
 pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
+    mirrors.iter().for_each(|m| m.space.let_go(m.slot));
     let ends: Vec<_> = mirrors.iter().map(|m| (Arc::clone(&m.ended), Arc::downgrade(m))).collect();
     drop(mirrors);
     let begin = Instant::now();

@@ -106,7 +106,7 @@ impl DeviceMirror {
         // SAFETY: the view is a shared mapping of the whole file, leaked with the space and touched by the engine only.
         let region =
             unsafe { device.attach_host(base, space.bytes(), space.raw_fd()) }.map_err(|e| Error::device(&device, e))?;
-        let slot = space.take_slot().ok_or(Error::TooManyDevices { limit: super::block::MAX_DEVICES })?;
+        let slot = space.take_slot()?;
         let s = &space.slots[slot];
         s.grain.store(caps.grain, Ordering::Relaxed);
         s.frames.store(device.frames_base().map_or(ptr::null_mut(), ptr::NonNull::as_ptr), Ordering::Release);

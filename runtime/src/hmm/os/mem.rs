@@ -130,6 +130,31 @@ pub(crate) unsafe fn zeros_over(at: usize, bytes: usize) {
     unsafe { libc::mmap(ptr::without_provenance_mut(at), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
 }
 
+/// Gives private memory back: it reads as zeros from now on.
+///
+/// # Safety
+/// The caller's own, whose contents nobody needs.
+pub(crate) unsafe fn forget_memory(at: usize, bytes: usize) {
+    const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+    // Locked memory wants the second, which older kernels do not have: there the contents stay.
+    for advice in [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED] {
+        // SAFETY: the caller's.
+        if unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, advice) } == 0 {
+            return;
+        }
+    }
+}
+
+/// Has memory come in single pages, so that a table costs what is used of it.
+///
+/// # Safety
+/// The caller's own.
+pub(crate) unsafe fn no_huge_pages(at: usize, bytes: usize) {
+    // A kernel without huge pages refuses, and has none.
+    // SAFETY: the caller's; contents stay.
+    unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_NOHUGEPAGE) };
+}
+
 /// Moves a mapping to `to`, in place of what is there. A failure leaves nothing there.
 ///
 /// # Safety

@@ -14,9 +14,9 @@ use std::{io, ptr};
 use super::schedule;
 
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, extents, guard, has_data, map_over, memfd, memory, move_over,
-    populate_read, populate_write, private_memory, process_limit, protect, punch_hole, read_at, too_many_mappings, unguard,
-    unmap, write_at, zeros_over,
+    Mapping, collapse, data_extents, discard_mapping, extents, forget_memory, guard, has_data, map_over, memfd, memory,
+    move_over, no_huge_pages, populate_read, populate_write, private_memory, process_limit, protect, punch_hole, read_at,
+    too_many_mappings, unguard, unmap, write_at, zeros_over,
 };
 
 /// The error that the last call left. Signal-safe.
