@@ -31,7 +31,8 @@ pub struct Bound<'a> {
     core: &'a Core,
 }
 
-/// An argument that fits parameter `P`: a reference to a [`Shared`] or a view, `&` for what is read, `&mut` for what is written.
+/// An argument that fits parameter `P`: a reference to a [`Shared`] or a view, `&` for what is read, `&mut` for what is written. Sealed:
+/// which reference may stand for which parameter is what makes a launch safe.
 pub trait LaunchArg<P: Param>: sealed::Sealed {
     #[doc(hidden)]
     fn bind<'a>(self) -> Bound<'a>
@@ -88,8 +89,17 @@ where
     }
 }
 
-/// The arguments of a launch: a tuple that fits the kernel's parameters.
-pub trait Args<P: Params> {
+/// The arguments of a launch: a tuple that fits the kernel's parameters. Sealed, as [`LaunchArg`]: else an argument that was borrowed
+/// for reading could be passed off as one that is written.
+///
+/// ```compile_fail,E0277
+/// use sterna::kernel::EachMut;
+/// use sterna::{Args, LaunchArg, Shared};
+///
+/// struct Mine<'s>(&'s Shared<f32>);
+/// impl<'s> Args<(EachMut<f32>,)> for Mine<'s> {}
+/// ```
+pub trait Args<P: Params>: sealed::Sealed {
     #[doc(hidden)]
     fn bind<'a>(self) -> SmallVec<[Bound<'a>; 8]>
     where
@@ -105,6 +115,17 @@ macro_rules! args_for_tuples {
         }
     };
 }
+macro_rules! seal_tuples {
+    ($($a:ident)*) => { impl<$($a: sealed::Sealed),*> sealed::Sealed for ($($a,)*) {} };
+}
+seal_tuples!(A0);
+seal_tuples!(A0 A1);
+seal_tuples!(A0 A1 A2);
+seal_tuples!(A0 A1 A2 A3);
+seal_tuples!(A0 A1 A2 A3 A4);
+seal_tuples!(A0 A1 A2 A3 A4 A5);
+seal_tuples!(A0 A1 A2 A3 A4 A5 A6);
+seal_tuples!(A0 A1 A2 A3 A4 A5 A6 A7);
 args_for_tuples!(P0 A0 0);
 args_for_tuples!(P0 A0 0, P1 A1 1);
 args_for_tuples!(P0 A0 0, P1 A1 1, P2 A2 2);

@@ -164,9 +164,11 @@ fn a_launch_is_running_when_the_device_goes() {
     let q = rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
     hold.entered();
     dev.inject().lose();
+    // A kernel is a function of this program: nothing is taken from under it, and the loss comes when it has ended.
+    assert!(!dev.inject().is_lost() && !p.wait_timeout(std::time::Duration::from_millis(20)).is_ok_and(|ended| ended));
+    hold.release();
     let e = p.wait().unwrap_err();
     assert!(is_lost(&e), "{e:?}");
-    hold.release();
     assert!(is_lost(&q.wait().unwrap_err()));
     // The runtime has been told by the launch alone: nothing more may be believed of the device.
     assert!(is_lost(&x.try_read().unwrap_err()));

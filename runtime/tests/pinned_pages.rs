@@ -110,7 +110,8 @@ impl Pinning {
     }
 }
 
-impl Device for Pinning {
+// SAFETY: every answer is the CPU device's, or withholds something of it.
+unsafe impl Device for Pinning {
     fn info(&self) -> &DeviceInfo {
         self.cpu.info()
     }
@@ -125,7 +126,7 @@ impl Device for Pinning {
         // SAFETY: the caller's, here and below.
         unsafe { self.cpu.attach_host(base, bytes, memfd) }
     }
-    fn host_freed(&self, at: HostAt, bytes: u64) {
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64) {
         self.let_go.fetch_add(1, Ordering::SeqCst);
         self.held.lock().unwrap().retain(|first, _| *first + STRETCH <= at.offset || *first >= at.offset + bytes);
     }
@@ -161,15 +162,17 @@ impl Device for Pinning {
         }
         Ok(point)
     }
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
-        self.cpu.load(code)
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+        // SAFETY: the caller's.
+        unsafe { self.cpu.load(code) }
     }
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         // SAFETY: as above.
         unsafe { self.cpu.submit(launch, after) }
     }
-    fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
-        self.cpu.outcome(done, missed)
+    unsafe fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
+        // SAFETY: the caller's.
+        unsafe { self.cpu.outcome(done, missed) }
     }
     fn reached(&self, point: Point) -> bool {
         self.cpu.reached(point)

@@ -42,7 +42,8 @@ mod linux {
         let us = 1e-6;
         let pool = rayon::ThreadPoolBuilder::new().build().expect("a pool");
         let kernel = Kernel::new("empty", (), (each_mut::<u32>(1),), empty);
-        let id = device.load(kernel.code())?;
+        // SAFETY: a kernel's code.
+        let id = unsafe { device.load(kernel.code()) }?;
         let at = device.reserve(64 * 4)?;
         let args = [
             Arg::Plain(&[]),
@@ -63,7 +64,7 @@ mod linux {
                 // SAFETY: the kernel touches nothing of its range.
                 let ticket = unsafe { device.submit(&launch, &[])? };
                 submit.push(t.elapsed());
-                device.wait(ticket.point, LONG)?;
+                device.wait(ticket.point(), LONG)?;
                 whole.push(t.elapsed());
                 let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
                 let other = done.clone();
@@ -89,7 +90,7 @@ mod linux {
                 last = Some(unsafe { device.submit(&launch, &[])? });
             }
             let each = t.elapsed().as_secs_f64() / f64::from(n) / us;
-            device.wait(last.expect("some").point, LONG)?;
+            device.wait(last.expect("some").point(), LONG)?;
             let through = t.elapsed().as_secs_f64() / f64::from(n) / us;
             println!("submit, queue busy {each:.2}; through the queue {through:.2} a launch");
         }

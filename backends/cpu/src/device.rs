@@ -3,10 +3,9 @@
 //! **Guarantee:** numbers that make no sense (places outside memory, ranges outside the window, unknown kernels) give a typed
 //! error and touch nothing. No method blocks but `wait`; a copy of up to 1 MiB is done by the caller when nothing holds it up.
 //!
-//! **States:** present, then lost, for good. [`CpuDevice::lose`](CpuDevice::lose) changes it. A lost device refuses every call
-//! except those that give something back. Launches that had not ended end as lost, and their points are reached; the point of a
-//! copy that did not happen is not, and waiting for it says that the device is lost. Kernels that stopped at an absent page may be
-//! resumed: all of the window is scratch memory then.
+//! **States:** present, then lost, for good. [`CpuDevice::lose`](CpuDevice::lose) changes it, when no group of a kernel runs: see
+//! `signals`. A lost device refuses every call except those that give something back. Launches that had not ended end as lost, and
+//! their points are reached; the point of a copy that did not happen is not, and waiting for it says that the device is lost.
 //!
 //! **Locks:** those of the parts, none held across two parts.
 
@@ -41,7 +40,8 @@ const COPY_THREADS: usize = 8;
 
 /// A compute device made of the host's processors. See the [crate](crate) for what it is made of.
 ///
-/// Dropping it joins its threads and gives everything back. Launches that have not ended by then end as on a lost device.
+/// Dropping it joins its threads and gives everything back. Launches that have not ended by then end as on a lost device; kernels
+/// that still run go on in scratch memory, which is why whoever submits one keeps the device.
 #[derive(Debug)]
 pub struct CpuDevice {
     info: DeviceInfo,
@@ -118,16 +118,15 @@ impl CpuDevice {
         Inject { device: self, triggers: &self.signals.inject }
     }
 
-    /// Loses the device, as if it had been unplugged: every later call says so, running launches end as lost, waiters return.
+    /// Loses the device, as if it had been unplugged: every later call says so, launches end as lost, waiters return.
     /// Only `free` and `unreserve` are still accepted. [`frames_base`](Device::frames_base) stays readable; what it shows
     /// counts for nothing.
     ///
-    /// A kernel that stopped at an absent page can be resumed afterwards: every page of the window is present then, as scratch memory.
+    /// Kernels here are functions of the program, whose references must stay good until they return. So groups that are running are
+    /// run to their ends, with every page that they need, before the loss comes; no further one starts. Where none runs it comes at
+    /// once. This call does not wait for it.
     pub fn lose(&self) {
-        self.signals.inject.set_lost();
-        // Without scratch memory (no descriptors left) a stopped kernel cannot go on; everything else is as it should be.
-        let _ = self.mmu.ruin();
-        self.signals.wake_everyone();
+        self.signals.lose();
     }
 
     fn present(&self) -> Result<(), DeviceError> {
@@ -176,7 +175,9 @@ fn unblock_faults() {
     }
 }
 
-impl Device for CpuDevice {
+// SAFETY: the mapping of device memory and the window are the device's own and live as long as it does; frames and addresses are taken
+// from tables that have each once; a launch's point is reached, and its loss told, when its groups have ended.
+unsafe impl Device for CpuDevice {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -195,7 +196,7 @@ impl Device for CpuDevice {
         unsafe { self.mmu.regions().attach(base, bytes, memfd) }
     }
 
-    fn host_freed(&self, _at: HostAt, _bytes: u64) {
+    unsafe fn host_freed(&self, _at: HostAt, _bytes: u64) {
         // Copies and entries go by the mapping.
     }
 
@@ -222,7 +223,8 @@ impl Device for CpuDevice {
     }
 
     unsafe fn free(&self, frames: &[Frames]) {
-        self.mmu.free(frames);
+        // SAFETY: the caller's.
+        unsafe { self.mmu.free(frames) };
     }
 
     fn frames_base(&self) -> Option<NonNull<u8>> {
@@ -255,7 +257,6 @@ impl Device for CpuDevice {
                 || inject.add(Count::Mappings, 1),
             )?;
         }
-        // Lost meanwhile: the window did not take the edits.
         self.present()?;
         Ok(Point::REACHED)
     }
@@ -276,14 +277,15 @@ impl Device for CpuDevice {
             }
             Point::REACHED
         } else {
-            self.copier.queue(pieces, after)?
+            // SAFETY: as above.
+            unsafe { self.copier.queue(pieces, after) }?
         };
         inject.add(Count::Copies, 1);
         inject.add(Count::CopyBytes, total);
         Ok(point)
     }
 
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         self.present()?;
         self.compute.load(code)
     }
@@ -315,7 +317,7 @@ impl Device for CpuDevice {
         Ok(ticket)
     }
 
-    fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+    unsafe fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
         self.compute.outcome(done)
     }
 
@@ -352,6 +354,9 @@ impl Drop for CpuDevice {
     fn drop(&mut self) {
         if self.compute.busy() {
             self.lose();
+            // Whoever submitted has left them alone. One that stands at an absent page goes on, on scratch memory; without any (no
+            // descriptors left) it cannot.
+            let _ = self.mmu.ruin();
         }
         self.copier.close();
         drop(self.pool.take());

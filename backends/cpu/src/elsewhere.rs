@@ -41,7 +41,8 @@ impl CpuDevice {
 macro_rules! nothing {
     ($($(#[$safety:meta])* fn $name:ident(&self $(, $arg:ident: $ty:ty)*) $(-> $ret:ty)?;)*
      unsafe: $(fn $uname:ident(&self $(, $uarg:ident: $uty:ty)*) $(-> $uret:ty)?;)*) => {
-        impl Device for CpuDevice {
+        // SAFETY: a value of it does not exist.
+        unsafe impl Device for CpuDevice {
             $(fn $name(&self $(, $arg: $ty)*) $(-> $ret)? { match *self {} })*
             $(unsafe fn $uname(&self $(, $uarg: $uty)*) $(-> $uret)? { match *self {} })*
         }
@@ -52,15 +53,15 @@ nothing! {
     fn info(&self) -> &DeviceInfo;
     fn caps(&self) -> &Caps;
     fn memory(&self) -> Memory;
-    fn host_freed(&self, _at: HostAt, _bytes: u64);
     fn reserve(&self, _bytes: u64) -> Result<DevRange, DeviceError>;
     fn alloc(&self, _place: DevAddr, _grains: u32, _out: &mut Vec<Frames>) -> Result<(), DeviceError>;
-    fn load(&self, _code: &Code) -> Result<KernelId, DeviceError>;
-    fn outcome(&self, _done: Ticket, _missed: &mut FaultBatch) -> Outcome;
     fn reached(&self, _point: Point) -> bool;
     fn wait(&self, _point: Point, _timeout: Duration) -> Result<bool, DeviceError>;
     fn window(&self) -> Option<Range<usize>>;
     unsafe:
+    fn outcome(&self, _done: Ticket, _missed: &mut FaultBatch) -> Outcome;
+    fn load(&self, _code: &Code) -> Result<KernelId, DeviceError>;
+    fn host_freed(&self, _at: HostAt, _bytes: u64);
     fn attach_host(&self, _base: NonNull<u8>, _bytes: u64, _memfd: i32) -> Result<RegionId, DeviceError>;
     fn unreserve(&self, _range: DevRange);
     fn free(&self, _frames: &[Frames]);

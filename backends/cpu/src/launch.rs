@@ -1,7 +1,7 @@
 //! The compute queue: launches, in order, on the device's own workers.
 //!
 //! **Guarantee:** launches run one after another in the order of their submission; each group of a launch runs exactly once,
-//! on some worker, marked [`InKernel`]. A panic in a kernel ends that launch as failed and no other.
+//! on some worker. A panic in a kernel ends that launch as failed and no other.
 //!
 //! **States of a launch:** queued, running, ended (its point is reached). Failures are kept until `outcome` takes them; a launch
 //! that went well leaves nothing behind. `active` says that a *drain* job is on its way through the queue: set by the submitter
@@ -22,7 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use smallvec::SmallVec;
-use sterna_hal::kernel::{Code, Group, InKernel, Mapping, RawArg, RustForm};
+use sterna_hal::kernel::{Code, Group, Mapping, RawArg, RustForm};
 use sterna_hal::{DeviceError, Groups, KernelError, KernelId, Outcome, Point, Ticket};
 use sterna_host::sys;
 
@@ -154,15 +154,15 @@ impl Compute {
             let this = Arc::clone(self);
             pool.spawn(move || this.drain());
         }
-        Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
+        Ok(Ticket::new(value, Point { queue: COMPUTE, value }))
     }
 
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
-        debug_assert!(self.signals.compute().is_reached(done.point.value), "asked before the launch has ended");
+        debug_assert!(self.signals.compute().is_reached(done.point().value), "asked before the launch has ended");
         if self.failed.load(Acquire) == 0 {
             return Outcome::Done;
         }
-        match self.failures.lock().remove(&done.id) {
+        match self.failures.lock().remove(&done.id()) {
             Some(error) => {
                 self.failed.fetch_sub(1, AcqRel);
                 Outcome::Failed(error)
@@ -204,6 +204,21 @@ impl Compute {
     }
 
     fn run(&self, task: &Task) -> Result<(), KernelError> {
+        let lost = || Err(KernelError::Lost(self.signals.loss()));
+        if !self.signals.begin() {
+            return lost();
+        }
+        let ended = self.run_groups(task);
+        let losing = self.signals.losing_flag().load(SeqCst);
+        self.signals.end();
+        match ended {
+            Err(panic) => Err(KernelError::Panicked(message(panic.as_ref()))),
+            Ok(()) if losing => lost(),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn run_groups(&self, task: &Task) -> std::thread::Result<()> {
         let args: SmallVec<[RawArg<'_>; 6]> = task
             .args
             .iter()
@@ -213,30 +228,19 @@ impl Compute {
             })
             .collect();
         let (form, grid, args) = (task.form, task.grid, Args(&args));
-        let lost = self.signals.inject.lost_flag();
+        let losing = self.signals.losing_flag();
         let group = |n: u32| {
-            // A lost device starts no group: the memory behind its window is gone.
-            if !lost.load(Relaxed) {
+            // The loss comes when those that run have ended.
+            if !losing.load(Relaxed) {
                 // SAFETY: the arguments fit the kernel, by the promise of `submit`; the list of groups names each once.
                 unsafe { form(Group::nth(n, grid), args.get()) };
             }
         };
-        let ended = catch_unwind(AssertUnwindSafe(|| match &task.part {
-            Part::Range(first, end) if self.workers == 1 || end - first < 2 => {
-                let _mark = InKernel::enter();
-                (*first..*end).for_each(group);
-            }
-            // Marked per task, not per device thread: a worker may do other work for rayon between two tasks.
-            Part::Range(first, end) => {
-                (*first..*end).into_par_iter().for_each_init(InKernel::enter, |_, n| group(n));
-            }
-            Part::List(list) => list.par_iter().for_each_init(InKernel::enter, |_, n| group(*n)),
-        }));
-        match ended {
-            Err(panic) => Err(KernelError::Panicked(message(panic.as_ref()))),
-            Ok(()) if self.signals.lost() => Err(KernelError::Lost(self.signals.loss())),
-            Ok(()) => Ok(()),
-        }
+        catch_unwind(AssertUnwindSafe(|| match &task.part {
+            Part::Range(first, end) if self.workers == 1 || end - first < 2 => (*first..*end).for_each(group),
+            Part::Range(first, end) => (*first..*end).into_par_iter().for_each(group),
+            Part::List(list) => list.par_iter().for_each(|n| group(*n)),
+        }))
     }
 }
 

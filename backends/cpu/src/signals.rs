@@ -1,8 +1,15 @@
 //! What the threads of a device share: its timelines, the faults on demand, and whether it is lost.
 //!
-//! **States:** those of [`Timeline`] and [`Triggers`]. No locks of its own.
+//! **Guarantee.** The device is lost at a moment when no group of a kernel runs on it: the references that a kernel has are to memory
+//! that stays what it is until the kernel has ended, and whoever is told of the loss finds no kernel at work.
+//!
+//! **States:** those of [`Timeline`] and [`Triggers`]; and of the device: present → *losing* (a loss was asked for while groups were
+//! running: none starts any more, everything else goes on, since those that run may need it) → lost. Changed by [`lose`](Signals::lose),
+//! and by the worker that ends a launch. Who asks for the loss looks at `running` after it has set `losing`, who begins a launch at
+//! `losing` after it has set `running`: one of them sees the other. No locks of its own.
 
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, SeqCst};
 use std::time::Duration;
 
 use sterna_hal::{DeviceError, Point};
@@ -22,13 +29,18 @@ pub(crate) const COPY: u32 = 1;
 pub(crate) struct Signals {
     queues: [Timeline; 2],
     pub(crate) inject: Triggers,
+    /// A loss was asked for.
+    losing: AtomicBool,
+    /// Groups of a launch may be running.
+    running: AtomicBool,
     /// The selector of the device, for messages.
     pub(crate) id: String,
 }
 
 impl Signals {
     pub(crate) fn new(id: String) -> Self {
-        Self { queues: Default::default(), inject: Triggers::new(), id }
+        let (losing, running) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { queues: Default::default(), inject: Triggers::new(), losing, running, id }
     }
 
     pub(crate) fn compute(&self) -> &Timeline {
@@ -72,7 +84,43 @@ impl Signals {
         format!("{} was taken away", self.id)
     }
 
-    pub(crate) fn wake_everyone(&self) {
+    /// Asks for the loss of the device, which comes at once if no group is running, and else when those that run have ended.
+    pub(crate) fn lose(&self) {
+        self.losing.store(true, SeqCst);
+        if !self.running.load(SeqCst) {
+            self.is_gone();
+        }
+    }
+
+    /// Set when a loss was asked for: groups that have not started do not start any more.
+    pub(crate) fn losing_flag(&self) -> &AtomicBool {
+        &self.losing
+    }
+
+    /// Groups of a launch are about to run; false: none may, and the device is lost. The one thread that carries out launches.
+    pub(crate) fn begin(&self) -> bool {
+        self.running.store(true, SeqCst);
+        let may = !self.losing.load(SeqCst);
+        if !may {
+            self.end();
+        }
+        may
+    }
+
+    /// The groups of the launch that began have ended, all of them.
+    pub(crate) fn end(&self) {
+        self.running.store(false, SeqCst);
+        if self.losing.load(SeqCst) {
+            self.is_gone();
+        }
+    }
+
+    fn is_gone(&self) {
+        self.inject.set_lost();
+        self.wake_everyone();
+    }
+
+    fn wake_everyone(&self) {
         for q in &self.queues {
             q.wake_all();
         }

@@ -55,7 +55,7 @@ fn two_devices_share_nothing() {
     let b = CpuDevice::new(4, CpuConfig { memory: 4 * MIB, grain: 4096, ..CpuConfig::default() }).unwrap();
     assert_eq!((a.info().id.as_str(), b.info().id.as_str()), ("cpu:3", "cpu:4"));
     assert_eq!(a.info().kind, DeviceKind::Cpu);
-    let host = host(MIB);
+    let mut host = host(MIB);
     let mut results = Vec::new();
     for (device, value) in [(&a, 1_u32), (&b, 2)] {
         let region = host.attach(device);

@@ -3,13 +3,13 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use common::{LONG, MIB, alloc, at_frame, copy, device, edit, ended, submit};
+use common::{LONG, MIB, alloc, at_frame, copy, device, edit, ended, outcome, submit};
 use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::kernel::{Group, Kernel, each, each_mut};
-use sterna_hal::{Access, Device, KernelError, Outcome, Place, Target};
+use sterna_hal::{Access, DevAddr, DevRange, Device, DeviceError, HostAt, KernelError, Outcome, Place, Target};
 
 const SLOTS: usize = 16;
 /// Addresses at which threads stand; 0 is free. A thread goes on when its slot is cleared.
@@ -73,7 +73,7 @@ fn a_kernel_runs_over_pages_that_come_when_they_are_touched() {
         let ticket = submit(&device, &kernel, groups, &[x, y], &[]).unwrap();
         let mut served = Vec::new();
         let start = Instant::now();
-        while !device.reached(ticket.point) {
+        while !device.reached(ticket.point()) {
             assert!(start.elapsed() < LONG, "stuck after {} faults", served.len());
             let mut news = 0;
             for (slot, at) in stopped_in(&device) {
@@ -112,9 +112,10 @@ fn a_kernel_runs_over_pages_that_come_when_they_are_touched() {
     }
 }
 
+/// Fails if the loss comes while a kernel stands at a page that it has not got yet: then nobody could give it the page.
 #[test]
-fn a_kernel_that_stands_at_an_absent_page_can_go_on_after_a_loss() {
-    let device = device(CpuConfig { memory: MIB, workers: 2, ..CpuConfig::default() });
+fn a_loss_waits_for_a_kernel_that_stands_at_an_absent_page() {
+    let device = device(CpuConfig { memory: 4 * MIB, workers: 2, ..CpuConfig::default() });
     watch(&device);
     let y = device.reserve(MIB).unwrap();
     let kernel = Kernel::new("add", (), (each::<u64>(64), each_mut::<u64>(64)), add);
@@ -124,25 +125,71 @@ fn a_kernel_that_stands_at_an_absent_page_can_go_on_after_a_loss() {
     while stopped_in(&device).next().is_none() {
         assert!(start.elapsed() < LONG, "nobody faulted");
     }
-    assert_eq!(device.wait(ticket.point, Duration::from_millis(5)), Ok(false));
+    assert_eq!(device.wait(ticket.point(), Duration::from_millis(5)), Ok(false));
+    device.inject().lose();
+    assert!(!device.inject().is_lost(), "a kernel is running");
+    assert_eq!(device.wait(queued.point(), Duration::from_millis(5)), Ok(false));
     // Somebody waits meanwhile, and is told.
-    let told = AtomicBool::new(false);
     std::thread::scope(|s| {
-        s.spawn(|| {
-            assert!(device.wait(queued.point, LONG).is_err());
-            told.store(true, SeqCst);
-        });
-        std::thread::sleep(Duration::from_millis(5));
-        device.inject().lose();
+        let waiter = s.spawn(|| device.wait(queued.point(), LONG));
+        let grain = device.caps().grain;
+        while !device.inject().is_lost() {
+            let stopped: Vec<_> = stopped_in(&device).collect();
+            for (slot, at) in stopped {
+                let base = DevAddr(at / grain * grain);
+                let frame = alloc(&device, 1).expect("what a running kernel needs is still given");
+                let range = DevRange { at: base, bytes: grain };
+                edit(&device, range, Target::Frames { first: frame[0].first }, Access::ReadWrite).unwrap();
+                slot.store(0, SeqCst);
+            }
+            assert!(start.elapsed() < LONG, "the loss does not come");
+        }
+        // Its point may be reached by then: it ended as lost.
+        let told = waiter.join().unwrap();
+        assert!(matches!(told, Ok(true) | Err(DeviceError::Lost(_))), "{told:?}");
     });
-    assert!(told.load(SeqCst));
-    let start = Instant::now();
-    while !device.reached(queued.point) {
-        stopped_in(&device).for_each(|(slot, _)| slot.store(0, SeqCst));
-        assert!(start.elapsed() < LONG, "the kernel did not end");
-        std::thread::sleep(Duration::from_micros(100));
+    while !device.reached(queued.point()) {
+        assert!(start.elapsed() < LONG, "the launches did not end");
     }
     for t in [ticket, queued] {
-        assert!(matches!(device.outcome(t, &mut Vec::new()), Outcome::Failed(KernelError::Lost(_))));
+        assert!(matches!(outcome(&device, t), Outcome::Failed(KernelError::Lost(_))));
+    }
+}
+
+/// Fails if what a kernel reads through a reference changes at the loss of its device.
+#[test]
+fn what_a_running_kernel_reads_stays_when_its_device_is_lost() {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    fn stare(_: Group, _: (), x: &[u64], _: &mut [u64]) {
+        let (first, start) = (x[0], Instant::now());
+        SEEN.store(1, SeqCst);
+        while start.elapsed() < Duration::from_millis(200) {
+            if std::hint::black_box(x)[0] != first {
+                SEEN.store(2, SeqCst);
+            }
+        }
+    }
+    let host = sterna_host::testing::Host::new(4 * MIB);
+    for map_host in [false, true] {
+        SEEN.store(0, SeqCst);
+        let device = device(CpuConfig { memory: 4 * MIB, workers: 2, map_host, ..CpuConfig::default() });
+        let (region, frames) = (host.attach(&device), alloc(&device, 16).unwrap());
+        let x = device.reserve(MIB).unwrap();
+        let here = HostAt { region, offset: 0 };
+        let target = if map_host { Target::Host(here) } else { Target::Frames { first: frames[0].first } };
+        edit(&device, x, target, Access::ReadWrite).unwrap();
+        let kernel = Kernel::new("stare", (), (each::<u64>(64), each_mut::<u64>(64)), stare);
+        let ticket = submit(&device, &kernel, 1, &[x.part(0, 512), x.part(4096, 512)], &[]).unwrap();
+        while SEEN.load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        device.lose();
+        let told = device.wait(ticket.point(), LONG);
+        assert!(matches!(told, Ok(true) | Err(DeviceError::Lost(_))), "{told:?}");
+        assert_eq!(SEEN.load(SeqCst), 1, "an element changed under `&[u64]`");
+        while !device.reached(ticket.point()) {
+            std::thread::yield_now();
+        }
+        assert!(matches!(outcome(&device, ticket), Outcome::Failed(KernelError::Lost(_))));
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{LONG, MIB, alloc, at_frame, at_host, copy, device, edit, ended, host, submit};
+use common::{LONG, MIB, alloc, at_frame, at_host, copy, device, edit, ended, host, outcome, submit};
 use sterna_cpu::CpuConfig;
 use sterna_hal::kernel::{Group, Kernel, each_mut};
 use sterna_hal::{Access, Device, DeviceError, Edit, KernelError, Outcome, Place, Point, Target};
@@ -73,7 +73,7 @@ fn the_nth_call_fails_once() {
 #[test]
 fn late_copies_are_reached_late_but_have_arrived() {
     let device = device(small());
-    let host = host(MIB);
+    let mut host = host(MIB);
     let region = host.attach(&device);
     let frames = alloc(&device, 1).unwrap();
     host.fill(7);
@@ -137,25 +137,27 @@ fn a_lost_device_refuses_everything_but_returns() {
     // A copy that stands behind both.
     let runs = [sterna_hal::CopyRun { from: at_frame(frames[0].first), to: at_host(region, 0), bytes: 2 * MIB }];
     // SAFETY: places of this test.
-    let behind = unsafe { device.copy(&runs, &[queued.point]) }.unwrap();
+    let behind = unsafe { device.copy(&runs, &[queued.point()]) }.unwrap();
     device.inject().lose();
-    assert!(device.inject().is_lost());
     let lost = |e: DeviceError| matches!(e, DeviceError::Lost(_));
+    // Told when the kernel that runs has ended, which those who wait for something else find out in the same way.
     assert!(lost(device.wait(behind, LONG).unwrap_err()));
+    assert!(device.inject().is_lost());
     assert!(lost(alloc(&device, 1).unwrap_err()));
     assert!(lost(device.reserve(1).unwrap_err()));
     assert!(lost(edit(&device, range, Target::Absent, Access::Read).unwrap_err()));
     assert!(lost(copy(&device, Place::Zero, at_frame(0), 1).unwrap_err()));
-    assert!(lost(device.load(fill.code()).unwrap_err()));
+    // SAFETY: a kernel's code.
+    assert!(lost(unsafe { device.load(fill.code()) }.unwrap_err()));
     assert!(lost(submit(&device, &fill, 1, &[range], &[]).unwrap_err()));
     // Nothing hangs: launches end as lost. A copy that did not happen is never reached.
     let start = Instant::now();
-    while !(device.reached(running.point) && device.reached(queued.point)) {
+    while !(device.reached(running.point()) && device.reached(queued.point())) {
         assert!(start.elapsed() < LONG);
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(matches!(device.outcome(queued, &mut Vec::new()), Outcome::Failed(KernelError::Lost(_))));
-    assert!(matches!(device.outcome(running, &mut Vec::new()), Outcome::Failed(KernelError::Lost(_))));
+    assert!(matches!(outcome(&device, queued), Outcome::Failed(KernelError::Lost(_))));
+    assert!(matches!(outcome(&device, running), Outcome::Failed(KernelError::Lost(_))));
     assert!(lost(device.wait(behind, LONG).unwrap_err()) && !device.reached(behind));
     // SAFETY: given back once; the base mapping stays readable.
     unsafe {

@@ -80,8 +80,16 @@ pub struct Launch<'a> {
 /// [`submit`](Self::submit) for the copies in `after`. A copy small enough that handing it to another thread would cost more
 /// than doing it may be done before `copy` returns.
 ///
-/// **Unsafe methods** read and write memory by number. Their callers are the engine's `hmm` modules alone.
-pub trait Device: Send + Sync {
+/// **Unsafe methods** read and write memory by number, or take what is another's. Their callers are the engine's `hmm` modules alone.
+///
+/// # Safety
+/// Who implements it promises what its methods say, since the engine and the references that it hands out rest on every answer:
+/// what [`frames_base`](Self::frames_base), [`frames_file`](Self::frames_file) and [`window`](Self::window) give is there for as long
+/// as the device exists and is what they say; [`reserve`](Self::reserve) and [`alloc`](Self::alloc) give nothing twice; a
+/// [`caps`](Self::caps) never changes; a point is reached, and a launch's end told, only when nothing that was asked for before it
+/// touches memory any more, and a loss is told to who waits for a launch only when no kernel of it goes on. The conformance suite
+/// (feature `conformance`) checks what can be checked.
+pub unsafe trait Device: Send + Sync {
     /// What it is.
     fn info(&self) -> &DeviceInfo;
     /// What it can do.
@@ -101,7 +109,10 @@ pub trait Device: Send + Sync {
     /// any more; one that goes by the mapping has nothing to do. Called after the storage has gone and before anybody names it in
     /// a copy or an entry again; copies of neighbouring bytes may be under way. A system that moves pages by itself, or at
     /// `MADV_COLLAPSE`, needs no such word: it tells the driver, or leaves alone what the driver holds.
-    fn host_freed(&self, at: HostAt, bytes: u64);
+    ///
+    /// # Safety
+    /// The storage is of a region of this device, or of none, and no copy or entry that names it is under way.
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64);
 
     /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except where
     /// frames are [`placed`](crate::Caps::placed): there it takes all of it, may say [`DeviceError::OutOfMemory`], and aligns to the grain.
@@ -152,7 +163,11 @@ pub trait Device: Send + Sync {
 
     /// Makes a kernel ready. The same code again gives the same id, until it is unloaded. Clones of `code` that the device keeps are
     /// [detached](Code::detached).
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError>;
+    ///
+    /// # Safety
+    /// The code is a [`Kernel`](crate::kernel::Kernel)'s, whose maker has promised what its forms do and that they are whole: drivers
+    /// believe the modules that they are handed.
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError>;
     /// Lets go of what `load` made. Infallible, any thread, also of a lost device; the number may stand for another kernel
     /// afterwards. A device whose kernels cost nothing to keep need not do anything.
     ///
@@ -167,14 +182,22 @@ pub trait Device: Send + Sync {
     ///
     /// # Safety
     /// The arguments fit the kernel (count, kinds, sizes), what the groups touch of their ranges is reserved until the point is
-    /// reached, and nobody else touches what they name in a way that conflicts with their access.
+    /// reached, and nobody else touches what they name in a way that conflicts with their access. The device is not dropped before:
+    /// what a kernel that still runs then finds is undefined.
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError>;
     /// How a launch ended; asked once, when its point is reached. Faults of a launch that missed are appended to `missed`.
-    fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome;
+    ///
+    /// # Safety
+    /// `done` is what [`submit`](Self::submit) gave the caller, and this is the one time that it is asked: the answer is kept for
+    /// whoever lowers the launch's gates, and is gone afterwards.
+    unsafe fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome;
 
     /// Whether a point is reached. An atomic load or one cheap call.
     fn reached(&self, point: Point) -> bool;
     /// Waits until a point is reached or `timeout` has passed; says whether it is reached. The only blocking method.
+    ///
+    /// # Errors
+    /// [`Lost`](DeviceError::Lost) for a launch only when no kernel of the device goes on: whoever is told lowers the launch's gates.
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError>;
 
     /// [`Absent::Faults`](crate::Absent): the addresses of this process where its accesses fault, equal to its device

@@ -269,7 +269,9 @@ impl Late {
     }
 }
 
-impl Device for Injected {
+// SAFETY: every answer is that of the device beneath; what is late or fails on demand is told later, or as a failure, and never as
+// something that has not happened. Its own points are reached behind those of the device.
+unsafe impl Device for Injected {
     fn info(&self) -> &DeviceInfo {
         self.device.info()
     }
@@ -288,8 +290,9 @@ impl Device for Injected {
         unsafe { self.device.attach_host(base, bytes, memfd) }
     }
 
-    fn host_freed(&self, at: HostAt, bytes: u64) {
-        self.device.host_freed(at, bytes);
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64) {
+        // SAFETY: as above.
+        unsafe { self.device.host_freed(at, bytes) };
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
@@ -353,9 +356,10 @@ impl Device for Injected {
         Ok(self.delayed(point, true))
     }
 
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         self.moment();
-        self.device.load(code)
+        // SAFETY: as above.
+        unsafe { self.device.load(code) }
     }
 
     unsafe fn unload(&self, kernel: KernelId) {
@@ -371,12 +375,13 @@ impl Device for Injected {
         // SAFETY: as above.
         let ticket = unsafe { self.device.submit(launch, &self.own(after)) }?;
         self.add(Count::Submits, 1);
-        Ok(Ticket { id: ticket.id, point: self.delayed(ticket.point, false) })
+        Ok(Ticket::new(ticket.id(), self.delayed(ticket.point(), false)))
     }
 
-    fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
-        let point = self.own(&[done.point])[0];
-        self.device.outcome(Ticket { id: done.id, point }, missed)
+    unsafe fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
+        let point = self.own(&[done.point()])[0];
+        // SAFETY: as above.
+        unsafe { self.device.outcome(Ticket::new(done.id(), point), missed) }
     }
 
     fn reached(&self, point: Point) -> bool {

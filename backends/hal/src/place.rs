@@ -5,10 +5,10 @@
 pub struct DevAddr(pub u64);
 
 impl DevAddr {
-    /// The address `bytes` further on.
+    /// The address `bytes` further on; behind the last address come the first ones.
     #[must_use]
     pub fn plus(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
+        Self(self.0.wrapping_add(bytes))
     }
 }
 
@@ -25,7 +25,7 @@ impl DevRange {
     /// The part that starts `offset` bytes into this range and is `bytes` long.
     #[must_use]
     pub fn part(self, offset: u64, bytes: u64) -> Self {
-        debug_assert!(offset + bytes <= self.bytes);
+        debug_assert!(offset.checked_add(bytes).is_some_and(|end| end <= self.bytes));
         Self { at: self.at.plus(offset), bytes }
     }
 

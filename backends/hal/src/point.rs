@@ -19,13 +19,32 @@ impl Point {
     pub const REACHED: Self = Self { queue: 0, value: 0 };
 }
 
-/// A submitted launch.
+/// A submitted launch. A backend makes it in [`submit`](crate::Device::submit); what it gives access to, the launch's outcome, is only
+/// for whoever submitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
-    /// The device's own number for it, never reused.
-    pub id: u64,
+    id: u64,
+    point: Point,
+}
+
+impl Ticket {
+    /// The ticket of a launch with this number, which the device never uses again, and of the point that is reached when it has ended.
+    #[must_use]
+    pub const fn new(id: u64, point: Point) -> Self {
+        Self { id, point }
+    }
+
+    /// The device's own number for it.
+    #[must_use]
+    pub const fn id(self) -> u64 {
+        self.id
+    }
+
     /// Reached when the launch has ended.
-    pub point: Point,
+    #[must_use]
+    pub const fn point(self) -> Point {
+        self.point
+    }
 }
 
 /// How a launch ended.

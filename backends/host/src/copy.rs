@@ -28,7 +28,7 @@ use sterna_hal::{DeviceError, Point};
 
 use crate::sys;
 
-/// What the copier asks of the device that it belongs to.
+/// What the copier asks of the device that it belongs to. Whoever [queues](Copier::queue) a copy answers for what it says.
 pub trait Owner: Send + Sync + std::fmt::Debug {
     /// Waits for all of `points`, or for the device's loss. On one of the copier's threads.
     fn wait_all(&self, points: &[Point]);
@@ -59,7 +59,7 @@ pub struct Piece {
 /// The runs of a batch.
 pub type Pieces = SmallVec<[Piece; 4]>;
 
-// SAFETY: addresses of memory that the caller of `copy` leaves alone until the point is reached.
+// SAFETY: addresses only; whoever copies, or queues a copy, has promised what they lead to.
 unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
@@ -147,7 +147,13 @@ impl Copier {
     }
 
     /// Queues a batch that is not empty.
-    pub fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
+    ///
+    /// # Errors
+    /// No thread can be started.
+    ///
+    /// # Safety
+    /// As [`Piece::copy`] for each piece, from when the owner says that `after` is reached until the point is.
+    pub unsafe fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
         let total: usize = pieces.iter().map(|p| p.bytes).sum();
         let mut state = self.state.lock();
         self.start(&mut state)?;
@@ -298,7 +304,8 @@ mod tests {
             let (from, mut to) = (vec![1_u8; N], vec![0_u8; N]);
             let (first, last) = (NonNull::from(&mut to[0]), NonNull::from(&mut to[N - 1]));
             let piece = Piece { from: Some(NonNull::from(&from[0])), to: first, bytes: N };
-            copier.queue(std::iter::once(piece).collect(), &[]).unwrap();
+            // SAFETY: the vectors live, and are looked at through pointers until the copies have settled.
+            unsafe { copier.queue(std::iter::once(piece).collect(), &[]) }.unwrap();
             // SAFETY: bytes of the vector, which lives; the copy writes them meanwhile, hence volatile.
             let read = |p: NonNull<u8>| unsafe { p.read_volatile() };
             while read(first) == 0 && read(last) == 0 {}

@@ -125,7 +125,10 @@ impl Mmu {
     }
 
     /// Gives frames back.
-    pub fn free(&self, frames: &[Frames]) {
+    ///
+    /// # Safety
+    /// As [`sterna_hal::Device::free`].
+    pub unsafe fn free(&self, frames: &[Frames]) {
         self.memory.free(frames);
     }
 

@@ -42,24 +42,24 @@ impl Host {
         self.0.bytes()
     }
 
-    /// What it holds; no copy to it may be under way.
+    /// What it holds. Whoever has a device write it, which is unsafe, sees to it that this is not looked at meanwhile.
     #[must_use]
     pub fn slice(&self) -> &[u8] {
-        // SAFETY: mapped; tests look at it while no copy to it is under way.
+        // SAFETY: mapped; this process writes it through `&mut` only, devices by the promise of who had them do it.
         unsafe { std::slice::from_raw_parts(self.base().as_ptr(), sys::to_usize(self.bytes())) }
     }
 
-    /// Fills it; no copy may be under way.
-    pub fn fill(&self, value: u8) {
-        // SAFETY: mapped; no copy is under way.
+    /// Fills it.
+    pub fn fill(&mut self, value: u8) {
+        // SAFETY: mapped; nobody has a reference to it, and devices as above.
         unsafe { self.base().as_ptr().write_bytes(value, sys::to_usize(self.bytes())) };
     }
 
-    /// Frees the storage of a part, which reads as zeros from then on; no copy of it may be under way.
+    /// Frees the storage of a part, which reads as zeros from then on.
     ///
     /// # Panics
     /// If the system does not take it.
-    pub fn punch(&self, offset: u64, bytes: u64) {
+    pub fn punch(&mut self, offset: u64, bytes: u64) {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let [offset, bytes] = [offset, bytes].map(|n| libc::off_t::try_from(n).expect("a length"));
         // SAFETY: a file of our own.

@@ -259,12 +259,12 @@ impl VulkanDevice {
     }
 
     /// Loses the device, as if the driver had said so: every later call says so, and waiters return. For tests.
+    ///
+    /// Kernels that still run, or stopped at an absent page, go on in memory that is nobody's: the host's they reach no more.
     pub fn lose(&self) {
+        // First, so that no launch that goes on in other memory ends well.
         self.raw.lose();
-        if let Table::Mmu(t) = &self.table {
-            // Kernels that stopped at an absent page can go on, on scratch memory. Without any, everything else is as it should be.
-            let _ = t.mmu.ruin();
-        }
+        self.quiet();
         let issued = match &self.mover {
             Mover::Host(copier) => copier.issued(),
             Mover::Device(stager) => stager.issued(),
@@ -274,6 +274,18 @@ impl VulkanDevice {
 
     pub(crate) fn compute(&self) -> &Compute {
         &self.signals.compute
+    }
+
+    /// Sees to it that no kernel of the lost device touches the host's memory any more, for good. Before anybody who waits for a launch
+    /// is told of the loss: who is told lets the host have what the launch used.
+    fn quiet(&self) {
+        // Page tables `sparse` and `fixed` name memory of the device alone.
+        if let Table::Mmu(t) = &self.table
+            && t.mmu.ruin().is_err()
+        {
+            // No memory to put in its place: what runs has to end.
+            self.raw.settle();
+        }
     }
 
     fn host_pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
@@ -288,7 +300,9 @@ impl VulkanDevice {
     }
 }
 
-impl Device for VulkanDevice {
+// SAFETY: the mapping of device memory and the window are the device's own and live as long as it does; frames and addresses are taken
+// from tables that have each once; points are the driver's timelines, and a loss is told to who waits when nothing goes on (`quiet`).
+unsafe impl Device for VulkanDevice {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -315,7 +329,7 @@ impl Device for VulkanDevice {
         unsafe { regions.attach(base, bytes, memfd) }
     }
 
-    fn host_freed(&self, at: HostAt, bytes: u64) {
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64) {
         if let Some(imports) = self.imports() {
             imports.forget(at, bytes);
         }
@@ -354,7 +368,8 @@ impl Device for VulkanDevice {
 
     unsafe fn free(&self, frames: &[Frames]) {
         match &self.table {
-            Table::Mmu(t) => t.mmu.free(frames),
+            // SAFETY: the caller's.
+            Table::Mmu(t) => unsafe { t.mmu.free(frames) },
             Table::Sparse(t) => t.chunks.free(frames),
             // They stay with their place.
             Table::Fixed(_) => {}
@@ -407,10 +422,11 @@ impl Device for VulkanDevice {
             }
             return Ok(Point::REACHED);
         }
-        copier.queue(pieces, after)
+        // SAFETY: as above.
+        unsafe { copier.queue(pieces, after) }
     }
 
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         self.raw.present()?;
         self.signals.compute.load(code)
     }
@@ -439,7 +455,7 @@ impl Device for VulkanDevice {
         self.signals.compute.submit(launch, &self.signals.waits(after), &|range| self.table.buffer_of(range))
     }
 
-    fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+    unsafe fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
         if self.raw.is_lost() {
             return Outcome::Failed(sterna_hal::KernelError::Lost(self.raw.loss().to_string()));
         }
@@ -454,6 +470,9 @@ impl Device for VulkanDevice {
         self.signals.check("wait", &[point])?;
         let waited = self.signals.wait(point, timeout);
         if waited.is_err() {
+            if self.raw.is_lost() {
+                self.quiet();
+            }
             match &self.mover {
                 Mover::Host(copier) => copier.settle(),
                 Mover::Device(stager) => stager.settle(),

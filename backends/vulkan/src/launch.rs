@@ -104,7 +104,7 @@ impl Compute {
         }
         state.issued = value;
         state.slots.in_flight(slot, value, launch.kernel);
-        Ok(Ticket { id: value, point: Point { queue: COMPUTE, value } })
+        Ok(Ticket::new(value, Point { queue: COMPUTE, value }))
     }
 
     fn record_address(
@@ -227,7 +227,7 @@ impl Compute {
     }
 
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
-        let complaint = self.state.lock().slots.complaint(done.id);
+        let complaint = self.state.lock().slots.complaint(done.id());
         let Some(Complaint { kernel, words }) = complaint else { return Outcome::Done };
         let kernel = self.kernels.get(kernel).expect("what was launched stays loaded");
         Outcome::Failed(KernelError::Refused(kernel.form.complaint(words)))

@@ -55,7 +55,8 @@ fn attempt(device: &VulkanDevice, range: DevRange, frames: &[Frames]) -> Result<
         access: Access::ReadWrite,
     };
     let zero = |first: u32| CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 0 }, bytes: grain };
-    let (id, rounds) = (device.load(&CODE)?, device.load(&ROUNDS)?);
+    // SAFETY: modules of this crate, which do what the probe says of them.
+    let (id, rounds) = unsafe { (device.load(&CODE)?, device.load(&ROUNDS)?) };
     // A buffer beside the page table, which the host can read.
     let seen = device.compute().pool.buffer(4 * N as u64, MemoryLocation::GpuToCpu, "probe")?;
     let beside = DevRange { at: DevAddr(seen.address), bytes: 4 * N as u64 };
@@ -64,10 +65,11 @@ fn attempt(device: &VulkanDevice, range: DevRange, frames: &[Frames]) -> Result<
         let args = [arg(x, Access::Read), arg(y, Access::ReadWrite)];
         let launch = Launch { kernel, grid: [1; 3], groups: Groups::All, args: &args };
         let ticket = device.compute().submit(&launch, &[], &|_| Err(invalid("probe", "it binds nothing")))?;
-        if !device.wait(ticket.point, PATIENCE)? {
+        if !device.wait(ticket.point(), PATIENCE)? {
             return Err(invalid("probe", "a small launch does not end"));
         }
-        match device.outcome(ticket, &mut Vec::new()) {
+        // SAFETY: submitted here, reached, and asked once.
+        match unsafe { device.outcome(ticket, &mut Vec::new()) } {
             Outcome::Done => Ok(()),
             other => Err(invalid("probe", format!("a small launch ended as {other:?}"))),
         }

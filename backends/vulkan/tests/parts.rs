@@ -22,8 +22,9 @@ fn launch(
 ) -> Result<(), DeviceError> {
     // SAFETY: a range of one grain that stays until the launch has ended.
     let ticket = unsafe { device.submit(&Launch { kernel: id, grid, groups, args }, &[]) }?;
-    assert!(device.wait(ticket.point, Duration::from_secs(20)).unwrap(), "it does not end");
-    assert!(matches!(device.outcome(ticket, &mut Vec::new()), Outcome::Done));
+    assert!(device.wait(ticket.point(), Duration::from_secs(20)).unwrap(), "it does not end");
+    // SAFETY: submitted here, reached, and asked once.
+    assert!(matches!(unsafe { device.outcome(ticket, &mut Vec::new()) }, Outcome::Done));
     Ok(())
 }
 
@@ -57,7 +58,8 @@ fn parts_of_a_grid_run_where_they_belong() {
     // SAFETY: each group changes its own count.
     let kernel: Kernel<(EachMut<u32>,)> =
         unsafe { Kernel::from_spirv("grid", [5_u32, 4], (each_mut(1),), Spirv::new(include_bytes!("glsl/grid.spv"))) };
-    let id = device.load(kernel.code()).unwrap();
+    // SAFETY: a kernel's code.
+    let id = unsafe { device.load(kernel.code()) }.unwrap();
     let args = [Arg::Plain(kernel.value()), arg(&kernel, range, 4)];
     let mut want = [0_u32; 60];
     for groups in [Groups::All, Groups::Range(3, 27), Groups::Range(59, 60), Groups::List(&[7, 0, 44]), Groups::Range(9, 9)]
@@ -75,7 +77,8 @@ fn parts_of_a_grid_run_where_they_belong() {
     // SAFETY: each group replaces its own four elements.
     let place: Kernel<(EachOut<[u32; 2]>,)> =
         unsafe { Kernel::from_spirv("place", (), (each_out(4),), Spirv::new(include_bytes!("glsl/place.spv"))) };
-    let id = device.load(place.code()).unwrap();
+    // SAFETY: a kernel's code.
+    let id = unsafe { device.load(place.code()) }.unwrap();
     let args = [arg(&place, range, 8)];
     let e = launch(&device, id, [4, 1, 1], Groups::Range(1, 2), &args).unwrap_err().to_string();
     assert!(e.contains("gl_NumWorkGroups"), "{e}");

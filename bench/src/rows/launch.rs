@@ -167,7 +167,8 @@ struct Raw<'a> {
 
 impl<'a> Raw<'a> {
     fn new(device: &'a CpuDevice) -> Result<Self> {
-        let load = |k: Empty| device.load(k.code()).map(|id| (id, k));
+        // SAFETY: a kernel's code.
+        let load = |k: Empty| unsafe { device.load(k.code()) }.map(|id| (id, k));
         Ok(Self { device, empty: load(empty(MIB / 4))?, busy: load(busy(20))?, at: device.reserve(MIB as u64)? })
     }
 
@@ -187,7 +188,7 @@ impl<'a> Raw<'a> {
     }
 
     fn wait(&self, ticket: hal::Ticket) {
-        assert!(matches!(self.device.wait(ticket.point, LONG), Ok(true)), "an empty kernel failed");
+        assert!(matches!(self.device.wait(ticket.point(), LONG), Ok(true)), "an empty kernel failed");
     }
 
     fn submit_alone(&self) -> f64 {

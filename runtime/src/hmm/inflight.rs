@@ -76,7 +76,8 @@ impl TicketCell {
         Self { id: AtomicU64::new(0), value: AtomicU64::new(0), queue: AtomicU32::new(Self::EMPTY) }
     }
 
-    fn set(&self, Ticket { id, point }: Ticket) {
+    fn set(&self, ticket: Ticket) {
+        let (id, point) = (ticket.id(), ticket.point());
         debug_assert_ne!(point.queue, Self::EMPTY);
         self.id.store(id, Ordering::Relaxed);
         self.value.store(point.value, Ordering::Relaxed);
@@ -86,7 +87,7 @@ impl TicketCell {
     fn get(&self) -> Option<Ticket> {
         let queue = self.queue.load(Ordering::Acquire);
         let point = Point { queue, value: self.value.load(Ordering::Relaxed) };
-        (queue != Self::EMPTY).then(|| Ticket { id: self.id.load(Ordering::Relaxed), point })
+        (queue != Self::EMPTY).then(|| Ticket::new(self.id.load(Ordering::Relaxed), point))
     }
 }
 
@@ -222,7 +223,7 @@ impl InFlight {
 
     /// The point that is reached when it has ended, once it is submitted.
     pub(crate) fn point(&self) -> Option<Point> {
-        self.ticket.get().map(|t| t.point)
+        self.ticket.get().map(Ticket::point)
     }
 
     pub(crate) fn is_submitted(&self) -> bool {
@@ -254,7 +255,7 @@ impl InFlight {
             ENDED => true,
             SUBMITTED => {
                 let Some(ticket) = self.ticket.get() else { return false };
-                if !self.mirror.device().reached(ticket.point) {
+                if !self.mirror.device().reached(ticket.point()) {
                     return false;
                 }
                 self.retire(ticket);
@@ -274,9 +275,9 @@ impl InFlight {
                 SUBMITTED => {
                     let Some(ticket) = self.ticket.get() else { continue };
                     if left.is_none() {
-                        schedule::until(|| self.mirror.device().reached(ticket.point));
+                        schedule::until(|| self.mirror.device().reached(ticket.point()));
                     }
-                    match self.mirror.device().wait(ticket.point, left.unwrap_or(Duration::from_secs(3600))) {
+                    match self.mirror.device().wait(ticket.point(), left.unwrap_or(Duration::from_secs(3600))) {
                         Ok(true) => self.mirror.reap_up_to(self),
                         Ok(false) => {}
                         Err(e) => self.fail(e),
@@ -302,7 +303,8 @@ impl InFlight {
             return; // another thread is at it
         }
         let mut missed = Vec::new();
-        let result = match self.mirror.device().outcome(ticket, &mut missed) {
+        // SAFETY: the ticket of this launch, whose point is reached; the state above lets one thread ask, once.
+        let result = match unsafe { self.mirror.device().outcome(ticket, &mut missed) } {
             Outcome::Done => Ok(()),
             Outcome::Failed(KernelError::Lost(text)) => {
                 // With the device goes what it alone had, whoever asks for that.

@@ -74,7 +74,8 @@ impl Placed {
     }
 }
 
-impl Device for Placed {
+// SAFETY: every answer is the CPU device's, or withholds something of it.
+unsafe impl Device for Placed {
     fn info(&self) -> &DeviceInfo {
         self.cpu.info()
     }
@@ -88,8 +89,9 @@ impl Device for Placed {
         // SAFETY: the caller's, here and below.
         unsafe { self.cpu.attach_host(base, bytes, memfd) }
     }
-    fn host_freed(&self, at: HostAt, bytes: u64) {
-        self.cpu.host_freed(at, bytes);
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64) {
+        // SAFETY: the caller's.
+        unsafe { self.cpu.host_freed(at, bytes) };
     }
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         let limit = self.caps.max_reservation;
@@ -157,15 +159,17 @@ impl Device for Placed {
         // SAFETY: as above.
         unsafe { self.cpu.copy(&inside, after) }
     }
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
-        self.cpu.load(code)
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+        // SAFETY: the caller's.
+        unsafe { self.cpu.load(code) }
     }
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         // SAFETY: as above.
         unsafe { self.cpu.submit(launch, after) }
     }
-    fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
-        self.cpu.outcome(done, missed)
+    unsafe fn outcome(&self, done: Ticket, missed: &mut FaultBatch) -> Outcome {
+        // SAFETY: the caller's.
+        unsafe { self.cpu.outcome(done, missed) }
     }
     fn reached(&self, point: Point) -> bool {
         self.cpu.reached(point)

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sterna::cpu::{CpuConfig, CpuDevice};
-use sterna::hal::kernel::{Code, InKernel, KernelId, Mapping, RawArg};
+use sterna::hal::kernel::{Code, KernelId, Mapping, RawArg};
 use sterna::hal::{
     Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, Launch,
     Memory, Outcome, Point, RegionId, Ticket,
@@ -76,7 +76,6 @@ impl Stepped {
         let form = job.code.rust.expect("kernels of these tests are Rust");
         for n in 0..job.grid[0] {
             schedule::point();
-            let _mark = InKernel::enter();
             // SAFETY: the arguments are those of the launch, whose kernel this is; one thread runs each group once.
             unsafe { form(Group::nth(n, job.grid), &args) };
         }
@@ -85,7 +84,8 @@ impl Stepped {
     }
 }
 
-impl Device for Stepped {
+// SAFETY: memory and window are those of the CPU device beneath; launches are run by `step`, whose points are reached behind them.
+unsafe impl Device for Stepped {
     fn info(&self) -> &DeviceInfo {
         self.inner.info()
     }
@@ -99,8 +99,9 @@ impl Device for Stepped {
         // SAFETY: the caller's.
         unsafe { self.inner.attach_host(base, bytes, memfd) }
     }
-    fn host_freed(&self, at: HostAt, bytes: u64) {
-        self.inner.host_freed(at, bytes);
+    unsafe fn host_freed(&self, at: HostAt, bytes: u64) {
+        // SAFETY: the caller's.
+        unsafe { self.inner.host_freed(at, bytes) };
     }
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         self.inner.reserve(bytes)
@@ -136,7 +137,7 @@ impl Device for Stepped {
         schedule::point();
         done
     }
-    fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
+    unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         let mut q = self.queue();
         q.kernels.push(*code);
         Ok(KernelId(q.kernels.len() as u32 - 1))
@@ -154,9 +155,9 @@ impl Device for Stepped {
         q.submitted += 1;
         let (code, value) = (q.kernels[launch.kernel.0 as usize], q.submitted);
         q.jobs.push_back(Job { code, grid: launch.grid, args: args.collect(), value });
-        Ok(Ticket { id: value, point: Point { queue: 0, value } })
+        Ok(Ticket::new(value, Point { queue: 0, value }))
     }
-    fn outcome(&self, _: Ticket, _: &mut FaultBatch) -> Outcome {
+    unsafe fn outcome(&self, _: Ticket, _: &mut FaultBatch) -> Outcome {
         Outcome::Done
     }
     fn reached(&self, point: Point) -> bool {

@@ -223,7 +223,8 @@ impl<'a> Bench<'a> {
         ranges: &[DevRange],
         after: &[Point],
     ) -> Result<Ticket, String> {
-        let id = self.device.load(kernel.code()).map_err(said("load"))?;
+        // SAFETY: a kernel's code.
+        let id = unsafe { self.device.load(kernel.code()) }.map_err(said("load"))?;
         let mut args: SmallVec<[Arg<'_>; 8]> = smallvec::smallvec![Arg::Plain(kernel.value())];
         args.extend(kernel.params().iter().zip(ranges).map(|(p, at)| Arg::Range {
             at: *at,
@@ -237,9 +238,10 @@ impl<'a> Bench<'a> {
 
     /// Waits for a launch and tells how it ended.
     pub(super) fn ended(&self, ticket: Ticket) -> Result<Outcome, String> {
-        self.reach("launch", ticket.point)?;
+        self.reach("launch", ticket.point())?;
         let mut missed = FaultBatch::new();
-        let outcome = self.device.outcome(ticket, &mut missed);
+        // SAFETY: submitted by this suite, reached just now, and asked here alone.
+        let outcome = unsafe { self.device.outcome(ticket, &mut missed) };
         ensure!(missed.is_empty(), "a launch over resident memory missed {missed:?}");
         Ok(outcome)
     }

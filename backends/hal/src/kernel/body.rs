@@ -5,22 +5,31 @@ use std::fmt;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 
+use super::group::InKernel;
 use super::{Code, Group, Param, ParamDesc, Params, RawArg, Spirv, Takes};
 
 /// Code for parameters `P` and a plain value `V`: `fn(Group, V, <item of each parameter>…)`.
 ///
-/// Implemented for every `fn` item and capture-free closure of that shape.
-pub trait Body<V, P: Params>: Copy + Send + Sync + 'static {
-    /// Runs one group.
-    ///
-    /// # Safety
-    /// As [`RustForm`](super::RustForm).
-    unsafe fn run(&self, group: Group, args: &[RawArg<'_>]);
+/// Implemented for every `fn` item and capture-free closure of that shape, and sealed: nothing else is run.
+pub trait Body<V, P: Params>: sealed::Run<V, P> {}
+
+impl<V, P: Params, Fun: sealed::Run<V, P>> Body<V, P> for Fun {}
+
+mod sealed {
+    use super::{Group, Params, RawArg};
+
+    pub trait Run<V, P: Params>: Copy + Send + Sync + 'static {
+        /// Runs one group.
+        ///
+        /// # Safety
+        /// As [`RustForm`](super::super::RustForm).
+        unsafe fn run(&self, group: Group, args: &[RawArg<'_>]);
+    }
 }
 
 macro_rules! body_for_functions {
     ($($p:ident $i:tt),*) => {
-        impl<Fun, V, $($p),*> Body<V, ($($p,)*)> for Fun
+        impl<Fun, V, $($p),*> sealed::Run<V, ($($p,)*)> for Fun
         where
             V: Pod,
             $($p: Param,)*
@@ -45,13 +54,15 @@ body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5);
 body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 body_for_functions!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
 
-/// The type-erased form of body `Fun`: a plain function, since `Fun` has no size and so no state.
+/// The type-erased form of body `Fun`: a plain function, since `Fun` has no size and so no state. It marks the thread as a kernel's,
+/// whichever backend calls it: nothing else can, and nothing can take the mark off before the group has ended.
 ///
 /// # Safety
 /// As [`RustForm`](super::RustForm).
 unsafe fn erased<V: Pod, P: Params, Fun: Body<V, P>>(group: Group, args: &[RawArg<'_>]) {
     // SAFETY: `Fun` has size 0 and is Copy, and `Kernel::new` was handed a value of it: reading no bytes gives that value.
     let body = unsafe { std::ptr::NonNull::<Fun>::dangling().read() };
+    let _mark = InKernel::enter();
     // SAFETY: the caller's.
     unsafe { body.run(group, args) }
 }

@@ -1,6 +1,7 @@
 //! A workgroup's place in the grid, and the mark that says 'this thread is inside a kernel'.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 
 /// A workgroup's place in the grid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,19 +13,20 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group with linear number `index` of `grid`: x runs fastest.
+    /// The group with linear number `index` of `grid`: x runs fastest. A grid of no groups in some direction counts as one there.
     #[must_use]
     pub fn nth(index: u32, grid: [u32; 3]) -> Self {
-        let [x, y, _] = grid;
+        let [x, y, _] = grid.map(|n| n.max(1));
         Self { id: [index % x, index / x % y, index / x / y], grid }
     }
 
-    /// Its linear number: x runs fastest.
+    /// Its linear number: x runs fastest. Those of a launch have fewer than 2^32 groups; of a grid that has more than numbers go, it
+    /// is the number's lowest bits.
     #[must_use]
     pub fn index(&self) -> usize {
         let [x, y, z] = self.id.map(|v| v as usize);
         let [gx, gy, _] = self.grid.map(|v| v as usize);
-        x + gx * (y + gy * z)
+        gy.wrapping_mul(z).wrapping_add(y).wrapping_mul(gx).wrapping_add(x)
     }
 }
 
@@ -38,16 +40,16 @@ pub fn in_kernel() -> bool {
     DEPTH.with(Cell::get) > 0
 }
 
-/// Held by a backend around the host code of a kernel.
+/// Held around the Rust form of a kernel, while one group runs. Not public: who is in a kernel waits for nothing, and the engine
+/// believes the mark. Not `Send`: it is of the thread that made it.
 #[derive(Debug)]
-pub struct InKernel(());
+pub(super) struct InKernel(PhantomData<*const ()>);
 
 impl InKernel {
     /// Marks this thread until the value is dropped.
-    #[must_use]
-    pub fn enter() -> Self {
+    pub(super) fn enter() -> Self {
         DEPTH.with(|d| d.set(d.get() + 1));
-        Self(())
+        Self(PhantomData)
     }
 }
 

@@ -32,6 +32,12 @@
 //! let factor = 3.0_f32;
 //! let k = Kernel::new("captures", (), (each_mut(64),), move |_: Group, _: (), y: &mut [f32]| y[0] = factor);
 //! ```
+//!
+//! A kernel's thread is marked while it runs a group ([`in_kernel`]); the mark is nobody's to make or to take off:
+//!
+//! ```compile_fail,E0432
+//! use sterna_hal::kernel::InKernel;
+//! ```
 
 mod body;
 mod code;
@@ -42,7 +48,7 @@ pub mod spirv;
 
 pub use body::{Body, Kernel};
 pub use code::{Code, Contents, Form, KernelId, RawArg, RustForm, Takes};
-pub use group::{Group, InKernel, in_kernel};
+pub use group::{Group, in_kernel};
 pub use held::{Held, Watch};
 pub use param::{
     Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,

@@ -16,12 +16,12 @@ use crate::Access;
 pub enum Mapping {
     /// Group `g` owns elements `g·chunk .. (g+1)·chunk`, clipped to the buffer.
     Each {
-        /// Elements a group; at least 1.
+        /// Elements a group; 0 counts as 1.
         chunk: u64,
     },
     /// As `Each`, and it reads `reach` elements more on either side, clipped to the buffer.
     Halo {
-        /// Elements a group; at least 1.
+        /// Elements a group; 0 counts as 1.
         chunk: u64,
         /// Elements beside the chunk.
         reach: u64,
@@ -37,18 +37,26 @@ impl Mapping {
     #[must_use]
     pub fn groups(self, len: u64) -> Option<u64> {
         match self {
-            Self::Each { chunk } | Self::Halo { chunk, .. } => Some(len.div_ceil(chunk)),
+            Self::Each { chunk } | Self::Halo { chunk, .. } => Some(len.div_ceil(chunk.max(1))),
             Self::Whole | Self::Scatter => None,
         }
     }
 
-    /// The elements of a buffer of `len` elements that group number `group` may touch.
+    /// The elements of a buffer of `len` elements that group number `group` may touch: inside the buffer, whatever the numbers are.
+    ///
+    /// Chunk and reach are the program's and may be as large as numbers get: what would lie beyond the last number lies beyond the
+    /// buffer, so sums and products stop there and do not wrap.
     #[must_use]
     pub fn touched(self, group: u64, len: u64) -> Range<u64> {
+        let own = |chunk: u64| {
+            let start = group.saturating_mul(chunk.max(1));
+            start..start.saturating_add(chunk.max(1))
+        };
         match self {
-            Self::Each { chunk } => (group * chunk).min(len)..((group + 1) * chunk).min(len),
+            Self::Each { chunk } => own(chunk).start.min(len)..own(chunk).end.min(len),
             Self::Halo { chunk, reach } => {
-                (group * chunk).saturating_sub(reach).min(len)..((group + 1) * chunk + reach).min(len)
+                let Range { start, end } = own(chunk);
+                start.saturating_sub(reach).min(len)..end.saturating_add(reach).min(len)
             }
             Self::Whole | Self::Scatter => 0..len,
         }
@@ -70,7 +78,8 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A buffer parameter: one of [`Each`], [`EachMut`], [`EachOut`], [`Halo`], [`Whole`], [`Scatter`].
+/// A buffer parameter: one of [`Each`], [`EachMut`], [`EachOut`], [`Halo`], [`Whole`], [`Scatter`]. Sealed: what it says of a parameter
+/// is what the Rust form's references are made from.
 pub trait Param: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
     /// The element type.
     type Elem: Pod + Send + Sync;
@@ -109,7 +118,7 @@ fn touched(mapping: Mapping, group: Group, len: usize) -> Range<usize> {
 }
 
 macro_rules! chunked {
-    ($(#[$doc:meta])* $name:ident, $access:expr, $item:ty, $make:path, $each:ident, $rows:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $access:expr, $item:ty, $make:path) => {
         $(#[$doc])*
         pub struct $name<T> { chunk: u64, elem: PhantomData<fn() -> T> }
         impl<T> Clone for $name<T> { fn clone(&self) -> Self { *self } }
@@ -131,35 +140,67 @@ macro_rules! chunked {
                 let (at, len, mapping) = unsafe { buffer::<T>(arg) };
                 let part = touched(mapping, group, len);
                 // The buffer may be there only in part, and then it begins where nothing is: hence no `add`.
-                // SAFETY: inside the buffer; parts of different groups are disjoint.
+                // SAFETY: inside the buffer, whatever chunk and group are, and the buffer is aligned for `T` by the caller's promise, so
+                // each element is. Parts of different groups are disjoint.
                 unsafe { $make(at.wrapping_add(part.start), part.len()) }
             }
         }
-        #[doc = concat!("Each group ", $what, " its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.")]
-        #[must_use]
-        pub fn $each<T>(chunk: usize) -> $name<T> {
-            $name { chunk: (chunk as u64).max(1), elem: PhantomData }
-        }
-        #[doc = concat!("Each group ", $what, " its own `rows` rows of `width` elements.")]
-        #[must_use]
-        pub fn $rows<T>(width: usize, rows: usize) -> $name<T> {
-            $each(width.saturating_mul(rows))
+        impl<T> $name<T> {
+            fn of(chunk: usize) -> Self {
+                Self { chunk: (chunk as u64).max(1), elem: PhantomData }
+            }
         }
     };
 }
 
 chunked! {
     /// Reads its own chunk. Made by [`each`] and [`rows`].
-    Each, Access::Read, &'g [T], slice::from_raw_parts, each, rows, "reads"
+    Each, Access::Read, &'g [T], slice::from_raw_parts
 }
 chunked! {
     /// Reads and writes its own chunk. Made by [`each_mut`] and [`rows_mut`].
-    EachMut, Access::ReadWrite, &'g mut [T], slice::from_raw_parts_mut, each_mut, rows_mut, "reads and writes"
+    EachMut, Access::ReadWrite, &'g mut [T], slice::from_raw_parts_mut
 }
 chunked! {
     /// Replaces its own chunk. Made by [`each_out`] and [`rows_out`]. The kernel writes every element: what it finds there is
     /// unspecified (zeros, or values that the buffer once had), and so is what a group leaves unwritten.
-    EachOut, Access::Write, &'g mut [T], slice::from_raw_parts_mut, each_out, rows_out, "replaces"
+    EachOut, Access::Write, &'g mut [T], slice::from_raw_parts_mut
+}
+
+/// Each group reads its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.
+#[must_use]
+pub fn each<T>(chunk: usize) -> Each<T> {
+    Each::of(chunk)
+}
+
+/// Each group reads its own `rows` rows of `width` elements.
+#[must_use]
+pub fn rows<T>(width: usize, rows: usize) -> Each<T> {
+    each(width.saturating_mul(rows))
+}
+
+/// Each group reads and writes its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.
+#[must_use]
+pub fn each_mut<T>(chunk: usize) -> EachMut<T> {
+    EachMut::of(chunk)
+}
+
+/// Each group reads and writes its own `rows` rows of `width` elements.
+#[must_use]
+pub fn rows_mut<T>(width: usize, rows: usize) -> EachMut<T> {
+    each_mut(width.saturating_mul(rows))
+}
+
+/// Each group replaces its own `chunk` elements; the last group may get fewer. A `chunk` of 0 counts as 1.
+#[must_use]
+pub fn each_out<T>(chunk: usize) -> EachOut<T> {
+    EachOut::of(chunk)
+}
+
+/// Each group replaces its own `rows` rows of `width` elements.
+#[must_use]
+pub fn rows_out<T>(width: usize, rows: usize) -> EachOut<T> {
+    each_out(width.saturating_mul(rows))
 }
 
 /// Reads its own chunk and its neighbourhood. Made by [`halo`] and [`halo_rows`].
@@ -283,28 +324,35 @@ impl<T: Pod + Send + Sync> Param for Whole<T> {
 }
 
 /// An element that can be changed atomically; numbers with a point by their bits.
-pub trait ScatterElem: Pod + Send + Sync {
+///
+/// Sealed: a kernel gets the buffer's bytes as cells, so a cell must be a value whatever its bits are, must be changed through `&`
+/// by atomic operations only, and must be as long and as aligned as the element. The atomic integers are; a type of the program's
+/// choice need not be, and references would come out of plain bytes:
+///
+/// ```compile_fail,E0277
+/// use sterna_hal::kernel::ScatterElem;
+///
+/// #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+/// #[repr(C)]
+/// struct Fake(u64, u64);
+/// impl ScatterElem for Fake {
+///     type Cell = &'static str;
+/// }
+/// ```
+pub trait ScatterElem: sealed::Sealed + Pod + Send + Sync {
     /// The atomic cell, of the same size and alignment.
     type Cell: Send + Sync + 'static;
 }
-impl ScatterElem for u32 {
-    type Cell = AtomicU32;
+
+macro_rules! scatter_elems {
+    ($($elem:ty: $cell:ty),*) => {$(
+        impl sealed::Sealed for $elem {}
+        impl ScatterElem for $elem {
+            type Cell = $cell;
+        }
+    )*};
 }
-impl ScatterElem for i32 {
-    type Cell = AtomicI32;
-}
-impl ScatterElem for u64 {
-    type Cell = AtomicU64;
-}
-impl ScatterElem for i64 {
-    type Cell = AtomicI64;
-}
-impl ScatterElem for f32 {
-    type Cell = AtomicU32;
-}
-impl ScatterElem for f64 {
-    type Cell = AtomicU64;
-}
+scatter_elems!(u32: AtomicU32, i32: AtomicI32, u64: AtomicU64, i64: AtomicI64, f32: AtomicU32, f64: AtomicU64);
 
 impl<T: ScatterElem> Param for Scatter<T> {
     type Elem = T;
@@ -316,13 +364,28 @@ impl<T: ScatterElem> Param for Scatter<T> {
         const { assert!(size_of::<T>() == size_of::<T::Cell>() && align_of::<T>() == align_of::<T::Cell>()) };
         // SAFETY: the caller's.
         let (at, len, _) = unsafe { buffer::<T::Cell>(arg) };
-        // SAFETY: the whole buffer, which all groups access through atomic cells only.
+        // SAFETY: the whole buffer. The trait is sealed and its cells are atomic integers, for which any bytes of the right length and
+        // alignment, compared above, are a value; all groups access the buffer through such cells only.
         unsafe { slice::from_raw_parts(at.cast_const(), len) }
     }
 }
 
-/// A list of buffer parameters: a tuple of one to eight [`Param`]s.
-pub trait Params: Copy + Send + Sync + fmt::Debug + 'static {
+/// A list of buffer parameters: a tuple of one to eight [`Param`]s. Sealed: a launch uses buffers as its `descs` say, and the Rust form
+/// makes references of them.
+///
+/// ```compile_fail,E0277
+/// use sterna_hal::kernel::{ParamDesc, Params};
+///
+/// #[derive(Clone, Copy, Debug)]
+/// struct Mine;
+/// impl Params for Mine {
+///     const COUNT: usize = 1;
+///     fn descs(&self) -> smallvec::SmallVec<[ParamDesc; 8]> {
+///         smallvec::SmallVec::new()
+///     }
+/// }
+/// ```
+pub trait Params: sealed::Sealed + Copy + Send + Sync + fmt::Debug + 'static {
     /// How many.
     const COUNT: usize;
     /// What the engine knows of each, in order.
@@ -331,6 +394,7 @@ pub trait Params: Copy + Send + Sync + fmt::Debug + 'static {
 
 macro_rules! params_for_tuples {
     ($($count:literal: $($p:ident $i:tt),*;)*) => {$(
+        impl<$($p: Param),*> sealed::Sealed for ($($p,)*) {}
         impl<$($p: Param),*> Params for ($($p,)*) {
             const COUNT: usize = $count;
             fn descs(&self) -> smallvec::SmallVec<[ParamDesc; 8]> {
@@ -366,6 +430,23 @@ mod tests {
                 next = r.end;
             }
             assert_eq!(next, len);
+        }
+    }
+
+    #[test]
+    fn numbers_as_large_as_they_get_stay_inside_the_buffer() {
+        let numbers = [0, 1, 3, 64, 1 << 32, u64::MAX >> 1, u64::MAX - 8, u64::MAX - 1, u64::MAX];
+        for (len, group) in [0, 1, 64, u64::MAX].into_iter().flat_map(|len| numbers.map(|g| (len, g))) {
+            for (chunk, reach) in numbers.into_iter().flat_map(|chunk| numbers.map(|r| (chunk, r))) {
+                let (each, halo) = (Mapping::Each { chunk }, Mapping::Halo { chunk, reach });
+                let (own, all) = (each.touched(group, len), halo.touched(group, len));
+                assert!(own.start <= own.end && own.end <= len, "{each:?} {group} {len}: {own:?}");
+                assert!(all.start <= own.start && own.end <= all.end && all.end <= len, "{halo:?} {group} {len}: {all:?}");
+                assert_eq!(each.groups(len), halo.groups(len));
+                if reach >= len && own.start < len {
+                    assert_eq!(all, 0..len, "a reach beyond both ends is everything");
+                }
+            }
         }
     }
 

@@ -66,7 +66,11 @@ impl Kernels {
         let known = self.table.read().by_contents.get(&key).cloned();
         let loaded = match known {
             Some(known) => known,
-            None => Arc::new(Loaded { id: device.load(&key.0)?, name: code.name, asked: AtomicU64::new(now) }),
+            None => {
+                // SAFETY: code of a `Kernel`: whoever calls takes it from one.
+                let id = unsafe { device.load(&key.0) }?;
+                Arc::new(Loaded { id, name: code.name, asked: AtomicU64::new(now) })
+            }
         };
         loaded.asked.store(now, Ordering::Relaxed);
         let idle = {

@@ -159,13 +159,14 @@ pub fn copies_wait_for_their_points(b: &Bench<'_>) -> Checked {
         seg.write(&vec![0_u32; n])?;
         let ticket = b.submit(&slowly(millis, n), [1; 3], Groups::All, &[seg.elems::<u32>(n)], &[])?;
         // SAFETY: frames and host bytes of this check, ordered behind the launch.
-        let out = unsafe { b.device.copy(&seg.runs(0, 4 * n as u64, 64, false), &[ticket.point]) }.map_err(said("copy"))?;
+        let out =
+            unsafe { b.device.copy(&seg.runs(0, 4 * n as u64, 64, false), &[ticket.point()]) }.map_err(said("copy"))?;
         // A second hop behind the first, to another place.
         let hop = CopyRun { from: b.host(64), to: b.host(1 << 20), bytes: 4 * n as u64 };
         // SAFETY: ordered behind the copy that writes its source.
         let hop = unsafe { b.device.copy(&[hop], &[out]) }.map_err(said("copy"))?;
         b.reach("second copy", hop)?;
-        ensure!(b.device.reached(out) && b.device.reached(ticket.point), "round {round}: a later point came first");
+        ensure!(b.device.reached(out) && b.device.reached(ticket.point()), "round {round}: a later point came first");
         let got: Vec<u32> = b.values(1 << 20, n);
         ensure!(got == vec![millis; n], "round {round}: copied before the kernel had written: {:?}…", &got[..4]);
         ensure!(matches!(b.ended(ticket)?, Outcome::Done), "the kernel failed");
@@ -214,14 +215,14 @@ pub fn waiting_can_time_out(b: &Bench<'_>) -> Checked {
     let ticket = b.submit(&kernel, [1; 3], Groups::All, &[seg.elems::<u32>(8)], &[])?;
     for timeout in [Duration::ZERO, Duration::from_millis(10)] {
         let start = Instant::now();
-        let answer = b.device.wait(ticket.point, timeout).map_err(said("wait"))?;
+        let answer = b.device.wait(ticket.point(), timeout).map_err(said("wait"))?;
         let took = start.elapsed();
         // A machine that was busy elsewhere may have finished the kernel meanwhile.
         ensure!(!answer || took > Duration::from_millis(20), "waited {took:?} for a kernel of 150 ms and it was done");
         ensure!(answer || took >= timeout, "gave up after {took:?} instead of {timeout:?}");
     }
     ensure!(matches!(b.ended(ticket)?, Outcome::Done), "the kernel failed");
-    ensure!(b.device.wait(ticket.point, Duration::ZERO) == Ok(true), "a reached point is not reached");
-    ensure!(b.device.wait(ticket.point, Duration::MAX) == Ok(true), "waiting without end for a reached point");
+    ensure!(b.device.wait(ticket.point(), Duration::ZERO) == Ok(true), "a reached point is not reached");
+    ensure!(b.device.wait(ticket.point(), Duration::MAX) == Ok(true), "waiting without end for a reached point");
     Ok(Verdict::Passed)
 }

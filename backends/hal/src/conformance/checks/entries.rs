@@ -177,7 +177,7 @@ pub fn threads_may_call_at_once(b: &Bench<'_>) -> Checked {
             let kernel = stepping(5, 512);
             let ticket = b.submit(&kernel, [n.div_ceil(512) as u32, 1, 1], Groups::All, &[at.part(0, bytes)], &[moved])?;
             // SAFETY: as above.
-            let home = unsafe { b.device.copy(&back, &[ticket.point]) }.map_err(said("copy"))?;
+            let home = unsafe { b.device.copy(&back, &[ticket.point()]) }.map_err(said("copy"))?;
             ensure!(b.device.wait(home, PATIENCE).map_err(said("wait"))?, "a copy never ended");
             ensure!(matches!(b.ended(ticket)?, Outcome::Done), "a launch failed");
             let got: Vec<u32> = b.values(t * part, n);

@@ -132,8 +132,11 @@ pub fn launches_run_in_order(b: &Bench<'_>) -> Checked {
         step(Group::nth(0, [1; 3]), add, &mut want);
     }
     for pair in tickets.windows(2) {
-        ensure!(pair[0].id != pair[1].id, "a ticket's number came twice");
-        ensure!(pair[0].point.queue != pair[1].point.queue || pair[0].point.value <= pair[1].point.value, "points go back");
+        ensure!(pair[0].id() != pair[1].id(), "a ticket's number came twice");
+        ensure!(
+            pair[0].point().queue != pair[1].point().queue || pair[0].point().value <= pair[1].point().value,
+            "points go back"
+        );
     }
     for (i, ticket) in tickets.iter().enumerate().rev() {
         ensure!(matches!(b.ended(*ticket)?, Outcome::Done), "launch {i} failed");
@@ -156,7 +159,7 @@ pub fn launches_wait_for_copies(b: &Bench<'_>) -> Checked {
         let kernel = stepping(10, 4096);
         let ticket = b.submit(&kernel, [n.div_ceil(4096) as u32, 1, 1], Groups::All, &[seg.elems::<u32>(n)], &[moved])?;
         // SAFETY: as above, behind the launch.
-        let back = unsafe { b.device.copy(&seg.runs(0, bytes, 0, false), &[ticket.point]) }.map_err(said("copy"))?;
+        let back = unsafe { b.device.copy(&seg.runs(0, bytes, 0, false), &[ticket.point()]) }.map_err(said("copy"))?;
         b.reach("copy", back)?;
         ensure!(matches!(b.ended(ticket)?, Outcome::Done), "the kernel failed");
         let got: Vec<u32> = b.values(0, n);
@@ -210,12 +213,15 @@ pub fn kernels_know_where_they_are(b: &Bench<'_>) -> Checked {
 /// A kernel that the device cannot run is refused, and the same code twice gives the same kernel.
 pub fn a_kernel_without_a_form_is_refused(b: &Bench<'_>) -> Checked {
     let none = crate::kernel::Code { name: "formless", rust: None, spirv: None, takes: Default::default() };
-    match b.device.load(&none) {
+    // SAFETY: no code at all.
+    match unsafe { b.device.load(&none) } {
         Err(DeviceError::NoForm { kernel, .. }) => ensure!(kernel == "formless", "names {kernel}"),
         other => return Err(format!("a kernel without any form: {other:?}")),
     }
     let kernel = counting();
-    let (first, again) = (b.device.load(kernel.code()), b.device.load(kernel.code()));
+    // SAFETY: a kernel's code.
+    let load = || unsafe { b.device.load(kernel.code()) };
+    let (first, again) = (load(), load());
     ensure!(first.is_ok() && first == again, "{first:?}, then {again:?}");
     Ok(Verdict::Passed)
 }
@@ -230,7 +236,8 @@ pub fn kernels_are_unloaded(b: &Bench<'_>) -> Checked {
         ensure!(seg.read::<u32>(50)? == [1; 50], "round {round}: `count` did not run");
         b.run(&stepping(7, 1), [50, 1, 1], &[seg.elems::<u32>(50)])?;
         ensure!(seg.read::<u32>(50)? == [10; 50], "round {round}: `step` did not run");
-        let (count, step) = (b.device.load(counting().code()), b.device.load(stepping(7, 1).code()));
+        // SAFETY: kernels' code.
+        let (count, step) = unsafe { (b.device.load(counting().code()), b.device.load(stepping(7, 1).code())) };
         let ids = [count.map_err(said("load"))?, step.map_err(said("load"))?];
         for id in ids.into_iter().skip(round % 2).take(1 + round / 2) {
             // SAFETY: loaded, and not unloaded since; its launches have ended and were asked for.
