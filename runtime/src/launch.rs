@@ -16,6 +16,7 @@ use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
+use crate::hmm::watch;
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
 use crate::runtime::Runtime;
@@ -169,7 +170,11 @@ impl Prepared {
         by: By<'_>,
     ) -> Result<(), NotYet> {
         let Self { ref kernel, grid, ref value, ref params, ref touches, .. } = *self;
-        mirror.try_submit(Call { kernel: kernel.id, grid, value, params, touches }, (groups, needs), record, faults, by)
+        let call = Call { kernel: kernel.id, grid, value, params, touches };
+        mirror.try_submit(call, (groups, needs), record, faults, by)?;
+        // With the driver lock given back.
+        watch::submitted(record);
+        Ok(())
     }
 }
 

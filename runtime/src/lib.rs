@@ -74,6 +74,7 @@ mod sched;
 #[allow(unsafe_code, reason = "the handles: the gate makes their references sound")]
 mod shared;
 mod stats;
+mod wakers;
 
 pub use advice::{Advice, Location};
 pub use bytemuck;

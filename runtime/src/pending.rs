@@ -2,19 +2,15 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use crate::Error;
 use crate::hmm::inflight::InFlight;
 use crate::hmm::lock::Free;
-use crate::hmm::os;
+use crate::hmm::watch::{self, Watched};
 
 /// A launch on its way: wait for it, ask it, await it, or drop it. Dropping neither waits nor cancels.
 ///
@@ -80,27 +76,12 @@ impl fmt::Debug for Pending {
     }
 }
 
-/// Wakes whoever awaits launches: a thread that exists only once somebody does.
-struct Watch(Mutex<Sender<(Arc<InFlight>, Waker)>>);
-
-static WATCH: OnceLock<Watch> = OnceLock::new();
-
-fn watch() -> &'static Watch {
-    WATCH.get_or_init(|| {
-        let (send, receive) = channel::<(Arc<InFlight>, Waker)>();
-        let run = move || {
-            for (launch, waker) in receive {
-                // One at a time: whoever awaits several is woken for each in the order of asking, which is the order of
-                // launching on one device.
-                launch.wait(&mut Free::at_entry(), None);
-                // A waker is the program's: its panic, which it has printed, is no reason to wake nobody else.
-                let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-            }
-        };
-        // Without a thread the waker is never called; `poll` then falls back to waking at once.
-        let _ = os::spawn("sterna-watch", run);
-        Watch(Mutex::new(send))
-    })
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !crate::hmm::fork::forked() {
+            watch::forget(&self.0);
+        }
+    }
 }
 
 impl Future for Pending {
@@ -113,9 +94,13 @@ impl Future for Pending {
         if self.0.poll() {
             return Poll::Ready(self.result());
         }
-        if watch().0.lock().send((Arc::clone(&self.0), cx.waker().clone())).is_err() {
-            cx.waker().wake_by_ref();
+        match watch::watch(&self.0, cx.waker()) {
+            Watched::Yes => Poll::Pending,
+            Watched::Ended => Poll::Ready(self.result()),
+            Watched::NoThread => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
-        Poll::Pending
     }
 }

@@ -347,6 +347,7 @@ impl Drop for Inner {
             }
             m.reap();
         }
+        self.errors.wakers.close();
         crate::hmm::mirror::give_up(std::mem::take(&mut self.devices));
     }
 }

@@ -10,6 +10,7 @@
 //! | [`Point`] | timelines: when something has happened |
 //! | [`Device`] | the trait itself, with the rules that both sides keep |
 //! | [`Injected`], [`Trigger`] | a device whose calls fail on demand, for tests of error paths |
+//! | [`panics`] | the program's code, which may panic, on threads of ours |
 //! | [`kernel`] | kernels: their code, their parameters, how groups map to elements |
 //! | `conformance` | one suite over `&dyn Device` (feature `conformance`) |
 //!
@@ -26,6 +27,7 @@ mod error;
 pub mod failing;
 mod inject;
 pub mod kernel;
+pub mod panics;
 mod place;
 mod point;
 mod trigger;

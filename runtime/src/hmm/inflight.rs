@@ -23,7 +23,9 @@ use super::mirror::{DeviceMirror, Loaded};
 use super::park;
 use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
+use super::watch::Awaited;
 use crate::Error;
+use crate::wakers::Wakers;
 
 const QUEUED: u32 = 0;
 const SUBMITTED: u32 = 1;
@@ -58,6 +60,7 @@ pub(crate) struct InFlight {
     /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
     tainted: OnceLock<Error>,
     sink: Arc<ErrorSink>,
+    awaited: Awaited,
 }
 
 /// The device's number for a launch: set once, before the state says so. Cheaper than a lock that can be waited for.
@@ -101,15 +104,19 @@ struct Lists {
     _kernel: Option<Arc<Loaded>>,
 }
 
-/// Errors of launches that nobody may have been told of yet, for `sync`. Keeps the oldest.
+/// Who is told of a runtime's launches: errors that nobody may have been told of yet, for `sync`, of which it keeps the oldest, and
+/// whoever awaits one.
 #[derive(Debug, Default)]
-pub(crate) struct ErrorSink(Mutex<Vec<(Error, Arc<AtomicBool>)>>);
+pub(crate) struct ErrorSink {
+    errors: Mutex<Vec<(Error, Arc<AtomicBool>)>>,
+    pub(crate) wakers: Wakers,
+}
 
 impl ErrorSink {
     const KEPT: usize = 64;
 
     fn add(&self, error: Error, seen: &Arc<AtomicBool>) {
-        let mut list = self.0.lock();
+        let mut list = self.errors.lock();
         if list.len() < Self::KEPT {
             list.push((error, Arc::clone(seen)));
         }
@@ -117,7 +124,7 @@ impl ErrorSink {
 
     /// The oldest error that nobody was told of.
     pub(crate) fn first_unseen(&self) -> Option<Error> {
-        let mut list = self.0.lock();
+        let mut list = self.errors.lock();
         list.retain(|(_, seen)| !seen.load(Ordering::Acquire));
         (!list.is_empty()).then(|| list.remove(0).0)
     }
@@ -141,6 +148,7 @@ impl InFlight {
             lists: Mutex::new(Lists { touches, upstream: SmallVec::new(), _kernel: Some(Arc::clone(kernel)) }),
             tainted: OnceLock::new(),
             sink,
+            awaited: Awaited::default(),
         })
     }
 
@@ -151,6 +159,14 @@ impl InFlight {
 
     pub(crate) fn mirror(&self) -> &Arc<DeviceMirror> {
         &self.mirror
+    }
+
+    pub(crate) fn awaited(&self) -> &Awaited {
+        &self.awaited
+    }
+
+    pub(crate) fn wakers(&self) -> &Wakers {
+        &self.sink.wakers
     }
 
     /// Raises the gates and lists the uses. Once, before the call that launches returns.
@@ -357,5 +373,6 @@ impl InFlight {
             self.sink.add(e.clone(), seen);
         }
         self.advance(ENDED);
+        self.awaited.tell(&self.sink.wakers);
     }
 }

@@ -32,6 +32,7 @@
 //! | `walk` | how far faults of the host reach that go on where another stopped |
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
+//! | `watch` | launches that are awaited, and the threads that wait for them |
 //! | `fork` | what a forked child is told |
 //! | [`names`] | the C names of the kernel's interface |
 
@@ -82,6 +83,7 @@ pub(crate) mod space;
 pub(crate) mod sync;
 pub(crate) mod taint;
 pub(crate) mod walk;
+pub(crate) mod watch;
 pub(crate) mod zap;
 
 pub use addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Page, Pages};

@@ -149,6 +149,7 @@ pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
 
 impl Drop for DeviceMirror {
     fn drop(&mut self) {
+        self.watch.close();
         // SAFETY: taken once, here; nobody can use the mirror any more.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
         let (space, slot, ended) = (self.space, self.slot, Arc::clone(&self.ended));

@@ -36,6 +36,7 @@ use super::notifier::Notifier;
 use super::seat::Addresses;
 use super::segment::Segment;
 use super::space::{Slot, Space};
+use super::watch::Watch;
 use crate::Error;
 use kernels::Kernels;
 
@@ -59,6 +60,7 @@ pub(crate) struct DeviceMirror {
     kernels: Kernels,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
+    watch: Watch,
     /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
     used: Mutex<Vec<(BlockId, u32, u64)>>,
     /// What has just come, on a device that faults.
@@ -124,6 +126,7 @@ impl DeviceMirror {
             kernels: Kernels::default(),
             order: Mutex::default(),
             live: Mutex::default(),
+            watch: Watch::default(),
             used: Mutex::default(),
             arrivals,
             gathering: Gathering::default(),
@@ -176,6 +179,11 @@ impl DeviceMirror {
 
     pub(crate) fn notifier(&self) -> &Notifier {
         &self.notifier
+    }
+
+    /// Its launches that are awaited.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Turns a device error into the runtime's, and takes note if the device is gone: whoever gets that error finds everything
