@@ -73,6 +73,12 @@ pub enum Error {
     /// Launching or waiting inside a kernel would wait for itself.
     #[error("a kernel may not launch or wait: do that on the host")]
     InsideKernel,
+    /// One device is driven once at a time: two of the engine would hand out its memory twice.
+    #[error("{device} is in use already: use the runtime or the attachment that has it, or open another device")]
+    DeviceInUse {
+        /// The device.
+        device: String,
+    },
     /// A name that nothing has.
     #[error("unknown {what} `{given}`; valid: {valid}")]
     UnknownName {

@@ -7,7 +7,7 @@ use std::path::Path;
 use bytemuck::Pod;
 
 use crate::Error;
-use crate::hmm::fork;
+use crate::hmm::entry;
 use crate::hmm::lock::Free;
 use crate::hmm::source;
 use crate::runtime::Runtime;
@@ -33,7 +33,7 @@ impl Runtime {
     /// [`File`](Error::File) if it cannot be opened or read; [`FileLength`](Error::FileLength) if it is not made of whole elements;
     /// else as [`shared_from`](Self::shared_from).
     pub fn read_file<T: Pod + Send + Sync>(&self, path: impl AsRef<Path>) -> Result<Shared<T>, Error> {
-        fork::check()?;
+        entry::check()?;
         let name = path.as_ref().display().to_string();
         let mut file = File::open(&path).map_err(|e| Error::file(&name, e))?;
         let mut x = self.shared(elements::<T>(&file, &name)?)?;
@@ -84,7 +84,7 @@ impl Runtime {
     /// # Errors
     /// As [`read_file`](Self::read_file). A file that may only be read can be mapped, and not flushed.
     pub unsafe fn map_file<T: Pod + Send + Sync>(&self, path: impl AsRef<Path>) -> Result<Shared<T>, Error> {
-        fork::check()?;
+        entry::check()?;
         let name = path.as_ref().display().to_string();
         let opened = match File::options().read(true).write(true).open(&path) {
             Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
@@ -112,7 +112,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
     /// [`Invalid`](Error::Invalid) if there is no file behind it; [`File`](Error::File) if the system does not write it, in part or
     /// at all; else as [`try_read`](Self::try_read).
     pub fn flush(&self) -> Result<(), Error> {
-        fork::check()?;
+        entry::check()?;
         let core = &self.0.core;
         core.settle(false)?;
         source::write_back(&mut Free::at_entry(), &core.seg, &core.bytes)

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use smallvec::SmallVec;
 use sterna_hal::kernel::{
-    Code, Each, EachMut, EachOut, Halo, Kernel, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
+    Code, Each, EachMut, EachOut, Halo, Kernel, MOST_VALUE, Param, ParamDesc, Params, Scatter, ScatterElem, Whole,
 };
 use sterna_hal::{Absent, Access, Groups};
 
 use crate::Error;
 use crate::hmm::Mechanism;
-use crate::hmm::fork;
+use crate::hmm::entry;
 use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
@@ -200,10 +200,7 @@ impl Runtime {
         grid: Option<[u32; 3]>,
         bound: &[Bound<'_>],
     ) -> Result<Pending, Error> {
-        fork::check()?;
-        if sterna_hal::in_kernel() {
-            return Err(Error::InsideKernel);
-        }
+        entry::check()?;
         let prepared = self.prepare(mirror, code, value, params, grid, bound)?;
         let inner = &self.0;
         mirror.reap();
@@ -248,6 +245,15 @@ impl Runtime {
         bound: &[Bound<'_>],
     ) -> Result<Prepared, Error> {
         let name = code.name;
+        if value.len() > MOST_VALUE {
+            return Err(Error::Arguments {
+                kernel: name,
+                what: format!(
+                    "a plain value of {} bytes, of at most {MOST_VALUE}; hand it over as a buffer, to be read whole",
+                    value.len()
+                ),
+            });
+        }
         let misfit = |what: String| Error::Arguments { kernel: name, what };
         let mut touches = SmallVec::new();
         let mut counted: Option<(usize, u64)> = None;

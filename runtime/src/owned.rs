@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use crate::Error;
 use crate::hmm::lock::Free;
-use crate::hmm::{ForkPolicy, PAGE, fork, source};
+use crate::hmm::{ForkPolicy, PAGE, entry, fork, source};
 use crate::shared::Shared;
 
 impl<T: Pod + Send + Sync> Shared<T> {
@@ -180,9 +180,9 @@ impl<T: Pod + Send + Sync> Shared<T> {
     /// ```
     ///
     /// # Errors
-    /// [`Forked`](Error::Forked) in a forked child.
+    /// [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked) in a forked child.
     pub fn set_fork_policy(&self, policy: ForkPolicy) -> Result<(), Error> {
-        fork::check()?;
+        may_change()?;
         fork::keep(&self.0.core.seg, &self.0.core.bytes, policy);
         Ok(())
     }
@@ -210,8 +210,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
 
 /// A call that changes an allocation makes sense here.
 fn may_change() -> Result<(), Error> {
-    fork::check()?;
-    if sterna_hal::in_kernel() { Err(Error::InsideKernel) } else { Ok(()) }
+    entry::check()
 }
 
 /// A shared allocation that nobody writes any more; a clone is another handle of the same. From [`Shared::into_read_only`].

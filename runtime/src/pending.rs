@@ -66,8 +66,7 @@ impl Pending {
 }
 
 fn check() -> Result<(), Error> {
-    crate::hmm::fork::check()?;
-    if sterna_hal::in_kernel() { Err(Error::InsideKernel) } else { Ok(()) }
+    crate::hmm::entry::check()
 }
 
 impl fmt::Debug for Pending {

@@ -9,10 +9,12 @@ use parking_lot::Mutex;
 use sterna_hal as hal;
 
 use crate::device::Device;
+use crate::hmm::entry;
 use crate::hmm::fork;
 use crate::hmm::inflight::ErrorSink;
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::DeviceMirror;
+use crate::hmm::reaper;
 use crate::hmm::{Mechanism, Segment, Space};
 use crate::launch::Args;
 use crate::pending::Pending;
@@ -117,9 +119,10 @@ impl Builder {
     ///
     /// # Errors
     /// An unknown or unusable device, a mechanism that is not available, an environment value that cannot be read, address
-    /// space or slots that are not to be had. Every message names the remedy.
+    /// space or slots that are not to be had; [`DeviceInUse`](Error::DeviceInUse) for one that is driven already. Every message
+    /// names the remedy. [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked).
     pub fn build(self) -> Result<Runtime, Error> {
-        fork::check()?;
+        entry::check()?;
         fork::watch();
         let mechanism = match self.mechanism {
             None => config::var("STERNA_HOST_FAULTS", |v| v.parse::<Mechanism>().map_err(|e| e.to_string()))?,
@@ -199,9 +202,9 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Length`](Error::Length) for zero or overflowing lengths; [`TooBig`](Error::TooBig) beyond the arena;
-    /// [`Forked`](Error::Forked) in a forked child.
+    /// [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked) in a forked child.
     pub fn shared<T: Pod + Send + Sync>(&self, len: usize) -> Result<Shared<T>, Error> {
-        fork::check()?;
+        entry::check()?;
         let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
         let bytes = bytes.filter(|b| *b > 0 && *b <= self.0.space.bytes()).ok_or(Error::Length {
             len,
@@ -281,11 +284,7 @@ impl Runtime {
     /// # Errors
     /// That error; [`InsideKernel`](Error::InsideKernel) when called in a kernel.
     pub fn sync(&self) -> Result<(), Error> {
-        fork::check()?;
-        if hal::in_kernel() {
-            return Err(Error::InsideKernel);
-        }
-        let mut free = Free::at_entry();
+        let mut free = entry::enter()?;
         self.0.sched.drain();
         for m in &self.0.devices {
             for l in m.live() {
@@ -339,16 +338,20 @@ impl Drop for Inner {
             self.sched.abandon();
             return;
         }
-        let mut free = Free::at_entry();
-        self.sched.stop();
-        for m in &self.devices {
-            for l in m.live() {
-                l.wait(&mut free, None);
+        let (devices, sched) = (std::mem::take(&mut self.devices), self.sched.clone());
+        let errors = Arc::clone(&self.errors);
+        reaper::end_alone(move || {
+            let mut free = Free::at_entry();
+            sched.stop();
+            for m in &devices {
+                for l in m.live() {
+                    l.wait(&mut free, None);
+                }
+                m.reap();
             }
-            m.reap();
-        }
-        self.errors.wakers.close();
-        crate::hmm::mirror::give_up(std::mem::take(&mut self.devices));
+            errors.wakers.close();
+            crate::hmm::mirror::give_up(devices);
+        });
     }
 }
 

@@ -8,11 +8,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
+use sterna_hal::panics::caught;
 use sterna_hal::{Absent, Access};
 
 use crate::Error;
@@ -26,6 +26,7 @@ use crate::hmm::migrate::{self, Home, Want};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::os;
 use crate::hmm::range::populate;
+use crate::hmm::reaper;
 use crate::hmm::schedule::{self, Server, Serving};
 use crate::hmm::segment::overlap;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
@@ -72,6 +73,7 @@ impl Queue {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Scheduler {
     queue: Arc<Queue>,
     space: &'static Space,
@@ -120,6 +122,14 @@ impl Scheduler {
                     let Some(job) = state.jobs.pop_back() else { return };
                     drop(state);
                     let _ = e;
+                    if sterna_hal::in_kernel() {
+                        // Not here: it may wait for this kernel.
+                        let this = self.clone();
+                        return reaper::end(move || {
+                            let counted = carry_out(job, this.space, &this.policy, &this.queue.pending);
+                            this.queue.finished(counted);
+                        });
+                    }
                     let counted = carry_out(job, self.space, &self.policy, &self.queue.pending);
                     self.queue.finished(counted);
                     return;
@@ -247,7 +257,7 @@ fn launch(
     let event = LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args };
     let mut asked = policy.lock();
     // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches.
-    if catch_unwind(AssertUnwindSafe(|| asked.launch(&event, &mut places))).is_err() {
+    if caught(|| asked.launch(&event, &mut places)).is_err() {
         return Err(Error::Policy { kernel: p.kernel.name });
     }
     drop(asked);

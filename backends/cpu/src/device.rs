@@ -10,6 +10,7 @@
 //! **Locks:** those of the parts, none held across two parts.
 
 use std::error::Error as _;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use sterna_host::mmu::{Mmu, min_frames};
 use sterna_host::sys;
 use sterna_host::timeline::Waited;
 
+use crate::failing::watch_panics;
 use crate::inject::Count;
 use crate::launch::{Compute, OwnArg, OwnArgs};
 use crate::signals::{COPY, Signals};
@@ -41,7 +43,8 @@ const COPY_THREADS: usize = 8;
 /// A compute device made of the host's processors. See the [crate](crate) for what it is made of.
 ///
 /// Dropping it joins its threads and gives everything back. Launches that have not ended by then end as on a lost device; kernels
-/// that still run go on in scratch memory, which is why whoever submits one keeps the device.
+/// that still run go on in scratch memory, which is why whoever submits one keeps the device. In a kernel, which may be one of its own,
+/// another thread does that.
 #[derive(Debug)]
 pub struct CpuDevice {
     info: DeviceInfo,
@@ -53,7 +56,7 @@ pub struct CpuDevice {
     /// `None` only while being dropped.
     pool: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
-    mmu: Mmu,
+    mmu: Arc<Mmu>,
 }
 
 impl CpuDevice {
@@ -79,7 +82,8 @@ impl CpuDevice {
         if count > MOST_WORKERS {
             return Err(sys::invalid("CpuDevice::new", format!("{count} workers; at most {MOST_WORKERS} are possible")));
         }
-        let mmu = Mmu::new(config.window, config.memory, config.grain, config.map_host)?;
+        let mmu = Arc::new(Mmu::new(config.window, config.memory, config.grain, config.map_host)?);
+        watch_panics();
         let (id, prefix) = (format!("cpu:{index}"), format!("sterna-cpu{index}"));
         let signals = Arc::new(Signals::new(id.clone()));
         let (pool, workers) = start_workers(&prefix, count)?;
@@ -165,7 +169,7 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
 }
 
 /// A worker must be able to take the signal of an absent page, whatever the thread that made it had blocked.
-fn unblock_faults() {
+pub(crate) fn unblock_faults() {
     // SAFETY: an initialised set on the stack; changes this thread's mask only.
     unsafe {
         let mut set = std::mem::zeroed();
@@ -352,8 +356,37 @@ unsafe impl Device for CpuDevice {
 
 impl Drop for CpuDevice {
     fn drop(&mut self) {
+        let end = Ending {
+            signals: Arc::clone(&self.signals),
+            compute: Arc::clone(&self.compute),
+            copier: Arc::clone(&self.copier),
+            pool: self.pool.take(),
+            workers: std::mem::take(&mut self.workers),
+            mmu: Arc::clone(&self.mmu),
+        };
+        if !in_kernel() {
+            return end.run();
+        }
+        // This thread may be a worker of it, on whose window the kernel goes on. Without another thread it stays for ever.
+        let end = ManuallyDrop::new(end);
+        let _ = sys::spawn("sterna-cpu-end".into(), move || ManuallyDrop::into_inner(end).run());
+    }
+}
+
+/// What is left of a device that is being dropped.
+struct Ending {
+    signals: Arc<Signals>,
+    compute: Arc<Compute>,
+    copier: Arc<Copier>,
+    pool: Option<ThreadPool>,
+    workers: Vec<JoinHandle<()>>,
+    mmu: Arc<Mmu>,
+}
+
+impl Ending {
+    fn run(mut self) {
         if self.compute.busy() {
-            self.lose();
+            self.signals.lose();
             // Whoever submitted has left them alone. One that stands at an absent page goes on, on scratch memory; without any (no
             // descriptors left) it cannot.
             let _ = self.mmu.ruin();
@@ -361,10 +394,7 @@ impl Drop for CpuDevice {
         self.copier.close();
         drop(self.pool.take());
         for worker in self.workers.drain(..) {
-            // A device dropped by one of its own workers cannot wait for that one.
-            if worker.thread().id() != thread::current().id() {
-                let _ = worker.join();
-            }
+            let _ = worker.join();
         }
     }
 }

@@ -1,7 +1,10 @@
 //! The compute queue: launches, in order, on the device's own workers.
 //!
 //! **Guarantee:** launches run one after another in the order of their submission; each group of a launch runs exactly once,
-//! on some worker. A panic in a kernel ends that launch as failed and no other.
+//! on some worker, unless one of them fails: then no further group begins. A panic in a kernel ends that launch as failed and no other.
+//!
+//! A plain value goes by value to every group. Launches whose value is too large for that on a worker's stack run on threads of their
+//! own with larger stacks, as many as there are workers.
 //!
 //! **States of a launch:** queued, running, ended (its point is reached). Failures are kept until `outcome` takes them; a launch
 //! that went well leaves nothing behind. `active` says that a *drain* job is on its way through the queue: set by the submitter
@@ -10,12 +13,10 @@
 //! **Locks:** `queue` for list operations, `failures` and `kernels` for single accesses; none is held while a kernel runs or a
 //! point is waited for, and no two at once.
 
-use std::any::Any;
 use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::*};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -26,7 +27,16 @@ use sterna_hal::kernel::{Code, Group, Mapping, RawArg, RustForm};
 use sterna_hal::{DeviceError, Groups, KernelError, KernelId, Outcome, Point, Ticket};
 use sterna_host::sys;
 
+use crate::device::unblock_faults;
+use crate::failing::{Failing, Running};
 use crate::signals::{COMPUTE, Signals};
+
+/// Bytes of a plain value that groups take on a worker's own stack, of 2 MiB. Code that is not optimised has it there several times.
+const ON_A_WORKER: usize = 64 << 10;
+/// How often a larger value may lie on the stack of a group.
+const COPIES: usize = 16;
+/// What a group has of stack beside that.
+const STACK: usize = 2 << 20;
 
 /// An argument, copied.
 #[derive(Debug)]
@@ -211,14 +221,11 @@ impl Compute {
         let ended = self.run_groups(task);
         let losing = self.signals.losing_flag().load(SeqCst);
         self.signals.end();
-        match ended {
-            Err(panic) => Err(KernelError::Panicked(message(panic.as_ref()))),
-            Ok(()) if losing => lost(),
-            Ok(()) => Ok(()),
-        }
+        ended?;
+        if losing { lost() } else { Ok(()) }
     }
 
-    fn run_groups(&self, task: &Task) -> std::thread::Result<()> {
+    fn run_groups(&self, task: &Task) -> Result<(), KernelError> {
         let args: SmallVec<[RawArg<'_>; 6]> = task
             .args
             .iter()
@@ -229,18 +236,91 @@ impl Compute {
             .collect();
         let (form, grid, args) = (task.form, task.grid, Args(&args));
         let losing = self.signals.losing_flag();
+        let failing = Failing::default();
         let group = |n: u32| {
             // The loss comes when those that run have ended.
             if !losing.load(Relaxed) {
                 // SAFETY: the arguments fit the kernel, by the promise of `submit`; the list of groups names each once.
-                unsafe { form(Group::nth(n, grid), args.get()) };
+                failing.group(|| unsafe { form(Group::nth(n, grid), args.get()) });
             }
         };
-        catch_unwind(AssertUnwindSafe(|| match &task.part {
-            Part::Range(first, end) if self.workers == 1 || end - first < 2 => (*first..*end).for_each(group),
-            Part::Range(first, end) => (*first..*end).into_par_iter().for_each(group),
-            Part::List(list) => list.par_iter().for_each(|n| group(*n)),
-        }))
+        // By task, not by thread: a worker may do other work for rayon between two tasks.
+        let mark = || Running::enter(&failing);
+        match &task.part {
+            part if task.value_bytes() > ON_A_WORKER => self.run_apart(part, task.value_bytes(), mark, group)?,
+            Part::Range(first, end) if self.workers == 1 || end - first < 2 => {
+                let _mark = mark();
+                (*first..*end).for_each(group);
+            }
+            Part::Range(first, end) => (*first..*end).into_par_iter().for_each_init(mark, |_, n| group(n)),
+            Part::List(list) => list.par_iter().for_each_init(mark, |_, n| group(*n)),
+        }
+        failing.outcome()
+    }
+
+    /// Runs the groups of a launch with a large value, on threads with room for it.
+    fn run_apart<M>(
+        &self,
+        part: &Part,
+        value: usize,
+        mark: impl Fn() -> M + Sync,
+        group: impl Fn(u32) + Sync,
+    ) -> Result<(), KernelError> {
+        let count = part.len();
+        let next = AtomicU32::new(0);
+        let work = || {
+            unblock_faults();
+            let _mark = mark();
+            loop {
+                let n = next.fetch_add(1, Relaxed);
+                if n >= count {
+                    return;
+                }
+                group(part.group(n));
+            }
+        };
+        let threads = self.workers.min(count as usize);
+        let stack = STACK + COPIES * value;
+        let (mut started, mut refused) = (0, None);
+        std::thread::scope(|s| {
+            for _ in 0..threads {
+                match std::thread::Builder::new().name("sterna-cpu-big".into()).stack_size(stack).spawn_scoped(s, work) {
+                    Ok(_) => started += 1,
+                    Err(e) => refused = Some(e),
+                }
+            }
+        });
+        match refused {
+            Some(e) if started == 0 => {
+                let what = format!("no thread with {stack} bytes of stack for a plain value of {value} bytes: {e}");
+                Err(KernelError::Refused(format!("{what}; hand it over as a buffer, to be read whole")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Task {
+    fn value_bytes(&self) -> usize {
+        let plain = |a: &OwnArg| if let OwnArg::Plain(bytes) = a { bytes.len() } else { 0 };
+        self.args.iter().map(plain).max().unwrap_or(0)
+    }
+}
+
+impl Part {
+    fn len(&self) -> u32 {
+        match self {
+            Self::Range(first, end) => end - first,
+            Self::List(list) => list.len() as u32,
+        }
+    }
+
+    /// The linear number of the `n`-th group.
+    fn group(&self, n: u32) -> u32 {
+        match self {
+            Self::Range(first, _) => first + n,
+            Self::List(list) => list[n as usize],
+        }
     }
 }
 
@@ -269,9 +349,4 @@ fn part_of(grid: [u32; 3], groups: Groups<'_>) -> Result<Part, DeviceError> {
         Groups::List(list) if list.iter().all(|n| *n < count) => Ok(Part::List(list.into())),
         Groups::Range(..) | Groups::List(_) => Err(sys::invalid("submit", format!("groups outside a grid of {count}"))),
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a value that is no text".into())
 }

@@ -36,6 +36,8 @@ pub use sterna_host::sys::CALLS;
 #[cfg(target_os = "linux")]
 mod device;
 #[cfg(target_os = "linux")]
+mod failing;
+#[cfg(target_os = "linux")]
 mod launch;
 #[cfg(target_os = "linux")]
 mod signals;

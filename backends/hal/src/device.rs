@@ -96,6 +96,12 @@ pub unsafe trait Device: Send + Sync {
     fn caps(&self) -> &Caps;
     /// Its memory now.
     fn memory(&self) -> Memory;
+    /// Which device it is: equal for two values through which one and the same is driven, and for no others that exist at once. The
+    /// engine drives a device once at a time and refuses it, and whatever is equal to it, a second time. What wraps a device hands its
+    /// number through; every other device is itself, which is what this says where it is not implemented.
+    fn identity(&self) -> u64 {
+        std::ptr::from_ref(self).addr() as u64
+    }
 
     /// Announces host storage, once. The device may import it piecewise, lazily, or stage through memory of its own.
     ///

@@ -46,6 +46,7 @@ pub struct Injected {
     copies: AtomicU64,
     edit: Trigger,
     submit: Trigger,
+    waits: AtomicU64,
     loss: Trigger,
     lost: AtomicBool,
     point: Trigger,
@@ -103,6 +104,7 @@ impl Injected {
             copies: AtomicU64::new(0),
             edit: Trigger::off(),
             submit: Trigger::off(),
+            waits: AtomicU64::new(0),
             loss: Trigger::off(),
             lost: AtomicBool::new(false),
             point: Trigger::off(),
@@ -138,6 +140,11 @@ impl Injected {
     /// The `n`-th next launch is refused with a driver error; 0 is the very next one. Once.
     pub fn fail_submit(&self, n: u64) {
         self.submit.arm(n);
+    }
+
+    /// The next `n` waits that would sleep fail with a driver error, at once.
+    pub fn fail_waits(&self, n: u64) {
+        self.waits.store(n, SeqCst);
     }
 
     /// From now on every copy's point is reached this much later than its bytes have arrived. Zero turns it off. Launches that are to
@@ -284,6 +291,10 @@ unsafe impl Device for Injected {
         self.device.memory()
     }
 
+    fn identity(&self) -> u64 {
+        self.device.identity()
+    }
+
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
         self.moment();
         // SAFETY: the caller's, here and below.
@@ -389,6 +400,12 @@ unsafe impl Device for Injected {
     }
 
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        if self.reached(point) {
+            return Ok(true);
+        }
+        if self.waits.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(failed("wait"));
+        }
         if point.queue != self.queue() {
             return self.device.wait(point, timeout);
         }

@@ -7,6 +7,8 @@ use std::any::Any;
 use std::mem::forget;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::kernel::InKernel;
+
 /// Runs the program's code; if it panics, what it said is the answer.
 ///
 /// Whoever uses what `f` had in hand afterwards sees to it that a panic leaves nothing half done.
@@ -28,8 +30,10 @@ pub fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     })
 }
 
-/// Drops a panic's payload, which is a value of the program's: its drop may panic as well.
+/// Drops a panic's payload, which is a value of the program's: its drop may panic as well. It is dropped as in a kernel, of which it
+/// may come: it waits for nothing.
 pub fn discard(payload: Box<dyn Any + Send>) {
+    let _mark = InKernel::enter();
     if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         // It would go on like that for as long as the program likes.
         forget(second);

@@ -37,7 +37,7 @@ use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::populate_within;
 use super::segment::{Kind, Segment};
 use super::space::Space;
-use super::{exclusive, host::coherent, pin, prot, segment};
+use super::{entry, exclusive, host::coherent, pin, prot, reaper, segment};
 use super::{fork, grid, hold};
 use crate::Error;
 use crate::policy::Place;
@@ -85,7 +85,7 @@ impl Attached {
     /// All slots are taken; the device cannot be driven by this engine; it refuses the arena.
     #[doc(alias = "hmm_devmem_add")]
     pub fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Self, Error> {
-        fork::check()?;
+        entry::check()?;
         fork::watch();
         Ok(Self { mirror: DeviceMirror::new(space, device)?, errors: Arc::default() })
     }
@@ -103,7 +103,7 @@ impl Attached {
     }
 
     fn parts(&self, pages: &Pages) -> Result<Vec<(Arc<Segment>, Pages)>, Error> {
-        fork::check()?;
+        entry::check()?;
         if self.mirror.is_lost() {
             return Err(self.mirror.loss());
         }
@@ -266,7 +266,7 @@ impl Attached {
     /// their way for longer than a second. Pages without a segment are entries of their own, [`Pfn::ERROR`].
     pub fn snapshot(&self, pages: &Pages) -> Result<Vec<Pfn>, Error> {
         const BUDGET: Duration = Duration::from_millis(1000);
-        fork::check()?;
+        entry::check()?;
         if pages.is_empty() || pages.0.end > self.space().bytes() / PAGE {
             return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
         }
@@ -392,37 +392,7 @@ impl Attached {
     /// # Errors
     /// [`Pinned`](Error::Pinned) where a short pin keeps pages there for more than a second; a device that fails.
     pub fn release_memory(&self) -> Result<(), Error> {
-        fork::check()?;
-        let mut free = Free::at_entry();
-        for l in self.mirror.live() {
-            l.wait(&mut free, None);
-        }
-        self.mirror.reap();
-        let home = Home::off(self.mirror.slot(), true);
-        let mut since = Instant::now();
-        loop {
-            let first = self.mirror.order.lock().0.first().copied();
-            let Some((_, id)) = first else { break };
-            let Some(seg) = self.space().segment_of(id) else {
-                std::thread::yield_now(); // on its way out: it frees its own
-                continue;
-            };
-            let first = id.first_page().0;
-            let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
-            let done = migrate::bring_home(&mut free, &seg, &pages, home, Cause::Eviction)?;
-            if !done.pinned || done.released > 0 {
-                since = Instant::now();
-            } else if since.elapsed() > pin::BUDGET {
-                return Err(Error::Pinned);
-            }
-        }
-        // Where addresses are memory, that goes with them.
-        if self.mirror.caps().placed {
-            for seg in self.mirror.seated() {
-                self.mirror.unseat(&mut free, &seg);
-            }
-        }
-        Ok(())
+        release(&mut entry::enter()?, &self.mirror)
     }
 
     /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
@@ -443,6 +413,7 @@ impl Attached {
         place: Place,
         budget: Option<Duration>,
     ) -> Result<SmallVec<[u64; 4]>, Error> {
+        entry::check()?;
         let params = kernel.params();
         let misfit = |what: String| Error::Arguments { kernel: kernel.name(), what };
         if params.len() != operands.len() {
@@ -539,12 +510,51 @@ impl Attached {
     }
 }
 
+/// Brings everything home that a device has, and frees all its frames, once its launches have ended.
+fn release(free: &mut Free, mirror: &Arc<DeviceMirror>) -> Result<(), Error> {
+    for l in mirror.live() {
+        l.wait(free, None);
+    }
+    mirror.reap();
+    let home = Home::off(mirror.slot(), true);
+    let mut since = Instant::now();
+    loop {
+        let first = mirror.order.lock().0.first().copied();
+        let Some((_, id)) = first else { break };
+        let Some(seg) = mirror.space().segment_of(id) else {
+            std::thread::yield_now(); // on its way out: it frees its own
+            continue;
+        };
+        let first = id.first_page().0;
+        let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
+        let done = migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?;
+        if !done.pinned || done.released > 0 {
+            since = Instant::now();
+        } else if since.elapsed() > pin::BUDGET {
+            return Err(Error::Pinned);
+        }
+    }
+    // Where addresses are memory, that goes with them.
+    if mirror.caps().placed {
+        for seg in mirror.seated() {
+            mirror.unseat(free, &seg);
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Attached {
     fn drop(&mut self) {
-        if !fork::forked() {
-            // A device that fails keeps its segments' addresses until they end; what it does not give back is lost with it.
-            let _ = self.release_memory().and_then(|()| self.mirror.detach(&mut Free::at_entry()));
+        if fork::forked() {
+            return;
         }
+        let mirror = Arc::clone(&self.mirror);
+        reaper::end_alone(move || {
+            let mut free = Free::at_entry();
+            // A device that fails keeps its segments' addresses until they end; what it does not give back is lost with it.
+            let _ = release(&mut free, &mirror).and_then(|()| mirror.detach(&mut free));
+            mirror.ends();
+        });
     }
 }
 

@@ -4,8 +4,9 @@
 //! the outcome) → `ENDED`. A launch that cannot be submitted goes from `QUEUED` to `RETIRING` with an error.
 //!
 //! **Guarantee.** From [`record`](InFlight::record) until `ENDED` the gates of its segments are up, its uses stand in their
-//! lists, and the segments live. It retires exactly once, on the thread of whoever looks: no thread of ours wakes for a
-//! launch that nobody watches.
+//! lists, and the segments live. Once submitted it retires when its point is reached or its device is lost, and for nothing else: a
+//! wait that fails is a matter of the waiting thread. It retires exactly once, on the thread of whoever looks: no thread of ours
+//! wakes for a launch that nobody watches.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 use super::host::Mechanism;
 use super::lock::Free;
 use super::mirror::{DeviceMirror, Loaded};
-use super::park;
+use super::park::{self, Pauses};
 use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
 use super::watch::Awaited;
@@ -284,6 +285,7 @@ impl InFlight {
     /// Waits until it has ended, at most `timeout`; says whether it has.
     pub(crate) fn wait(self: &Arc<Self>, _free: &mut Free, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut refused = Pauses::default();
         loop {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             match self.state.load(Ordering::Acquire) {
@@ -296,7 +298,10 @@ impl InFlight {
                     match self.mirror.device().wait(ticket.point(), left.unwrap_or(Duration::from_secs(3600))) {
                         Ok(true) => self.mirror.reap_up_to(self),
                         Ok(false) => {}
-                        Err(e) => self.fail(e),
+                        Err(DeviceError::Lost(text)) => self.lost(text),
+                        Err(_) if self.mirror.device().reached(ticket.point()) => self.mirror.reap_up_to(self),
+                        // It runs on, whatever keeps this thread from sleeping in the driver.
+                        Err(_) => refused.pause(left),
                     }
                 }
                 now => park::wait(&self.state, now, &SLEEPERS, left),
@@ -307,7 +312,9 @@ impl InFlight {
         }
     }
 
-    fn fail(self: &Arc<Self>, error: DeviceError) {
+    /// Its device is gone, and its kernels with it.
+    fn lost(self: &Arc<Self>, text: String) {
+        let error = DeviceError::Lost(text);
         if self.state.compare_exchange(SUBMITTED, RETIRING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             let error = self.mirror.noticed(error);
             self.finish(Err(error));

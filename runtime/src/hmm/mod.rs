@@ -33,6 +33,9 @@
 //! | `device_fault` | faults of devices in this process |
 //! | `inflight` | launches that have not retired |
 //! | `watch` | launches that are awaited, and the threads that wait for them |
+//! | `entry` | where calls of the program begin, and end in a kernel |
+//! | `claim` | which devices are driven |
+//! | `reaper` | what ends, ends outside kernels |
 //! | `fork` | what a forked child is told |
 //! | [`names`] | the C names of the kernel's interface |
 
@@ -40,9 +43,11 @@ pub(crate) mod addr;
 pub(crate) mod arrivals;
 pub(crate) mod attached;
 pub(crate) mod block;
+pub(crate) mod claim;
 pub(crate) mod device_fault;
 pub(crate) mod devmem;
 pub(crate) mod discard;
+pub(crate) mod entry;
 pub(crate) mod exclusive;
 pub(crate) mod fork;
 pub(crate) mod gate;
@@ -70,6 +75,7 @@ pub mod planted;
 pub use os::inject;
 pub(crate) mod prot;
 pub(crate) mod range;
+pub(crate) mod reaper;
 pub(crate) mod remap;
 #[cfg(feature = "planted")]
 #[doc(hidden)]

@@ -26,3 +26,16 @@ pub(crate) fn wake(word: &AtomicU32, sleepers: &AtomicU32) {
         os::futex_wake(word, i32::MAX);
     }
 }
+
+/// For whoever cannot sleep where it would like to: pauses that grow from 20 µs to 5 ms.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses(u32);
+
+impl Pauses {
+    /// The next one, at most `left`.
+    pub(crate) fn pause(&mut self, left: Option<Duration>) {
+        let next = Duration::from_micros(20 << self.0).min(Duration::from_millis(5));
+        self.0 = (self.0 + 1).min(8);
+        std::thread::sleep(left.map_or(next, |l| l.min(next)));
+    }
+}

@@ -179,8 +179,7 @@ impl Space {
     #[doc(alias = "get_user_pages")]
     #[doc(alias = "pin_user_pages")]
     pub fn pin(&'static self, pages: &Pages, kind: PinKind, write: bool) -> Result<Pin, Error> {
-        super::fork::check()?;
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         let mut all = Pin { parts: Vec::new() };
         for (seg, part) in self.segments_in(pages)? {
             prot::allowed(&mut free, &seg, &part, if write { Access::ReadWrite } else { Access::Read })?;

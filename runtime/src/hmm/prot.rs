@@ -54,7 +54,7 @@ impl Space {
     /// While the pages forbid it nobody uses them through a reference, and no launch that may fault touches them: such an access
     /// ends the process.
     pub unsafe fn protect(&'static self, pages: &Pages, prot: Prot) -> Result<(), Error> {
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
             if prot.writes() && matches!(seg.kind(), Kind::Imported) {
@@ -76,7 +76,7 @@ impl Space {
     /// # Safety
     /// Nobody uses the pages through a reference any more, and no launch that may fault touches them.
     pub unsafe fn unmap(&'static self, pages: &Pages) -> Result<(), Error> {
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         for (seg, part) in self.segments_in(pages)? {
             for (id, mask) in part.blocks() {
                 set(&mut free, &seg, id, mask, None)?;
@@ -94,7 +94,7 @@ impl Space {
     /// # Safety
     /// Nobody relies on the bytes, or uses them meanwhile: neither the program nor a launch.
     pub unsafe fn discard(&'static self, pages: &Pages) -> Result<(), Error> {
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
             discard::discard(&mut free, &seg, &part)?;
@@ -107,7 +107,7 @@ impl Space {
     /// # Errors
     /// As [`protect`](Self::protect), and [`Invalid`](Error::Invalid) if some page is mapped.
     pub fn map(&'static self, pages: &Pages) -> Result<(), Error> {
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         for (seg, part) in self.segments_in(pages)? {
             for (id, mask) in part.blocks() {
                 if !seg.claim(id).lock(&mut free).unmapped.covers(mask) {

@@ -90,7 +90,7 @@ impl Range {
         if pages.is_empty() || pages.0.end > mirror.space().bytes() / PAGE {
             return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
         }
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         let seq = mirror.notifier().read_begin(&mut free, &pages, BUDGET).ok_or(Error::Busy { budget: BUDGET })?;
         Ok(Self { mirror: Arc::clone(mirror), pages, seq, pfns: Vec::new() })
     }
@@ -120,7 +120,7 @@ impl Range {
     /// As [`fault`](Self::fault).
     #[doc(alias = "hmm_range_fault_unlocked_timeout")]
     pub fn fault_within(&mut self, write: bool, budget: Option<Duration>) -> Result<(), Error> {
-        let mut free = Free::at_entry();
+        let mut free = super::entry::enter()?;
         let space = self.mirror.space();
         let access = if write { Access::ReadWrite } else { Access::Read };
         let mut since = Instant::now();

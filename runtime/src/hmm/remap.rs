@@ -55,6 +55,7 @@ impl Space {
     #[doc(alias = "mremap")]
     pub unsafe fn remap(&'static self, from: &Pages, to: &Pages, keep_old: bool) -> Result<(), Error> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let mut free = super::entry::enter()?;
         let wrong = |what| Err(Error::Invalid { what });
         let uneven = |p: &Pages| *p != p.widened(PAGES_PER_GRANULE as u64);
         let (old, new) = (self.segments_in(from)?, self.segments_in(to)?);
@@ -68,7 +69,6 @@ impl Space {
         if from.len() != to.len() || from.intersects(to) || uneven(from) || uneven(to) {
             return wrong("remapping ranges that overlap, differ in length, or are not whole granules");
         }
-        let mut free = Free::at_entry();
         super::prot::present(&mut free, seg, from)?;
         // A copy finds its pages by where they are.
         super::source::prepare(&mut free, seg, from, Access::ReadWrite, true)?;

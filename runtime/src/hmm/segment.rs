@@ -182,6 +182,7 @@ impl Segment {
     }
 
     pub(crate) fn with(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
+        super::entry::check()?;
         let this = Self::unpublished(space, bytes, kind)?;
         space.publish(&this);
         Ok(this)
@@ -242,7 +243,7 @@ impl Segment {
     /// # Errors
     /// [`Forked`](crate::Error::Forked) in a forked child.
     pub fn set_fork_policy(self: &Arc<Self>, policy: super::ForkPolicy) -> Result<(), crate::Error> {
-        super::fork::check()?;
+        super::entry::check()?;
         super::fork::keep(self, &(0..self.bytes), policy);
         Ok(())
     }
@@ -494,8 +495,39 @@ pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
+impl Segment {
+    /// All of it: what is left behind has nothing to end.
+    fn take(&mut self) -> Self {
+        let Self { space, slot, first, blocks, bytes, .. } = *self;
+        Self {
+            space,
+            slot,
+            first,
+            blocks,
+            bytes,
+            kind: std::mem::replace(&mut self.kind, Kind::Private),
+            used: std::mem::take(&mut self.used),
+            views: std::mem::take(&mut self.views),
+            uses: std::mem::take(&mut self.uses),
+            taints: std::mem::take(&mut self.taints),
+            pins: std::mem::take(&mut self.pins),
+            claimed: std::mem::take(&mut self.claimed),
+            rule: std::mem::take(&mut self.rule),
+            hints: std::mem::take(&mut self.hints),
+            altered: std::mem::take(&mut self.altered),
+            remapped: std::mem::take(&mut self.remapped),
+            lossy: std::mem::take(&mut self.lossy),
+            sources: std::mem::take(&mut self.sources),
+        }
+    }
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
+        if sterna_hal::in_kernel() && !super::fork::forked() {
+            let taken = self.take();
+            return super::reaper::end(move || drop(taken));
+        }
         self.space.retire(self);
         self.sources.end();
     }

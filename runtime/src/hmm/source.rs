@@ -111,6 +111,7 @@ impl Segment {
     /// # Errors
     /// As [`Segment::new`]; the system refuses what watching its pages needs, or to read the file, with mechanism `none`.
     pub fn of_file(space: &'static Space, file: File, offset: u64, bytes: u64, shared: bool) -> Result<Arc<Self>, Error> {
+        super::entry::check()?;
         segment_of_file(space, (file, "of a segment".into()), offset, bytes, shared)
     }
 
@@ -120,7 +121,7 @@ impl Segment {
     /// The file cannot be written; a device that fails.
     pub fn flush(self: &Arc<Self>) -> Result<(), Error> {
         match self.kind() {
-            Kind::File { shared: true } => write_back(&mut Free::at_entry(), self, &(0..self.bytes())),
+            Kind::File { shared: true } => write_back(&mut super::entry::enter()?, self, &(0..self.bytes())),
             _ => Ok(()),
         }
     }

@@ -21,6 +21,7 @@ use sterna_hal::HostAt;
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, Page, Pages};
 use super::block::Block;
+use super::claim::Claims;
 use super::device_fault::DeviceFaults;
 use super::host::{Host, Mechanism};
 use super::lock::{Free, Futex};
@@ -109,6 +110,7 @@ pub struct Space {
     mirrors: RwLock<Vec<Weak<Mirror>>>,
     pub(crate) host: Host,
     pub(crate) device_faults: DeviceFaults,
+    pub(crate) claims: Claims,
     clock: AtomicU64,
     live: AtomicU32,
 }
@@ -196,6 +198,7 @@ impl Space {
             mirrors: RwLock::default(),
             host,
             device_faults: DeviceFaults::new(),
+            claims: Claims::default(),
             clock: AtomicU64::new(1),
             live: AtomicU32::new(0),
         })
@@ -523,7 +526,7 @@ impl Space {
         // First pass: everyone starts; second pass: each has finished (the kernel's two-pass form).
         for r in runs {
             for m in &w.mirrors {
-                m.ops().update(action, r);
+                m.call(|ops| ops.update(action, r));
             }
         }
         let zaps: Vec<_> = w.devices.iter().map(|d| d.zap_start(free, action, runs)).collect();
@@ -531,7 +534,7 @@ impl Space {
         let runs = if super::planted::on(&super::planted::CALLBACK_RETURNS_EARLY) { &[] } else { runs };
         for r in runs {
             for m in &w.mirrors {
-                m.ops().finish(action, r);
+                m.call(|ops| ops.finish(action, r));
             }
         }
         for (d, zap) in w.devices.iter().zip(zaps) {

@@ -20,6 +20,7 @@ use super::addr::{BlockId, PAGE, Page, Pages, Span};
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
+use super::park::Pauses;
 use super::schedule;
 use super::segment::{Segment, overlap};
 use crate::Error;
@@ -158,8 +159,14 @@ impl DeviceMirror {
     /// Waits for a point of a copy or an edit, never of a kernel.
     pub(crate) fn reach(&self, _free: &mut Free, point: Point) -> Result<(), Error> {
         schedule::until(|| self.device().reached(point));
+        let mut refused = Pauses::default();
         while !self.device().reached(point) {
-            self.device().wait(point, Duration::from_secs(3600)).map_err(|e| self.noticed(e))?;
+            match self.device().wait(point, Duration::from_secs(3600)) {
+                Ok(_) => {}
+                Err(e @ DeviceError::Lost(_)) => return Err(self.noticed(e)),
+                // It goes on, whatever keeps this thread from sleeping in the driver.
+                Err(_) => refused.pause(None),
+            }
         }
         Ok(())
     }

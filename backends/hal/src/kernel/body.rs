@@ -8,6 +8,10 @@ use smallvec::SmallVec;
 use super::group::InKernel;
 use super::{Code, Group, Param, ParamDesc, Params, RawArg, Spirv, Takes};
 
+/// Bytes that a kernel's plain value may have. Every group gets it by value; what is longer is a buffer, to be read
+/// [whole](super::whole).
+pub const MOST_VALUE: usize = 16 << 20;
+
 /// Code for parameters `P` and a plain value `V`: `fn(Group, V, <item of each parameter>…)`.
 ///
 /// Implemented for every `fn` item and capture-free closure of that shape, and sealed: nothing else is run.
@@ -88,7 +92,7 @@ pub struct Kernel<P> {
 impl<P: Params> Kernel<P> {
     /// A kernel called `name` that hands `value` to every group and runs `body`.
     ///
-    /// `value` is one [`Pod`]: a number, `()`, or a `#[repr(C)]` struct of several. The body must be an `fn` item or a closure
+    /// `value` is one [`Pod`]: a number, `()`, or a `#[repr(C)]` struct of several, of at most [`MOST_VALUE`] bytes. The body must be an `fn` item or a closure
     /// that captures nothing; one that captures does not compile.
     pub fn new<V: Pod, Fun: Body<V, P>>(name: &'static str, value: V, params: P, body: Fun) -> Self {
         const { assert!(size_of::<Fun>() == 0, "a kernel's body captures nothing: pass values through `value`") };

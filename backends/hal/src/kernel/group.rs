@@ -43,11 +43,11 @@ pub fn in_kernel() -> bool {
 /// Held around the Rust form of a kernel, while one group runs. Not public: who is in a kernel waits for nothing, and the engine
 /// believes the mark. Not `Send`: it is of the thread that made it.
 #[derive(Debug)]
-pub(super) struct InKernel(PhantomData<*const ()>);
+pub(crate) struct InKernel(PhantomData<*const ()>);
 
 impl InKernel {
     /// Marks this thread until the value is dropped.
-    pub(super) fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         DEPTH.with(|d| d.set(d.get() + 1));
         Self(PhantomData)
     }

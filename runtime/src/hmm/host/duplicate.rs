@@ -8,7 +8,8 @@
 //! may have lost its replicas meanwhile: then its next store finds nothing to end.
 //!
 //! **How.** userfaultfd reports stores where a stretch is registered for that, which splits no page but rules out huge entries, so
-//! it is done for blocks that are advised so and for no others. Guards protect the pages.
+//! it is done for blocks that are advised so, and for those that the host loads while a launch reads them, and for no others.
+//! Guards protect the pages.
 //!
 //! **Locks**: the block's, over one system call; `registering` before it, so that what a block's faults are reported for is
 //! changed by one thread at a time.
@@ -45,6 +46,18 @@ impl Host {
         let mut body = space.block(id).lock_in_handler();
         body.collapses = 0;
         body.read_mostly = on && self.watch_stores(space, id, &mut body);
+    }
+
+    /// The host loads what a launch that is running reads: from now on they share the block's pages, as far as stores have not
+    /// contradicted that, or the advice. Says whether they do.
+    pub(super) fn share(&self, space: &Space, id: BlockId) -> bool {
+        if !self.can_duplicate() {
+            return false;
+        }
+        let _registering = self.registering.hold();
+        let mut body = space.block(id).lock_in_handler();
+        body.read_mostly |= body.collapses < CONTRADICTED && self.watch_stores(space, id, &mut body);
+        body.read_mostly
     }
 
     /// Has stores to pages of a block reported that are mapped for loads; says whether they are.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use sterna_hal::Access;
 
-use super::super::addr::{Mask, PAGES_PER_BLOCK, Page, Pages};
+use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Page, Pages};
 use super::super::hold;
 use super::super::lock::{Free, Futex};
 use super::super::migrate::{self, Home};
@@ -129,6 +129,11 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
     let block = space.block(id);
     let now = os::now_ns();
     let grains = migrate::grains(space);
+    if !store && reads_beside_a_launch(space, free, (id, p)) && space.host.share(space, id) {
+        // The load that is repeated finds it so.
+        woken(space, free, page);
+        return Ok(());
+    }
     let region = {
         let body = block.lock(free);
         // A store to a page that is mapped for loads is parked while a launch uses its replicas.
@@ -177,6 +182,14 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
     if let Some(seg) = space.segment_of(id) {
         hold::release(&seg, hold::HOST);
     }
+    woken(space, free, page);
+    Ok(())
+}
+
+/// Lets the threads that wait for the page try again, unless another batch has it and will.
+fn woken(space: &Space, free: &mut Free, page: Page) {
+    let (id, p) = (page.block(), page.in_block());
+    let block = space.block(id);
     let mut body = block.lock(free);
     let parked_elsewhere = body.busy.has(p);
     if !parked_elsewhere {
@@ -187,7 +200,19 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         block.bump();
         space.host.wake(space, id, Mask::page(p));
     }
-    Ok(())
+}
+
+/// Whether a page that the host wants to load is a replica on a device with a launch that may be reading it: equal bytes on both
+/// sides, which neither has to give up.
+fn reads_beside_a_launch(space: &Space, free: &mut Free, (id, p): (BlockId, usize)) -> bool {
+    let block = space.block(id);
+    let body = block.lock(free);
+    let Some(rec) = block.segment().map(|s| space.rec(s)) else { return false };
+    let here =
+        body.revoked.has(p) && !(body.gone | body.lost | body.busy | body.unread | body.lent | body.unreadable).has(p);
+    here && !body.read_mostly
+        && !body.exclusive(None).has(p)
+        && body.devices().any(|d| body.dev[d].valid.has(p) && rec.view[d].active.load(Ordering::Acquire) > 0)
 }
 
 fn idle(space: &Space, slot: usize) -> bool {

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::super::claim::Claim;
 use super::super::lock::Free;
 use super::super::migrate::Home;
 use super::super::os;
+use super::super::reaper;
 use super::super::segment::Segment;
 use super::DeviceMirror;
 use crate::Error;
@@ -136,6 +138,7 @@ const ENDING: Duration = Duration::from_secs(5);
 /// takes the driver's own state away.
 pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
     mirrors.iter().for_each(|m| m.space.let_go(m.slot));
+    mirrors.iter().for_each(|m| m.ends());
     let ends: Vec<_> = mirrors.iter().map(|m| (Arc::clone(&m.ended), Arc::downgrade(m))).collect();
     drop(mirrors);
     let begin = Instant::now();
@@ -152,19 +155,21 @@ impl Drop for DeviceMirror {
         self.watch.close();
         // SAFETY: taken once, here; nobody can use the mirror any more.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        let (space, slot, ended) = (self.space, self.slot, Arc::clone(&self.ended));
+        let (space, slot, ended, claim) = (self.space, self.slot, Arc::clone(&self.ended), self.claim.take());
+        claim.iter().for_each(Claim::ends);
         let end = move || {
             // A lost device ends its workers, which may be parked in a fault: faults are answered until it is gone.
             drop(device);
             space.device_faults.unwatch(slot);
             space.give_slot(slot);
+            drop(claim);
             ended.store(true, Ordering::Release);
         };
         if os::serves_faults() {
-            // This thread is the one that answers them. If no other can be had, the device stays for ever.
-            let _ = std::thread::Builder::new().name("sterna-end".into()).spawn(end);
+            // This thread may be the one that answers them.
+            reaper::end_elsewhere(end);
         } else {
-            end();
+            reaper::end_alone(end);
         }
     }
 }

@@ -29,6 +29,7 @@ use sterna_hal::{Absent, Caps, Device, DeviceError, RegionId};
 use super::addr::{BLOCK, BlockId, PAGE, Page, Pages};
 use super::arrivals::Arrivals;
 use super::block::{Block, Body};
+use super::claim::Claim;
 use super::gathering::Gathering;
 use super::inflight::InFlight;
 use super::lock::Free;
@@ -69,6 +70,8 @@ pub(crate) struct DeviceMirror {
     pub(crate) gathering: Gathering,
     lost: AtomicBool,
     ended: Arc<AtomicBool>,
+    /// Given back when the device has ended.
+    claim: Option<Claim>,
     /// Held while what was lost with the device is written off.
     ending: Mutex<()>,
     /// Segments that began to end, and those that have ended.
@@ -86,7 +89,8 @@ impl DeviceMirror {
     /// Attaches a device to the space.
     ///
     /// # Errors
-    /// All slots are taken; the device cannot be driven by this engine (it says which property); it refuses the arena.
+    /// All slots are taken; the device cannot be driven by this engine (it says which property), is driven already, or refuses the
+    /// arena.
     pub(crate) fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Arc<Self>, Error> {
         let caps = device.caps();
         let unsupported = |what| Err(Error::Unsupported { device: device.info().id.clone(), what });
@@ -104,6 +108,7 @@ impl DeviceMirror {
                 least: u64::from(caps.min_frames.max(1)) * caps.grain,
             });
         }
+        let claim = space.claims.claim(&*device)?;
         let base = space.view_at(0);
         // SAFETY: the view is a shared mapping of the whole file, leaked with the space and touched by the engine only.
         let region =
@@ -132,6 +137,7 @@ impl DeviceMirror {
             gathering: Gathering::default(),
             lost: AtomicBool::new(false),
             ended: Arc::default(),
+            claim: Some(claim),
             ending: Mutex::new(()),
             leaving: AtomicU64::new(0),
             left: AtomicU64::new(0),
@@ -179,6 +185,11 @@ impl DeviceMirror {
 
     pub(crate) fn notifier(&self) -> &Notifier {
         &self.notifier
+    }
+
+    /// Whoever used the device has given it up.
+    pub(crate) fn ends(&self) {
+        self.claim.iter().for_each(Claim::ends);
     }
 
     /// Its launches that are awaited.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
+use sterna_hal::panics::caught;
 
 use super::super::addr::Pages;
 use super::super::notifier::Notifier;
@@ -36,6 +37,9 @@ pub trait MirrorOps: Send + Sync {
     /// Removes every entry for `pages`, under the driver's own lock, and has the device stop using them. Called with a window
     /// open over the range and no engine lock held. It may return before the device has stopped if
     /// [`finish`](Self::finish) waits for that: first every mirror starts, then every mirror finishes.
+    ///
+    /// It is called on threads of the engine: a callback that panics ends the mirror, as [`Mirror::unregister`] does, and who looks
+    /// pages up for it is told nothing of later changes.
     #[doc(alias = "sync_cpu_device_pagetables")]
     fn update(&self, action: Action, pages: &Pages);
     /// Returns when the device can no longer use what `update` removed.
@@ -77,12 +81,14 @@ impl Mirror {
     }
 
     /// Ends the mirror, whoever else has a clone of it: when this returns no callback is running and none will. Waits for changes of
-    /// the host side that are under way, so it is called neither in a callback nor with a lock held that callbacks take.
+    /// the host side that are under way, so it is called neither in a callback nor with a lock held that callbacks take. In a kernel,
+    /// for which one of them may be waiting, it does not wait.
     #[doc(alias = "hmm_mirror_unregister")]
     pub fn unregister(&self) {
         let mut windows = self.windows.lock();
         windows.closed = true;
-        while windows.open > 0 {
+        // What is under way may wait for this very kernel.
+        while windows.open > 0 && !sterna_hal::in_kernel() {
             self.quiet.wait(&mut windows);
         }
     }
@@ -115,8 +121,12 @@ impl Mirror {
         self.space
     }
 
-    pub(crate) fn ops(&self) -> &dyn MirrorOps {
-        &*self.ops
+    /// Calls the driver, which is code of the program on whichever thread changes the host side. A driver that panics has no say any
+    /// more.
+    pub(crate) fn call(&self, f: impl FnOnce(&dyn MirrorOps)) {
+        if caught(|| f(&*self.ops)).is_err() {
+            self.windows.lock().closed = true;
+        }
     }
 }
 
