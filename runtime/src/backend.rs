@@ -7,15 +7,15 @@ use std::sync::Arc;
 use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::{Device, DeviceError};
 
-use crate::hmm::os::memory;
+use crate::hmm::os::room;
 use crate::{Error, config};
 
 /// CPU devices that can be named; each is opened only if it is.
 const CPU_DEVICES: u32 = 8;
 
-/// The default memory budget of a CPU device: a quarter of the machine's memory.
+/// The default memory budget of a CPU device: a quarter of the memory that the process can have.
 fn cpu_memory() -> u64 {
-    (memory("MemTotal") / 4).max(64 << 20) & !((2 << 20) - 1)
+    (room::most() / 4).max(64 << 20) & !((2 << 20) - 1)
 }
 
 /// Opens the device that `selector` names, with `memory` bytes of budget or its own default.

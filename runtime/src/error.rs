@@ -25,7 +25,7 @@ pub enum Error {
         most: u64,
     },
     /// Never fits, whatever is freed.
-    #[error("{requested} bytes exceed {what} ({limit} bytes); split the allocation")]
+    #[error("{requested} bytes exceed {what} ({limit} bytes); {}", instead(what))]
     TooBig {
         /// Bytes asked for.
         requested: u64,
@@ -34,12 +34,12 @@ pub enum Error {
         /// Whose limit.
         what: &'static str,
     },
-    /// The host has not enough memory for the contents of an allocation.
+    /// The host has not enough memory for the contents of an allocation, or for pages that are to come home.
     #[error(
-        "filling {requested} bytes needs more host memory than is available ({available} bytes); free some, or fill less"
+        "{requested} bytes need more host memory than is available ({available} bytes, of the machine or of the control groups that the process is in); free some, or use less at once"
     )]
     OutOfHostMemory {
-        /// Bytes to be filled.
+        /// Bytes to be filled or brought home.
         requested: u64,
         /// Bytes that the system says are available.
         available: u64,
@@ -214,14 +214,12 @@ pub enum Error {
         in_use: Mechanism,
     },
     /// The shared arena could not be reserved.
-    #[error(
-        "cannot reserve {smallest} bytes of address space for shared memory: {source}; raise `ulimit -v` and `ulimit -f`"
-    )]
+    #[error("cannot have {smallest} bytes of addresses and a file of that size for shared memory: {source}")]
     Arena {
         /// The smallest arena that was tried, in bytes.
         smallest: u64,
-        /// What the system said.
-        source: Arc<io::Error>,
+        /// What the system said, and what helps.
+        source: DeviceError,
     },
     /// Every device slot of the process is taken.
     #[error(
@@ -291,6 +289,17 @@ pub enum Error {
     /// A defect of sterna.
     #[error("internal error: {0}; please report it")]
     Internal(&'static str),
+}
+
+/// Whose limit an allocation exceeds that control groups do not allow.
+pub(crate) const CONTROL_GROUP: &str = "the memory limit of a control group that the process is in";
+
+fn instead(limit: &str) -> &'static str {
+    match limit {
+        CONTROL_GROUP => "allocate less, or raise its memory.max (memory.limit_in_bytes)",
+        l if l.starts_with("/dev/shm") => "allocate less, or mount it with a larger size",
+        _ => "split the allocation",
+    }
 }
 
 fn remedy(mechanism: Mechanism) -> &'static str {

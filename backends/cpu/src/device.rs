@@ -82,7 +82,7 @@ impl CpuDevice {
         if count > MOST_WORKERS {
             return Err(sys::invalid("CpuDevice::new", format!("{count} workers; at most {MOST_WORKERS} are possible")));
         }
-        let mmu = Arc::new(Mmu::new(config.window, config.memory, config.grain, config.map_host)?);
+        let mmu = Arc::new(Mmu::new(config.window, config.memory, config.grain, min_frames(count), config.map_host)?);
         watch_panics();
         let (id, prefix) = (format!("cpu:{index}"), format!("sterna-cpu{index}"));
         let signals = Arc::new(Signals::new(id.clone()));
@@ -148,7 +148,7 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
         .num_threads(count)
         .spawn_handler(|worker| {
             let handle = sys::spawn(format!("{prefix}-{}", worker.index()), move || {
-                unblock_faults();
+                sys::unblock_faults();
                 worker.run();
             })?;
             handles.lock().push(handle);
@@ -162,20 +162,9 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
             // The workers that did start end by themselves: their pool is gone.
             handles.into_iter().for_each(|h| drop(h.join()));
             let cause = error.source().and_then(|e| e.downcast_ref::<std::io::Error>());
-            let code = cause.and_then(std::io::Error::raw_os_error).unwrap_or(libc::EAGAIN);
-            Err(DeviceError::Driver { call: "pthread_create", code, text: error.to_string() })
+            let refused = std::io::Error::from_raw_os_error(libc::EAGAIN);
+            Err(sys::no_thread(cause.unwrap_or(&refused)))
         }
-    }
-}
-
-/// A worker must be able to take the signal of an absent page, whatever the thread that made it had blocked.
-pub(crate) fn unblock_faults() {
-    // SAFETY: an initialised set on the stack; changes this thread's mask only.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGSEGV);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
     }
 }
 

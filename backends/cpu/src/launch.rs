@@ -27,9 +27,9 @@ use sterna_hal::kernel::{Code, Group, Mapping, RawArg, RustForm};
 use sterna_hal::{DeviceError, Groups, KernelError, KernelId, Outcome, Point, Ticket};
 use sterna_host::sys;
 
-use crate::device::unblock_faults;
 use crate::failing::{Failing, Running};
 use crate::signals::{COMPUTE, Signals};
+use sterna_host::sys::unblock_faults;
 
 /// Bytes of a plain value that groups take on a worker's own stack, of 2 MiB. Code that is not optimised has it there several times.
 const ON_A_WORKER: usize = 64 << 10;

@@ -185,7 +185,7 @@ impl Copier {
                 Ok(thread) => state.threads.push(thread),
                 // Fewer threads do as well, if slower.
                 Err(_) if !state.threads.is_empty() => break,
-                Err(e) => return Err(DeviceError::os("pthread_create", &e)),
+                Err(e) => return Err(sys::no_thread(&e)),
             }
         }
         Ok(())

@@ -87,6 +87,11 @@ impl FrameTable {
         }
     }
 
+    /// Chunks that were handed out for the first time turned out not to be had: they are fresh again.
+    pub fn untouched(&mut self, chunk: u32, count: u32) {
+        self.fresh[chunk as usize..][..count as usize].fill(true);
+    }
+
     /// Takes up to `chunks` whole chunks in as few stretches as possible; says how many it took.
     fn take_whole(&mut self, chunks: u32, start: usize, out: &mut Vec<Frames>, fresh: &mut Fresh) -> u32 {
         if chunks == 0 {

@@ -8,16 +8,22 @@
 //! | [`copy`] | a copy queue on threads |
 //! | [`timeline`] | a number that grows, and threads that wait for it |
 //! | [`sys`] | small helpers around system calls |
+//! | [`files`] | files in memory, and descriptors |
+//! | [`limits`], [`room`], [`locked`] | what the system allows this process: what helps where it says no, memory that is left, memory that is locked |
 //!
 //! Linux only: elsewhere the crate is empty.
 
 #![cfg(target_os = "linux")]
 
 pub mod copy;
+pub mod files;
 pub mod frames;
+pub mod limits;
+pub mod locked;
 mod memory;
 pub mod mmu;
 pub mod regions;
+pub mod room;
 pub mod storage;
 pub mod sys;
 #[cfg(feature = "testing")]

@@ -6,17 +6,25 @@
 //!
 //! **States:** those of [`FrameTable`]; nobody but this module changes them.
 //!
-//! **Locks:** one mutex around the table, held for word operations only: never over a system call.
+//! The base mapping can be accessed up to the highest chunk that was ever handed out: a program that locks all its memory
+//! (`mlockall`) has no more than that filled.
+//!
+//! **Locks:** one mutex around the table, held for word operations only: never over a system call. `opening`, while the end of what can
+//! be accessed is moved, over that call.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use sterna_hal::{DeviceError, Frames, Memory};
 
 use crate::frames::{FrameTable, Fresh};
 use crate::sys::{self, BLOCK, Backing, Mapped};
+use crate::{files, room};
+
+/// By how much the end of what can be accessed moves.
+const STEP: u64 = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
@@ -25,22 +33,25 @@ pub(crate) struct DeviceMemory {
     fd: OwnedFd,
     grain: u64,
     bytes: u64,
+    /// Bytes of the base mapping that can be accessed.
+    open: AtomicU64,
+    opening: Mutex<()>,
+    /// Bytes that are given without asking whether the machine has them.
+    assured: u64,
 }
 
 impl DeviceMemory {
-    pub(crate) fn new(budget: u64, grain: u64) -> Result<Self, DeviceError> {
+    pub(crate) fn new(budget: u64, grain: u64, assured: u64) -> Result<Self, DeviceError> {
         let grains = u32::try_from((budget / grain).max(1))
             .ok()
             .filter(|n| *n < u32::MAX)
             .ok_or_else(|| sys::invalid("device memory", format!("{budget} bytes of memory in grains of {grain}")))?;
         let bytes = u64::from(grains) * grain;
         let file = bytes.next_multiple_of(BLOCK);
-        let fd = sys::memfd(c"sterna-device", file)?;
-        let base = Mapped::new(file, Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false })?;
-        // Best effort: it keeps core dumps small, no more.
-        base.advise(0, file, libc::MADV_DONTDUMP);
+        let fd = files::memory(c"sterna-device", file)?;
+        let base = Mapped::new(file, Backing::Closed(fd.as_fd()))?;
         let table = Mutex::new(FrameTable::new(grains, u32::try_from(BLOCK / grain).expect("at most 512")));
-        Ok(Self { table, base, fd, grain, bytes })
+        Ok(Self { table, base, fd, grain, bytes, open: AtomicU64::new(0), opening: Mutex::new(()), assured })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -61,12 +72,40 @@ impl DeviceMemory {
     }
 
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let mut fresh = Fresh::new();
+        let (mut fresh, start) = (Fresh::new(), out.len());
         if !self.table.lock().alloc(grains, out, &mut fresh) {
             return Err(self.exhausted(grains));
         }
-        for (chunk, count) in fresh {
-            self.settle(chunk, count);
+        let in_use = self.state().in_use;
+        let end = out[start..].iter().map(|f| u64::from(f.first + f.grains) * self.grain).max().unwrap_or(0);
+        let given = self.give(&fresh, in_use, end).inspect_err(|_| {
+            let mut table = self.table.lock();
+            out.drain(start..).for_each(|f| table.free(f));
+            fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
+        });
+        match given {
+            Ok(()) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Err(Some(e)) => return Err(e),
+            Err(None) => return Err(self.exhausted(grains)),
+        }
+        Ok(())
+    }
+
+    /// Asks for the memory of chunks that have none yet, and makes what lies before `end` accessible. `None` says that the machine has
+    /// no memory.
+    fn give(&self, fresh: &Fresh, in_use: u64, end: u64) -> Result<(), Option<DeviceError>> {
+        let bytes: u64 = fresh.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
+        if bytes > 0 && in_use > self.assured {
+            room::take(bytes).map_err(|_| None)?;
+        }
+        // Of every alloc, also where others took the chunk first and are about to do this.
+        if end > self.open.load(Ordering::Acquire) {
+            let _opening = self.opening.lock();
+            if end > self.open.load(Ordering::Acquire) {
+                let end = end.next_multiple_of(STEP).min(self.base.bytes());
+                self.base.open(end).map_err(Some)?;
+                self.open.store(end, Ordering::Release);
+            }
         }
         Ok(())
     }

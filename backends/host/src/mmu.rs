@@ -29,17 +29,18 @@ pub struct Mmu {
 }
 
 impl Mmu {
-    /// A window of `window` bytes, or less where a limit forbids that much, and `memory` bytes of memory in grains of `grain`.
+    /// A window of `window` bytes, or less where a limit forbids that much, and `memory` bytes of memory in grains of `grain`. The first
+    /// `least` grains are given also where the machine seems to have no memory left: without them nobody goes on.
     ///
     /// # Errors
     /// A configuration that makes no sense, or limits of the system; the text says which.
-    pub fn new(window: u64, memory: u64, grain: u64, map_host: bool) -> Result<Self, DeviceError> {
-        let least = sys::page_size().max(4096);
-        if !grain.is_power_of_two() || grain < least || grain > sys::BLOCK {
-            let text = format!("a grain of {grain} bytes; it is a power of two from {least} to {}", sys::BLOCK);
+    pub fn new(window: u64, memory: u64, grain: u64, least: u32, map_host: bool) -> Result<Self, DeviceError> {
+        let page = sys::page_size().max(4096);
+        if !grain.is_power_of_two() || grain < page || grain > sys::BLOCK {
+            let text = format!("a grain of {grain} bytes; it is a power of two from {page} to {}", sys::BLOCK);
             return Err(sys::invalid("grain", text));
         }
-        let memory = DeviceMemory::new(memory, grain)?;
+        let memory = DeviceMemory::new(memory, grain, u64::from(least) * grain)?;
         Ok(Self { window: Window::new(window)?, memory, regions: Regions::default(), grain, map_host })
     }
 

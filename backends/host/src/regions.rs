@@ -9,7 +9,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use sterna_hal::{CopyRun, DeviceError, HostAt, Place, RegionId};
 
 use crate::copy::{Piece, Pieces};
-use crate::sys;
+use crate::{files, sys};
 
 #[derive(Debug)]
 pub(crate) struct Region {
@@ -39,7 +39,8 @@ impl Regions {
     /// As [`sterna_hal::Device::attach_host`].
     pub unsafe fn attach(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
         // A descriptor of our own, so that entries stay possible however the caller treats its own.
-        let fd = sys::dup(memfd)?;
+        // SAFETY: a number that is no descriptor gives an error.
+        let fd = files::dup(unsafe { BorrowedFd::borrow_raw(memfd) })?;
         let mut list = self.list.write();
         list.push(Region { base, bytes, fd });
         Ok(RegionId(list.len() as u32 - 1))

@@ -5,7 +5,8 @@ use std::ptr::NonNull;
 
 use sterna_hal::DeviceError;
 
-use crate::sys::{self, Backing, Mapped};
+use crate::files;
+use crate::sys::{Backing, Mapped};
 
 /// A memory file and its mapping, which begins at a multiple of 2 MiB.
 #[derive(Debug)]
@@ -20,8 +21,9 @@ impl Storage {
     /// # Errors
     /// The system has none.
     pub fn new(bytes: u64) -> Result<Self, DeviceError> {
-        let fd = sys::memfd(c"host", bytes)?;
-        let map = Mapped::new(bytes, Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false })?;
+        let fd = files::memory(c"host", bytes)?;
+        let map = Mapped::new(bytes, Backing::Closed(fd.as_fd()))?;
+        map.open(bytes)?;
         Ok(Self { map, fd })
     }
 

@@ -3,14 +3,15 @@
 //! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. A call that was interrupted, or
 //! that the system asks to be made again, is made again. What gives something back is asked for until it is done. No state, no locks.
 
-use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::thread::{self, JoinHandle};
 
 use sterna_hal::DeviceError;
+
+use crate::{limits, locked};
 
 /// The unit that the kernel maps in one piece where it can, and to which ranges are aligned.
 pub const BLOCK: u64 = 2 << 20;
@@ -64,7 +65,7 @@ fn retried<T: PartialEq + Copy>(failure: T, also: Option<i32>, mut call: impl Fn
 }
 
 /// Makes a call.
-fn again<T: PartialEq + Copy>(failure: T, call: impl FnMut() -> T) -> io::Result<T> {
+pub(crate) fn again<T: PartialEq + Copy>(failure: T, call: impl FnMut() -> T) -> io::Result<T> {
     retried(failure, None, call)
 }
 
@@ -85,17 +86,39 @@ unsafe fn unmap(at: *mut u8, bytes: usize) {
 /// Starts a thread.
 ///
 /// # Errors
-/// What the system says.
+/// What the system says, and what helps.
 pub fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     // Where a test has it fail; never interrupted.
-    once(-1, || 0).map(drop).or_else(|e| if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) })?;
-    thread::Builder::new().name(name).spawn(run)
+    let asked = once(-1, || 0).map(drop).or_else(|e| if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) });
+    asked.and_then(|()| thread::Builder::new().name(name).spawn(run))
 }
 
-/// A failed call, with a remedy if it ran out of memory.
-fn failed(call: &'static str, error: &io::Error, remedy: &str) -> DeviceError {
+/// What became of a thread that could not be started, with what helps.
+#[must_use]
+pub fn no_thread(error: &io::Error) -> DeviceError {
+    let code = error.raw_os_error().unwrap_or(libc::EAGAIN);
+    DeviceError::Driver { call: "pthread_create", code, text: format!("{error}; {}", limits::for_threads()) }
+}
+
+/// For the first line of a thread that runs kernels: it must be able to take the signals of absent pages, whatever the thread that
+/// made it had blocked.
+pub fn unblock_faults() {
+    // SAFETY: an initialised set on the stack; changes this thread's mask only.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGSEGV);
+        libc::sigaddset(&mut set, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
+    }
+}
+
+/// A failed call, with what helps.
+fn failed(call: &'static str, error: &io::Error, otherwise: &str) -> DeviceError {
     match error.raw_os_error() {
-        Some(libc::ENOMEM) => DeviceError::Driver { call, code: libc::ENOMEM, text: format!("{error}; {remedy}") },
+        Some(code @ (libc::ENOMEM | libc::EAGAIN)) => {
+            DeviceError::Driver { call, code, text: format!("{error}; {}", limits::for_memory(code, otherwise)) }
+        }
         _ => DeviceError::os(call, error),
     }
 }
@@ -105,32 +128,6 @@ fn failed(call: &'static str, error: &io::Error, remedy: &str) -> DeviceError {
 pub fn page_size() -> u64 {
     // SAFETY: no memory is involved.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
-/// A memory file of `bytes` bytes that takes memory only where it is touched.
-pub(crate) fn memfd(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
-    // SAFETY: the name is a C string.
-    let fd = again(-1, || unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })
-        .map_err(|e| failed("memfd_create", &e, "free some memory"))?;
-    // SAFETY: a new descriptor that nobody else has.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let length = libc::off_t::try_from(bytes).map_err(|_| invalid("ftruncate", format!("{bytes} bytes of memory")))?;
-    // SAFETY: no memory is involved.
-    again(-1, || unsafe { libc::ftruncate(fd.as_raw_fd(), length) })
-        .map_err(|e| failed("ftruncate", &e, "choose a smaller memory budget"))?;
-    // For `/dev/udmabuf`, which makes DMA buffers of files that cannot be shortened; nothing else depends on it.
-    // SAFETY: no memory is involved.
-    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
-    Ok(fd)
-}
-
-/// A second descriptor of the same file, closed on exec.
-pub(crate) fn dup(fd: i32) -> Result<OwnedFd, DeviceError> {
-    // SAFETY: no memory is involved; a number that is no descriptor gives an error.
-    let fd = again(-1, || unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })
-        .map_err(|e| failed("fcntl", &e, "free some memory"))?;
-    // SAFETY: a new descriptor that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Whether every byte of `range` of a file has storage.
@@ -148,6 +145,10 @@ pub(crate) enum Backing<'a> {
     File { fd: BorrowedFd<'a>, offset: u64, writable: bool, populate: bool },
     /// Nothing: every access faults.
     Nothing,
+    /// A file from its start, shared, that faults at every access until it is opened: see [`Mapped::open`].
+    Closed(BorrowedFd<'a>),
+    /// Zeros that are shared by nobody, and fault until they are opened.
+    Scratch,
 }
 
 /// What there is to do about it.
@@ -161,12 +162,14 @@ fn closed(at: Option<NonNull<u8>>, bytes: u64) -> Option<*mut libc::c_void> {
     again(-1, || unsafe { libc::mprotect(at, to_usize(bytes), libc::PROT_NONE) }).ok().map(|_| at)
 }
 
-/// Maps `backing` at `at`, not inherited by forked children, replacing what was there, or anywhere if `at` is `None`.
+/// Maps `backing` at `at`, not inherited by forked children and in no core dump, replacing what was there, or anywhere if `at` is
+/// `None`. What is large is closed first, and never locked: a program that locks its memory would have it filled.
 ///
 /// # Safety
 /// `at` is a stretch of page-aligned address space that the caller owns and in which nobody relies on the replaced mapping.
 pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'_>) -> Result<NonNull<u8>, DeviceError> {
     let fixed = if at.is_some() { libc::MAP_FIXED } else { 0 };
+    let sparse = libc::MAP_SHARED | libc::MAP_NORESERVE;
     let (prot, flags, fd, offset) = match backing {
         Backing::File { fd, offset, writable, populate } => {
             let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
@@ -174,26 +177,49 @@ pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'
             (prot, libc::MAP_SHARED | populate, fd.as_raw_fd(), offset)
         }
         Backing::Nothing => (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0),
+        Backing::Closed(fd) => (libc::PROT_NONE, sparse, fd.as_raw_fd(), 0),
+        Backing::Scratch => (libc::PROT_NONE, sparse | libc::MAP_ANONYMOUS, -1, 0),
     };
     let offset = libc::off_t::try_from(offset).map_err(|_| invalid("mmap", format!("file offset {offset}")))?;
     let hint = at.map_or(ptr::null_mut(), NonNull::as_ptr);
-    // SAFETY: either the kernel chooses free addresses, or the caller owns those that are replaced.
-    let call = || unsafe { libc::mmap(hint.cast(), to_usize(bytes), prot, flags | fixed, fd, offset) };
+    let call = || {
+        // SAFETY: either the kernel chooses free addresses, or the caller owns those that are replaced.
+        unsafe { locked::map(hint.cast(), to_usize(bytes), prot, flags | fixed, fd, offset) }.unwrap_or(libc::MAP_FAILED)
+    };
     // To take something away is never refused for good.
     let tried = match backing {
-        Backing::File { .. } => again(libc::MAP_FAILED, call),
         Backing::Nothing => in_the_end(libc::MAP_FAILED, call).or_else(|e| closed(at, bytes).ok_or(e)),
+        _ => again(libc::MAP_FAILED, call),
     };
     let p = tried.map_err(|e| {
         let remedy =
             if at.is_some() { TOO_MANY_MAPPINGS } else { "the address space of the process is limited: raise `ulimit -v`" };
         failed("mmap", &e, remedy)
     })?;
-    // Not for a forked child, which has no engine to keep it right. Neighbours merge only if all have it, hence on every mapping.
-    // Best effort: a kernel that has run out of mappings may refuse.
-    // SAFETY: the mapping just made.
-    let _ = again(-1, || unsafe { libc::madvise(p, to_usize(bytes), libc::MADV_DONTFORK) });
+    if !matches!(backing, Backing::File { .. }) {
+        // SAFETY: the mapping just made. An old kernel's refusal leaves it as it is.
+        let _ = unsafe { locked::unlocked(p, to_usize(bytes)) };
+    }
+    // Not for a forked child, which has no engine to keep it right. Neighbours merge only if all have it, hence on every mapping. And
+    // in no core dump, which would have what is shared as a whole. Best effort: a kernel that has run out of mappings may refuse.
+    let dumped = matches!(backing, Backing::Nothing); // what was never anything is in none
+    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP].into_iter().take(if dumped { 1 } else { 2 }) {
+        // SAFETY: the mapping just made.
+        let _ = again(-1, || unsafe { libc::madvise(p, to_usize(bytes), advice) });
+    }
     NonNull::new(p.cast()).ok_or_else(|| invalid("mmap", "mapped at address 0"))
+}
+
+/// Lets loads and stores into a mapping that was closed.
+///
+/// # Safety
+/// The caller's own.
+pub(crate) unsafe fn open(at: NonNull<u8>, bytes: u64) -> Result<(), DeviceError> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's.
+    again(-1, || unsafe { libc::mprotect(at.as_ptr().cast(), to_usize(bytes), prot) })
+        .map(drop)
+        .map_err(|e| failed("mprotect", &e, TOO_MANY_MAPPINGS))
 }
 
 /// A mapping of this process's own, unmapped when dropped.
@@ -225,7 +251,7 @@ impl Mapped {
             }
             unmap(base.as_ptr().add(to_usize(bytes)), to_usize(BLOCK) - skip);
         }
-        if let Backing::File { .. } = backing {
+        if !matches!(backing, Backing::Nothing) {
             // SAFETY: replaces our own reservation.
             unsafe { map(Some(base), bytes, backing)? };
         }
@@ -245,6 +271,13 @@ impl Mapped {
         debug_assert!(offset <= self.bytes);
         // SAFETY: inside the mapping or one past its end: every caller has checked the offset.
         unsafe { self.base.add(to_usize(offset)) }
+    }
+
+    /// Lets loads and stores into its first `bytes` bytes.
+    pub(crate) fn open(&self, bytes: u64) -> Result<(), DeviceError> {
+        debug_assert!(bytes <= self.bytes);
+        // SAFETY: our own mapping.
+        unsafe { open(self.base, bytes) }
     }
 
     /// Gives advice about a part; tells whether the kernel took it.

@@ -7,12 +7,12 @@
 //! **States:** a range is free or reserved; changed by `reserve` and `unreserve`. Entries are changed by `edit` and `unreserve`
 //! until the window is *ruined*; after that by nobody.
 //!
-//! **Locks:** `free` around the list of free ranges, never over a system call; `entries`, shared by edits and exclusive to
+//! **Locks:** `free` around the list of free ranges, never over a system call; `ruined`, shared by edits and exclusive to
 //! `ruin`, so that no edit lands on top of the scratch memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,8 +55,8 @@ impl Drop for Share {
 #[derive(Debug)]
 pub(crate) struct Window {
     free: Mutex<FreeRanges>,
-    /// Scratch memory, once the window is ruined.
-    entries: RwLock<Option<OwnedFd>>,
+    /// Whether all of it is scratch memory.
+    ruined: RwLock<bool>,
     map: Mapped,
     _share: Share,
 }
@@ -106,7 +106,7 @@ impl Window {
             }
         };
         let base = map.base().addr().get() as u64;
-        Ok(Self { free: Mutex::new(FreeRanges::new(base, map.bytes())), entries: RwLock::new(None), map, _share: share })
+        Ok(Self { free: Mutex::new(FreeRanges::new(base, map.bytes())), ruined: RwLock::new(false), map, _share: share })
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -147,10 +147,10 @@ impl Window {
             debug_assert!(false, "{range:?} is not of this device");
             return;
         };
-        let entries = self.entries.read();
+        let ruined = self.ruined.read();
         // SAFETY: the caller's range, which nobody uses any more.
-        let cleared = entries.is_some() || unsafe { sys::map(Some(at), size, Backing::Nothing) }.is_ok();
-        drop(entries);
+        let cleared = *ruined || unsafe { sys::map(Some(at), size, Backing::Nothing) }.is_ok();
+        drop(ruined);
         // Where the kernel refuses (too many mappings), the addresses are lost rather than handed out with old entries.
         if cleared {
             self.free.lock().give(range.at.0, size);
@@ -167,8 +167,8 @@ impl Window {
         edits: impl Iterator<Item = Result<(DevRange, Entry<'a>), DeviceError>>,
         mut done: impl FnMut(),
     ) -> Result<(), DeviceError> {
-        let entries = self.entries.read();
-        if entries.is_some() {
+        let ruined = self.ruined.read();
+        if *ruined {
             return Ok(());
         }
         let mut flush = |pending: &mut Option<(DevRange, Entry<'a>)>| match pending.take() {
@@ -214,13 +214,13 @@ impl Window {
     /// Puts scratch memory behind every address, for good: accesses of kernels that still run go there, and those that stopped
     /// at an absent page can be resumed.
     pub(crate) fn ruin(&self) -> Result<(), DeviceError> {
-        let mut entries = self.entries.write();
-        if entries.is_none() {
-            let fd = sys::memfd(c"sterna-device-scratch", self.map.bytes())?;
-            let backing = Backing::File { fd: fd.as_fd(), offset: 0, writable: true, populate: false };
-            // SAFETY: our own window; no edit is under way, and none will be made.
-            unsafe { sys::map(Some(self.map.base()), self.map.bytes(), backing)? };
-            *entries = Some(fd);
+        let mut ruined = self.ruined.write();
+        if !*ruined {
+            // SAFETY: our own window; no edit is under way, and none will be made. Who comes between the two calls stops there, and is
+            // resumed as all others that did.
+            unsafe { sys::map(Some(self.map.base()), self.map.bytes(), Backing::Scratch)? };
+            self.map.open(self.map.bytes())?;
+            *ruined = true;
         }
         Ok(())
     }

@@ -153,7 +153,7 @@ impl VulkanDevice {
                     let text = format!("page table mmu has no use for copies that are {copies}: its memory is the host's");
                     return Err(VulkanError::Settings(text));
                 }
-                let mmu = Mmu::new(WINDOW, budget, grain, true)?;
+                let mmu = Mmu::new(WINDOW, budget, grain, min_frames(processors), true)?;
                 (Table::Mmu(Box::new(HostAddresses::new(&raw, mmu))), by_host())
             }
             PageTable::Sparse | PageTable::Fixed => {

@@ -96,7 +96,7 @@ impl Stager {
             let this = Arc::clone(self);
             let named = std::thread::Builder::new().name("sterna-vk-copy".into());
             let started = named.spawn(move || this.run(stages));
-            queue.thread = Some(started.map_err(|e| DeviceError::os("pthread_create", &e))?);
+            queue.thread = Some(started.map_err(|e| sterna_host::sys::no_thread(&e))?);
         }
         queue.issued += 1;
         let value = queue.issued;

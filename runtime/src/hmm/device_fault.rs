@@ -93,9 +93,8 @@ impl DeviceFaults {
     }
 
     pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
-        let failed = |e: std::io::Error| Error::driver("starting the device-fault thread", &e);
-        install_sigsegv(space.mechanism(), on_sigsegv).map_err(failed)?;
-        os::spawn("sterna-device-fault", move || run(space)).map(drop).map_err(failed)
+        install_sigsegv(space.mechanism(), on_sigsegv).map_err(|e| Error::driver("sigaction", &e))?;
+        os::spawn("sterna-device-fault", move || run(space)).map(drop).map_err(Error::System)
     }
 
     /// Faults at these addresses are `slot`'s from now on.

@@ -40,6 +40,7 @@
 //! | [`names`] | the C names of the kernel's interface |
 
 pub(crate) mod addr;
+pub(crate) mod arena;
 pub(crate) mod arrivals;
 pub(crate) mod attached;
 pub(crate) mod block;

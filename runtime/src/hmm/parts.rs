@@ -12,7 +12,10 @@
 
 use std::ops::{Index, IndexMut};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+use sterna_hal::DeviceError;
 
 use super::block::{DevPages, Shown};
 use super::os;
@@ -36,19 +39,22 @@ pub(super) struct Tables {
     parts: AtomicPtr<Part>,
     /// By segment, in the same mapping.
     views: AtomicPtr<ViewRec>,
+    /// That, and for how many blocks it is.
+    mapping: OnceLock<(os::Mapping, usize)>,
 }
 
 impl Tables {
     pub(super) const fn new() -> Self {
-        Self { parts: AtomicPtr::new(ptr::null_mut()), views: AtomicPtr::new(ptr::null_mut()) }
+        Self { parts: AtomicPtr::new(ptr::null_mut()), views: AtomicPtr::new(ptr::null_mut()), mapping: OnceLock::new() }
     }
 
     fn bytes(blocks: usize) -> usize {
         blocks * (size_of::<Part>() + size_of::<ViewRec>())
     }
 
-    /// Maps the tables for so many blocks, unless that was done before. For whoever has just taken the slot.
-    pub(super) fn make(&self, blocks: usize) -> std::io::Result<()> {
+    /// Maps the tables for so many blocks, unless that was done before, accessible as far as the arena reaches in blocks and records.
+    /// For whoever has just taken the slot, while the arena does not grow.
+    pub(super) fn make(&self, blocks: usize, reached: (usize, usize)) -> Result<(), DeviceError> {
         if self.parts.load(Ordering::Acquire).is_null() {
             let mapping = os::Mapping::table(Self::bytes(blocks))?;
             let parts = mapping.base().cast::<Part>();
@@ -57,31 +63,48 @@ impl Tables {
             unsafe { os::no_huge_pages(parts.as_ptr().addr(), Self::bytes(blocks)) };
             // SAFETY: the views lie behind the parts; see `bytes`.
             let views = unsafe { parts.add(blocks) }.cast::<ViewRec>();
-            std::mem::forget(mapping); // a handler may look at any time
+            Self::open_both(&mapping, blocks, (0, 0), reached)?;
+            let _ = self.mapping.set((mapping, blocks)); // and stays: a handler may look at any time
             self.views.store(views.as_ptr(), Ordering::Release);
             self.parts.store(parts.as_ptr(), Ordering::Release);
         }
         Ok(())
     }
 
+    /// The arena reaches further, in blocks and records.
+    pub(super) fn open(&self, from: (usize, usize), to: (usize, usize)) -> Result<(), DeviceError> {
+        self.mapping.get().map_or(Ok(()), |(mapping, blocks)| Self::open_both(mapping, *blocks, from, to))
+    }
+
+    fn open_both(mapping: &os::Mapping, blocks: usize, from: (usize, usize), to: (usize, usize)) -> Result<(), DeviceError> {
+        mapping.open(from.0 * size_of::<Part>()..to.0 * size_of::<Part>())?;
+        let views = blocks * size_of::<Part>();
+        mapping.open(views + from.1 * size_of::<ViewRec>()..views + to.1 * size_of::<ViewRec>())
+    }
+
     /// Zeros again, which cost nothing. For whoever is about to give the slot back: nobody has anything to look for there.
-    pub(super) fn clear(&self, blocks: usize) {
-        if let Some(at) = NonNull::new(self.parts.load(Ordering::Acquire)) {
+    pub(super) fn clear(&self) {
+        if let Some((mapping, blocks)) = self.mapping.get() {
             // SAFETY: the slot's own table, of private memory.
-            unsafe { os::forget_memory(at.as_ptr().addr(), Self::bytes(blocks)) };
+            unsafe { os::forget_memory(mapping.base().as_ptr().addr(), Self::bytes(*blocks)) };
         }
     }
 
-    /// Where they are, address and bytes, if they are.
-    pub(super) fn place(&self, blocks: usize) -> Option<(usize, usize)> {
-        NonNull::new(self.parts.load(Ordering::Acquire)).map(|at| (at.as_ptr().addr(), Self::bytes(blocks)))
+    /// Where the first `recs` views are, address and bytes, if there are any.
+    pub(super) fn views(&self, recs: usize) -> Option<(usize, usize)> {
+        NonNull::new(self.views.load(Ordering::Acquire)).map(|at| (at.as_ptr().addr(), recs * size_of::<ViewRec>()))
+    }
+
+    /// Whether they are there.
+    pub(super) fn are_made(&self) -> bool {
+        !self.parts.load(Ordering::Acquire).is_null()
     }
 }
 
 fn part(space: &Space, slot: usize, block: usize) -> NonNull<Part> {
     let table = space.slots[slot].tables.parts.load(Ordering::Acquire);
     let table = NonNull::new(table).expect("a slot that some device has, or had");
-    // SAFETY: the table has a part for every block of the arena; see `Space::number_of_block`.
+    // SAFETY: the table has a part for every block that the arena reaches; see `Space::number_of_block`.
     unsafe { table.add(block) }
 }
 
@@ -138,7 +161,7 @@ impl Index<usize> for Views {
         let (space, rec) = Space::number_of_record(ptr::from_ref(self).addr());
         let table = space.slots[slot].tables.views.load(Ordering::Acquire);
         let table = NonNull::new(table).expect("a slot that some device has, or had");
-        // SAFETY: the table has a view for every segment that there can be; made of atomics, zeros at first, never unmapped.
+        // SAFETY: the table has a view for every segment that there is; made of atomics, zeros at first, never unmapped.
         unsafe { table.add(rec).as_ref() }
     }
 }

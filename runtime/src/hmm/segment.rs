@@ -28,6 +28,7 @@ use super::gate::Gate;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
+use super::os;
 use super::parts::{Slots, Views};
 use super::pin::PinKind;
 use super::seat::Addresses;
@@ -191,8 +192,9 @@ impl Segment {
     /// One whose pages nobody looks at before [`Space::publish`]: drivers come by addresses, and the service thread may still have a
     /// fault of the segment that was there before.
     pub(crate) fn unpublished(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
+        space.check_limits(bytes)?;
         let blocks = u32::try_from(bytes.div_ceil(BLOCK)).map_err(|_| space.too_big(bytes))?;
-        let (slot, first) = space.take_blocks(blocks.max(1)).ok_or_else(|| space.too_big(bytes))?;
+        let (slot, first) = space.take_blocks(blocks.max(1))?.ok_or_else(|| space.too_big(bytes))?;
         let blocks = blocks.max(1);
         let rec = space.rec(slot);
         rec.blocks.store(blocks, Ordering::Relaxed);
@@ -230,6 +232,20 @@ impl Segment {
     pub fn pages_of(&self, range: &Range<u64>) -> Pages {
         let base = self.first.offset();
         Pages::covering(base + range.start..base + range.end)
+    }
+
+    /// Asks for the memory that filling bytes `range` takes, before anything is begun: what has storage needs none.
+    pub(crate) fn ask_for_storage(&self, range: &Range<u64>) -> Result<(), crate::Error> {
+        let requested = range.end - range.start;
+        let pages = self.pages_of(range);
+        let refused = |available| crate::Error::OutOfHostMemory { requested, available };
+        let Err(available) = os::room::take(pages.bytes()) else { return Ok(()) };
+        // Looking at each page is for what could be there.
+        if pages.bytes().saturating_sub(os::stored(self.space.file())) > available {
+            return Err(refused(available));
+        }
+        let lacks = |(id, mask)| u64::from(self.space.host.holes(self.space, id, mask).count()) * PAGE;
+        os::room::take(pages.blocks().map(lacks).sum()).map_err(refused)
     }
 
     /// Its length in bytes.

@@ -1,8 +1,9 @@
 //! The address space (mm): one arena a process, its blocks, segments, devices and mirrors.
 //!
-//! **Guarantee.** There is one space a process, made by the first runtime and kept until the process ends. The arena is one
-//! sparse file in memory, mapped twice: as the *window*, where the program's pointers live and faults happen, and as the
-//! *view*, always readable and writable, which is the only side the runtime touches.
+//! **Guarantee.** There is one space a process, made by the first runtime and kept until the process ends. The [arena](super::arena)
+//! is one sparse file in memory, mapped twice: as the *window*, where the program's pointers live and faults happen, and as the
+//! *view*, always readable and writable, which is the only side the runtime touches. A space that could not be started is kept for
+//! the next attempt: its threads cannot be taken back.
 //!
 //! **Locks.** `segments` (rank 1): read to find a segment, written to add or remove one; never held over anything that waits.
 //! `ranges`: the allocator of blocks, a leaf. Each device slot's `lock` is that device's *driver lock* (rank 3).
@@ -20,6 +21,7 @@ use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 use sterna_hal::HostAt;
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, Page, Pages};
+use super::arena::Arena;
 use super::block::Block;
 use super::claim::Claims;
 use super::device_fault::DeviceFaults;
@@ -31,11 +33,6 @@ use super::parts::{MAX_DEVICES, Slots, Tables};
 use super::segment::{SegRec, Segment};
 use crate::Error;
 use crate::stats::Counters;
-
-/// Where the arena would like to be: an odd high address, so that a stray pointer is recognised.
-const HINT: usize = 0x2000_0000_0000;
-const LARGEST: u64 = 8 << 40;
-const SMALLEST: u64 = 64 << 30;
 
 /// What a signal handler may read of a device.
 #[derive(Debug)]
@@ -93,12 +90,7 @@ struct Ranges {
 /// The process's shared address space.
 #[derive(Debug)]
 pub struct Space {
-    pub(crate) fd: OwnedFd,
-    window: os::Mapping,
-    view: os::Mapping,
-    blocks: os::Mapping,
-    recs: os::Mapping,
-    bytes: u64,
+    arena: Arena,
     pub(crate) slots: [Slot; MAX_DEVICES],
     /// Bit `d`: slot `d` is some device's.
     taken: AtomicU64,
@@ -116,7 +108,8 @@ pub struct Space {
 }
 
 static SPACE: AtomicPtr<Space> = AtomicPtr::new(ptr::null_mut());
-static MAKING: Mutex<()> = Mutex::new(());
+/// Held while a space is made; one that could not be started.
+static MAKING: Mutex<Option<&'static Space>> = Mutex::new(None);
 
 impl Space {
     /// The process's space, if a runtime has made it. Signal-safe.
@@ -132,16 +125,21 @@ impl Space {
     /// The system refuses what the arena needs, or a mechanism that was asked for; the message says what to do.
     /// [`MechanismInUse`](Error::MechanismInUse) if the space exists with another mechanism.
     pub fn process(wanted: Option<Mechanism>) -> Result<&'static Self, Error> {
-        let _making = MAKING.lock();
+        let mut making = MAKING.lock();
+        let in_use = |space: &'static Self| match wanted {
+            Some(asked) if asked != space.host.mechanism() => {
+                Err(Error::MechanismInUse { asked, in_use: space.host.mechanism() })
+            }
+            _ => Ok(space),
+        };
         if let Some(space) = Self::existing() {
-            return match wanted {
-                Some(asked) if asked != space.host.mechanism() => {
-                    Err(Error::MechanismInUse { asked, in_use: space.host.mechanism() })
-                }
-                _ => Ok(space),
-            };
+            return in_use(space);
         }
-        let space: &'static Self = Box::leak(Box::new(Self::new(wanted)?));
+        let space = match *making {
+            Some(space) => in_use(space)?,
+            None => Box::leak(Box::new(Self::new(wanted)?)),
+        };
+        *making = Some(space);
         space.host.start(space)?;
         space.device_faults.start(space)?;
         // Only a space that can serve faults is anybody's: nothing can touch the window before this.
@@ -150,49 +148,17 @@ impl Space {
     }
 
     fn new(wanted: Option<Mechanism>) -> Result<Self, Error> {
-        // A file longer than this limit would end the process with SIGXFSZ.
-        let file_limit = os::process_limit(libc::RLIMIT_FSIZE).unwrap_or(u64::MAX);
-        let mut bytes = LARGEST;
-        while bytes > file_limit {
-            bytes /= 2;
-        }
-        loop {
-            if bytes < SMALLEST {
-                return Err(Error::Arena {
-                    smallest: SMALLEST,
-                    source: Arc::new(io::Error::from_raw_os_error(libc::ENOMEM)),
-                });
-            }
-            match Self::with_arena(bytes, wanted) {
-                Err(Error::Arena { source, .. }) if source.raw_os_error() == Some(libc::ENOMEM) => bytes /= 2,
-                other => return other,
-            }
-        }
-    }
-
-    fn with_arena(bytes: u64, wanted: Option<Mechanism>) -> Result<Self, Error> {
-        let arena = |source| Error::Arena { smallest: SMALLEST, source: Arc::new(source) };
-        let n = (bytes / BLOCK) as usize;
-        let fd = os::memfd(c"sterna-arena", bytes).map_err(arena)?;
-        let window = os::Mapping::shared(&fd, bytes as usize, BLOCK as usize, HINT).map_err(arena)?;
-        let view = os::Mapping::shared(&fd, bytes as usize, BLOCK as usize, 0).map_err(arena)?;
-        let blocks = os::Mapping::table(n * size_of::<Block>()).map_err(arena)?;
-        let recs = os::Mapping::table(n * size_of::<SegRec>()).map_err(arena)?;
         let slots = std::array::from_fn(|_| Slot::new());
         // Of one device, so that the arena is not larger than what one needs with it.
-        slots[0].tables.make(n).map_err(arena)?;
-        let host = Host::new(wanted, window.base().as_ptr().addr(), bytes as usize)?;
+        let arena = Arena::new(&slots[0].tables)?;
+        let host = Host::new(wanted, arena.window())?;
+        let n = arena.most() as u32;
         Ok(Self {
-            fd,
-            window,
-            view,
-            blocks,
-            recs,
-            bytes,
+            arena,
             slots,
             taken: AtomicU64::new(0),
             leaving: AtomicU64::new(0),
-            ranges: Mutex::new(Ranges { free: BTreeMap::from([(0, n as u32)]), ..Ranges::default() }),
+            ranges: Mutex::new(Ranges { free: BTreeMap::from([(0, n)]), ..Ranges::default() }),
             segments: RwLock::default(),
             devices: RwLock::new([const { None }; MAX_DEVICES]),
             mirrors: RwLock::default(),
@@ -207,7 +173,7 @@ impl Space {
     /// Bytes of address space that allocations can have in all.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.arena.bytes()
     }
 
     /// How the host's own accesses are served.
@@ -227,74 +193,87 @@ impl Space {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The arena's file.
+    pub(crate) fn file(&self) -> &OwnedFd {
+        self.arena.fd()
+    }
+
     pub(crate) fn raw_fd(&self) -> i32 {
-        self.fd.as_raw_fd()
+        self.file().as_raw_fd()
     }
 
     /// Window address of byte `offset`.
     pub(crate) fn window_at(&self, offset: u64) -> NonNull<u8> {
-        debug_assert!(offset <= self.bytes);
-        // SAFETY: inside the mapping.
-        unsafe { self.window.base().add(offset as usize) }
+        self.arena.window_at(offset)
+    }
+
+    /// Addresses of the window.
+    pub(crate) fn window_addresses(&self) -> Range<usize> {
+        self.arena.window()
     }
 
     /// The runtime's own address of byte `offset` of the storage.
     pub(crate) fn view_at(&self, offset: u64) -> NonNull<u8> {
-        debug_assert!(offset <= self.bytes);
-        // SAFETY: inside the mapping.
-        unsafe { self.view.base().add(offset as usize) }
+        self.arena.view_at(offset)
     }
 
-    /// The page at a window address, if it lies in the window. Signal-safe.
+    /// The page at a window address, if it lies in the part of the window that was ever used. Signal-safe.
     pub(crate) fn page_at(&self, at: usize) -> Option<Page> {
-        let base = self.window.base().as_ptr().addr();
-        (at >= base && at < base + self.bytes as usize).then(|| Page((at - base) as u64 / PAGE))
+        self.arena.page_at(at)
     }
 
     /// A block's record. Signal-safe.
     pub(crate) fn block(&self, id: BlockId) -> &'static Block {
-        debug_assert!(u64::from(id.0) < self.bytes / BLOCK);
-        // SAFETY: the table has a record for every block of the arena, is never unmapped (the space is leaked), and all-zero
-        // bytes are a block's initial state.
-        unsafe { &*self.blocks.base().cast::<Block>().as_ptr().add(id.0 as usize) }
+        self.arena.block(id)
     }
 
     /// The block before or behind one of the same segment, if that has such a block. Signal-safe.
     pub(crate) fn neighbour(&self, id: BlockId, block: &Block, behind: bool) -> Option<&'static Block> {
         let n = if behind { id.0.checked_add(1)? } else { id.0.checked_sub(1)? };
-        let there = u64::from(n) < self.bytes / BLOCK;
-        let other = there.then(|| self.block(BlockId(n)))?;
+        let other = self.arena.reaches(n).then(|| self.block(BlockId(n)))?;
         (other.segment().is_some() && other.segment() == block.segment()).then_some(other)
     }
 
     /// A segment's record. Signal-safe.
     pub(crate) fn rec(&self, slot: u32) -> &'static SegRec {
-        debug_assert!(u64::from(slot) < self.bytes / BLOCK);
-        // SAFETY: as `block`: there are never more segments than blocks.
-        unsafe { &*self.recs.base().cast::<SegRec>().as_ptr().add(slot as usize) }
+        self.arena.rec(slot)
     }
 
     /// The space, and the number of the block whose record holds address `at`. Signal-safe.
     pub(super) fn number_of_block(at: usize) -> (&'static Self, usize) {
         let this = Self::existing().expect("records are of a space");
-        (this, (at - this.blocks.base().as_ptr().addr()) / size_of::<Block>())
+        (this, this.arena.number_of_block(at))
     }
 
     /// The same for a segment's record.
     pub(super) fn number_of_record(at: usize) -> (&'static Self, usize) {
         let this = Self::existing().expect("records are of a space");
-        (this, (at - this.recs.base().as_ptr().addr()) / size_of::<SegRec>())
-    }
-
-    /// Blocks that there can be; and segments.
-    fn most(&self) -> usize {
-        (self.bytes / BLOCK) as usize
+        (this, this.arena.number_of_record(at))
     }
 
     /// Where the records of segments are, and the devices' views of them: address and bytes.
     pub(crate) fn records(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let gates = (self.recs.base().as_ptr().addr(), self.most() * size_of::<SegRec>());
-        std::iter::once(gates).chain(self.slots.iter().filter_map(|s| s.tables.place(self.most())))
+        let (_, recs) = self.arena.reached();
+        let views = move |s: &Slot| s.tables.views(recs);
+        std::iter::once(self.arena.records()).chain(self.slots.iter().filter_map(views))
+    }
+
+    /// Whether an allocation of so many bytes could ever have storage for all of them. Stores of the program take it without asking, and
+    /// beyond a control group's limit the kernel ends the process.
+    pub(crate) fn check_limits(&self, requested: u64) -> Result<(), Error> {
+        const LEAST: u64 = 1 << 20; // no process lives in less, so small allocations cost no look
+        if requested < LEAST {
+            return Ok(());
+        }
+        let file_system = self
+            .arena
+            .storage_limit()
+            .map(|limit| (limit, "/dev/shm, which holds shared memory where memfd_create is forbidden"));
+        let group = (os::room::group_limit(), crate::error::CONTROL_GROUP);
+        match file_system.into_iter().chain([group]).find(|(limit, _)| requested > *limit) {
+            Some((limit, what)) => Err(Error::TooBig { requested, limit, what }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn too_big(&self, requested: u64) -> Error {
@@ -305,19 +284,41 @@ impl Space {
     // ── segments ──
 
     /// A slot and blocks for a new segment, which are its own until [`retire`](Self::retire).
-    pub(crate) fn take_blocks(&self, n: u32) -> Option<(u32, BlockId)> {
-        let mut r = self.ranges.lock();
-        let (&first, &len) = r.free.iter().find(|(_, len)| **len >= n)?;
-        r.free.remove(&first);
-        if len > n {
-            r.free.insert(first + n, len - n);
+    pub(crate) fn take_blocks(&self, n: u32) -> Result<Option<(u32, BlockId)>, Error> {
+        let (slot, first) = {
+            let mut r = self.ranges.lock();
+            let Some((&first, &len)) = r.free.iter().find(|(_, len)| **len >= n) else { return Ok(None) };
+            r.free.remove(&first);
+            if len > n {
+                r.free.insert(first + n, len - n);
+            }
+            let slot = r.slots.pop().unwrap_or_else(|| {
+                r.next_slot += 1;
+                r.next_slot - 1
+            });
+            (slot, first)
+        };
+        if let Err(e) = self.arena.reach(first + n, slot + 1, || self.slots.iter().map(|s| &s.tables)) {
+            self.give_blocks(slot, first, n);
+            return Err(Error::System(e));
         }
-        let slot = r.slots.pop().unwrap_or_else(|| {
-            r.next_slot += 1;
-            r.next_slot - 1
-        });
         self.live.fetch_add(1, Ordering::Relaxed);
-        Some((slot, BlockId(first)))
+        Ok(Some((slot, BlockId(first))))
+    }
+
+    fn give_blocks(&self, slot: u32, mut first: u32, mut len: u32) {
+        let mut r = self.ranges.lock();
+        if let Some((&f, &l)) = r.free.range(..first).next_back()
+            && f + l == first
+        {
+            r.free.remove(&f);
+            (first, len) = (f, len + l);
+        }
+        if let Some(l) = r.free.remove(&(first + len)) {
+            len += l;
+        }
+        r.free.insert(first, len);
+        r.slots.push(slot);
     }
 
     /// Makes a new segment findable.
@@ -341,7 +342,7 @@ impl Space {
     /// pages that come there next are others. Afterwards and not before, since copies of neighbouring pages may have a device
     /// take hold of a whole stretch at any time.
     pub(crate) fn free_storage(&self, range: Range<u64>) -> io::Result<()> {
-        let done = os::punch_hole(&self.fd, range.clone());
+        let done = os::punch_hole(self.file(), range.clone());
         #[cfg(feature = "planted")]
         if super::planted::on(&super::planted::FREED_UNTOLD) {
             return done;
@@ -413,20 +414,7 @@ impl Space {
         debug_assert!(rec.devices().all(|d| rec.view[d].active.load(Ordering::Relaxed) == 0));
         rec.reset();
         drop(told);
-        let mut r = self.ranges.lock();
-        let (mut first, mut len) = (seg.first().0, seg.blocks());
-        if let Some((&f, &l)) = r.free.range(..first).next_back()
-            && f + l == first
-        {
-            r.free.remove(&f);
-            (first, len) = (f, len + l);
-        }
-        if let Some(l) = r.free.remove(&(first + len)) {
-            len += l;
-        }
-        r.free.insert(first, len);
-        r.slots.push(seg.slot());
-        drop(r);
+        self.give_blocks(seg.slot(), seg.first().0, seg.blocks());
         self.live.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -450,16 +438,16 @@ impl Space {
                 Err(_) => return Err(Error::TooManyDevices { limit: MAX_DEVICES }),
             }
         };
-        self.slots[slot].tables.make(self.most()).map_err(|e| {
+        self.arena.make(&self.slots[slot].tables).map_err(|e| {
             self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
-            Error::driver("reserving addresses for a device's records; raise `ulimit -v` and `ulimit -d`", &e)
+            Error::System(e)
         })?;
         Ok(slot)
     }
 
     /// Slots that have, or had, a device: the others have no records.
     pub(super) fn with_records(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..MAX_DEVICES).filter(|slot| self.slots[*slot].tables.place(0).is_some())
+        (0..MAX_DEVICES).filter(|slot| self.slots[*slot].tables.are_made())
     }
 
     /// The slots that are some device's. Signal-safe.
@@ -478,7 +466,7 @@ impl Space {
         s.frames_fd.store(-1, Ordering::Release);
         self.devices.write()[slot] = None;
         s.counters.reset();
-        s.tables.clear(self.most());
+        s.tables.clear();
         self.leaving.fetch_and(!(1 << slot), Ordering::AcqRel);
         self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
     }

@@ -13,7 +13,6 @@ use crate::hmm::fork;
 use crate::hmm::gate::Gate;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Moved};
-use crate::hmm::os::memory;
 use crate::hmm::pin::Pin;
 use crate::hmm::source;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
@@ -200,18 +199,13 @@ impl<T: Pod> Handle<T> {
     }
 
     pub(crate) fn replace(&mut self, range: Range<usize>, fill: impl FnOnce(&mut [T])) -> Result<(), Error> {
-        let bytes = (range.len() * size_of::<T>()) as u64;
-        // What the system says could be had without swapping.
-        let available = memory("MemAvailable");
-        if bytes > available {
-            return Err(Error::OutOfHostMemory { requested: bytes, available });
-        }
         fork::check()?;
         if hal_in_kernel() {
             return Err(Error::InsideKernel);
         }
         let part = self.part(&range);
         let core = &self.core;
+        core.seg.ask_for_storage(&part)?;
         let mut free = Free::at_entry();
         core.wait(&mut free, true);
         if core.seg.space().mechanism() == Mechanism::None {

@@ -216,7 +216,7 @@ impl Host {
                 unsafe { os::discard_mapping(at, bytes) }
                     .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code)))
             }
-            Door::Guard(guard) => guard.shut(at, bytes),
+            Door::Guard(guard) => guard.shut(at, bytes, &space.window_addresses()),
             Door::None => Ok(()),
         }
     }

@@ -6,6 +6,8 @@
 //! Guard markers (`MADV_GUARD_INSTALL`, Linux 6.13, for files 6.15) are page-table entries: they split no mapping. Below that
 //! the pages are protected, which makes a mapping of each stretch, and so counts against `vm.max_map_count`.
 
+use std::ops::Range;
+
 use super::super::os;
 use crate::Error;
 
@@ -32,13 +34,19 @@ impl Guard {
         if there { Self::Markers } else { Self::Protection }
     }
 
-    /// Has touches of the range noticed.
-    pub(super) fn shut(self, at: usize, bytes: usize) -> Result<(), Error> {
+    /// Has touches of the range noticed, which lies in `window`.
+    pub(super) fn shut(self, at: usize, bytes: usize, window: &Range<usize>) -> Result<(), Error> {
         let failed = |call, code| Error::driver(call, &std::io::Error::from_raw_os_error(code));
         // SAFETY: the window is a shared mapping of the engine's.
         unsafe {
             match self {
-                Self::Markers => os::guard(at, bytes).map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
+                Self::Markers => match os::guard(at, bytes) {
+                    // The program has locked all its memory, which the kernel puts no markers into. All of the window at once: a part
+                    // would be a mapping of its own.
+                    Err(libc::EINVAL) => os::unlock(window.start, window.len()).and_then(|()| os::guard(at, bytes)),
+                    done => done,
+                }
+                .map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
                 Self::Protection => os::protect(at, bytes, false, false).map_err(|code| match code {
                     libc::ENOMEM => os::too_many_mappings("mprotect", code),
                     code => failed("mprotect", code),

@@ -28,7 +28,8 @@ mod service;
 mod signal;
 mod transparent;
 
-use std::sync::OnceLock;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::{Block, Body};
@@ -57,14 +58,15 @@ pub(crate) struct Host {
     door: Door,
     pub(crate) service: service::Service,
     mappings: coherent::Mappings,
-    started: OnceLock<()>,
+    /// How far starting has come.
+    started: AtomicU32,
     /// Held while what a block's faults are reported for changes.
     registering: Futex,
 }
 
 impl Host {
     /// Opens the mechanism `wanted`, or the best there is, over the window.
-    pub(crate) fn new(wanted: Option<Mechanism>, window: usize, bytes: usize) -> Result<Self, Error> {
+    pub(crate) fn new(wanted: Option<Mechanism>, window: Range<usize>) -> Result<Self, Error> {
         let mut refused = None;
         for mechanism in Mechanism::ALL {
             if wanted.is_some_and(|w| w != mechanism) {
@@ -73,13 +75,13 @@ impl Host {
             let opened = match mechanism {
                 Mechanism::Transparent => Uffd::full().map(Door::Uffd),
                 Mechanism::Signal => Uffd::sigbus().map(Door::Uffd),
-                Mechanism::Guard => Ok(Door::Guard(Guard::probe(window))),
+                Mechanism::Guard => Ok(Door::Guard(Guard::probe(window.start))),
                 Mechanism::None => Ok(Door::None),
             };
             let registered = opened.and_then(|mut door| {
                 if let Door::Uffd(u) = &mut door {
-                    u.probe_stores(window);
-                    u.register(window, bytes, os::uffd::MINOR).map_err(std::io::Error::from_raw_os_error)?;
+                    u.probe_stores(window.start);
+                    u.register(window.start, window.len(), os::uffd::MINOR).map_err(std::io::Error::from_raw_os_error)?;
                 }
                 Ok(door)
             });
@@ -90,7 +92,7 @@ impl Host {
                         door,
                         service: service::Service::new(),
                         mappings: coherent::Mappings::new(),
-                        started: OnceLock::new(),
+                        started: AtomicU32::new(0),
                         registering: Futex::new(),
                     });
                 }
@@ -128,20 +130,29 @@ impl Host {
         if let Door::Uffd(u) = &self.door { Some(u) } else { None }
     }
 
-    /// Starts the threads or installs the handler that serves faults.
+    /// Starts the threads or installs the handler that serves faults. What an earlier attempt has started is not started again: by
+    /// the thread that makes the space alone.
     pub(crate) fn start(&self, space: &'static Space) -> Result<(), Error> {
         let failed = |source| Error::Mechanism { mechanism: self.mechanism, source: std::sync::Arc::new(source) };
-        if self.started.set(()).is_err() {
+        if !self.faults() {
             return Ok(());
         }
-        match self.mechanism {
-            Mechanism::Transparent => transparent::start(space).map_err(failed)?,
-            Mechanism::Signal => signal::install_sigbus().map_err(failed)?,
-            // SIGSEGV is installed for the faults of devices, on every mechanism.
-            Mechanism::Guard => {}
-            Mechanism::None => return Ok(()),
+        const FRONT: u32 = 1;
+        const SERVICE: u32 = 2;
+        if self.started.load(Ordering::Acquire) < FRONT {
+            match self.mechanism {
+                Mechanism::Transparent => transparent::start(space)?,
+                Mechanism::Signal => signal::install_sigbus().map_err(failed)?,
+                // SIGSEGV is installed for the faults of devices, on every mechanism.
+                Mechanism::Guard | Mechanism::None => {}
+            }
+            self.started.store(FRONT, Ordering::Release);
         }
-        self.service.start(space).map_err(failed)
+        if self.started.load(Ordering::Acquire) < SERVICE {
+            self.service.start(space)?;
+            self.started.store(SERVICE, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Takes pages out of the window. They are busy already; device entries are gone. When this returns no store of the host
@@ -219,7 +230,7 @@ impl Host {
         #[cfg(not(feature = "planted"))]
         let planted = false;
         match &self.door {
-            Door::Guard(guard) if !planted => guard.shut(at, run.bytes() as usize),
+            Door::Guard(guard) if !planted => guard.shut(at, run.bytes() as usize, &space.window_addresses()),
             // SAFETY: the window is a shared mapping of the engine's.
             _ => unsafe { os::discard_mapping(at, run.bytes() as usize) }
                 .map_err(|code| Error::driver("madvise(MADV_DONTNEED)", &std::io::Error::from_raw_os_error(code))),
@@ -272,7 +283,7 @@ impl Host {
     pub(crate) fn holes(&self, space: &Space, id: BlockId, mask: Mask) -> Mask {
         let mut data = Mask::EMPTY;
         for (r, base) in space.block(id).pieces(id, Mask::FULL) {
-            for e in os::data_extents(&space.fd, base..base + r.len() as u64 * PAGE) {
+            for e in os::data_extents(space.file(), base..base + r.len() as u64 * PAGE) {
                 let page = |at: u64| r.start + (at - base).div_ceil(PAGE) as usize;
                 data |= Mask::range(page(e.start / PAGE * PAGE)..page(e.end));
             }
@@ -287,7 +298,11 @@ impl Host {
         let mut holes = Mask::EMPTY;
         for (r, base) in space.block(id).pieces(id, mask) {
             let bytes = base..base + r.len() as u64 * PAGE;
-            if os::has_data(&space.fd, &bytes) {
+            if os::has_data(space.file(), &bytes) {
+                if os::room::take(bytes.end - bytes.start).is_err() {
+                    holes |= self.holes(space, id, Mask::range(r)); // no memory for more than what has some
+                    continue;
+                }
                 let at = space.view_at(bytes.start).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_read(at, (bytes.end - bytes.start) as usize) }
@@ -301,6 +316,8 @@ impl Host {
 
     /// Gives pages without storage some, so that they can be mapped.
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
+        let base = seg.offset();
+        seg.ask_for_storage(&(pages.0.start * PAGE - base..pages.0.end * PAGE - base))?;
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
             for (r, storage) in block.pieces(id, mask) {
@@ -323,7 +340,7 @@ impl Host {
             }
             let block = seg.claim(id);
             let base = block.storage(id, 0);
-            if !block.is_whole() || os::has_data(&space.fd, &(base..base + BLOCK)) || block.lock(free).missing {
+            if !block.is_whole() || os::has_data(space.file(), &(base..base + BLOCK)) || block.lock(free).missing {
                 continue;
             }
             let at = space.view_at(base);

@@ -7,7 +7,6 @@
 //! **Lock**: the queue's futex, held for word operations; fault handlers take it.
 
 use std::cell::UnsafeCell;
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use super::super::source;
 use super::super::space::Space;
 use super::super::walk;
 use super::coherent::resident;
+use crate::Error;
 use crate::stats::Cause;
 
 /// Each entry belongs to a thread that sleeps; more than this and the rest try again by themselves.
@@ -57,8 +57,8 @@ impl Service {
         Self { lock: Futex::new(), queue: UnsafeCell::new((0, [(Page(0), false); CAPACITY])), rung: AtomicU32::new(0) }
     }
 
-    pub(super) fn start(&self, space: &'static Space) -> io::Result<()> {
-        os::spawn("sterna-host", move || run(space)).map(drop)
+    pub(super) fn start(&self, space: &'static Space) -> Result<(), Error> {
+        os::spawn("sterna-host", move || run(space)).map(drop).map_err(Error::System)
     }
 
     /// Asks for a page, to store to it or not. Signal-safe.

@@ -5,26 +5,31 @@
 //! A message wakes every reader, of which one gets it; four bounds that. With more processors the threads are left to the
 //! scheduler.
 
-use std::io;
-
 use sterna_hal::Access;
 
 use super::super::os::{self, uffd::Message};
 use super::super::space::Space;
 use super::fault::{Served, serve};
+use crate::Error;
 
 const MOST: usize = 4;
 
-pub(super) fn start(space: &'static Space) -> io::Result<()> {
+/// Starts the readers; one alone does as well, if slower.
+pub(super) fn start(space: &'static Space) -> Result<(), Error> {
     let cpus = allowed_cpus();
     for i in 0..cpus.len().clamp(1, MOST) {
         let pin = (cpus.len() <= MOST).then(|| cpus[i]);
-        os::spawn(&format!("sterna-fault{i}"), move || {
+        let started = os::spawn(&format!("sterna-fault{i}"), move || {
             if let Some(cpu) = pin {
                 stay_on(cpu);
             }
             run(space);
-        })?;
+        });
+        match started {
+            Ok(_) => {}
+            Err(_) if i > 0 => break,
+            Err(e) => return Err(Error::System(e)),
+        }
     }
     Ok(())
 }

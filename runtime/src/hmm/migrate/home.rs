@@ -6,7 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use sterna_hal::Access;
 
-use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span};
+use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body};
 use super::super::devmem::push_frame;
 use super::super::host::coherent::resident;
@@ -43,7 +43,12 @@ pub(crate) fn bring_home(
             at = end;
             continue;
         }
-        let batch = collect_home(free, seg, &part, home, cause);
+        let (batch, storage) = collect_home(free, seg, &part, home, cause);
+        // A touch of the program cannot be refused; all else can. The batch puts back what it took.
+        if storage > 0 && cause != Cause::HostFault {
+            let refused = |available| Error::OutOfHostMemory { requested: storage, available };
+            os::room::take(storage).map_err(refused)?;
+        }
         let blocked = batch.core.result.blocked;
         let batch = batch.start(free)?;
         if let Some(before) = under_way.replace(batch) {
@@ -70,11 +75,13 @@ pub(crate) fn bring_home(
     Ok(total)
 }
 
-fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, cause: Cause) -> Batch<Collected> {
+/// The pages that are to come, busy from now on, and for how many bytes of them the host has no storage yet.
+fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, cause: Cause) -> (Batch<Collected>, u64) {
     let space = seg.space();
     let devices = grains(space);
     let mut spans = Vec::new();
     let mut result = Moved::default();
+    let mut storage = 0;
     for (id, mask) in pages.blocks() {
         let block: &Block = space.block(id);
         if block.segment().is_none() {
@@ -122,10 +129,11 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             continue;
         }
         body.busy |= fix;
+        storage += u64::from((fix & body.gone & body.hole).count()) * PAGE;
         spans.push(Span { block: id, mask: fix });
     }
     let (to, access, points) = (None, Access::Read, SmallVec::new());
-    Core { seg: Arc::clone(seg), to, access, moves: false, spans, home, points, result, cause }.into()
+    (Core { seg: Arc::clone(seg), to, access, moves: false, spans, home, points, result, cause }.into(), storage)
 }
 
 /// Slots of devices, and how many pages a grain of each has.

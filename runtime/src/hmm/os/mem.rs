@@ -3,28 +3,31 @@
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 
 use sterna_hal::DeviceError;
+use sterna_host::{files, limits, locked};
 
 use super::{again, errno, in_the_end, once, set_errno};
 use crate::Error;
 
 const MADV_COLLAPSE: libc::c_int = 25;
 
-/// What `mmap` gives.
-fn mapped(mut map: impl FnMut() -> *mut libc::c_void) -> io::Result<*mut libc::c_void> {
+/// What mapping gives. Signal-safe.
+fn mapped(mut map: impl FnMut() -> Result<*mut libc::c_void, i32>) -> Result<*mut libc::c_void, i32> {
     let mut at = libc::MAP_FAILED;
-    again(|| {
-        at = map();
-        if at == libc::MAP_FAILED { -1 } else { 0 }
+    again(|| match map() {
+        Ok(got) => {
+            at = got;
+            0
+        }
+        Err(_) => -1, // and `errno` says it
     })
     .map(|_| at)
-    .map_err(io::Error::from_raw_os_error)
 }
 
-/// A mapping that is removed when dropped.
+/// A mapping that is removed when dropped. It is made without access, and never locked: see [`open`](Self::open).
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -36,43 +39,45 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
+const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
 impl Mapping {
-    fn map(bytes: usize, prot: libc::c_int, flags: libc::c_int, fd: RawFd, hint: usize) -> io::Result<Self> {
-        // SAFETY: without MAP_FIXED no existing mapping is touched.
-        let at = mapped(|| unsafe { libc::mmap(ptr::without_provenance_mut(hint), bytes, prot, flags, fd, 0) })?;
-        let base = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-        let m = Self { base, bytes };
+    /// What mapping without access gives, with what helps where that is nothing.
+    fn map(at: usize, bytes: usize, flags: libc::c_int, fd: RawFd) -> Result<Self, DeviceError> {
+        // SAFETY: without MAP_FIXED no existing mapping is touched; with it, it is the caller's own.
+        let got = mapped(|| unsafe { locked::map(ptr::without_provenance_mut(at), bytes, libc::PROT_NONE, flags, fd, 0) })
+            .map_err(|e| refused("mmap", e))?;
+        let base = NonNull::new(got.cast()).ok_or_else(|| refused("mmap", libc::EINVAL))?;
+        Ok(Self { base, bytes })
+    }
+
+    /// For a whole mapping that stays.
+    fn settle(self) -> Result<Self, DeviceError> {
+        let at = self.base.as_ptr().cast::<libc::c_void>();
+        // A program that locks all that it maps would have it filled when it is opened, and could not have it moved.
+        // SAFETY: our own mapping.
+        unsafe { unlock(at.addr(), self.bytes) }.map_err(|e| refused("munlock", e))?;
         // A forked child must not see half of a shared memory whose other half is on a device; a core dump of it is useless.
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             // SAFETY: our own mapping.
-            again(|| unsafe { libc::madvise(at, bytes, advice) }).map_err(io::Error::from_raw_os_error)?;
+            again(|| unsafe { libc::madvise(at, self.bytes, advice) }).map_err(|e| refused("madvise", e))?;
         }
-        Ok(m)
+        Ok(self)
     }
 
-    /// Zero-filled private memory that costs nothing until touched: for tables.
-    pub(crate) fn table(bytes: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    /// Addresses for zero-filled private memory that costs nothing until touched: for tables.
+    pub(crate) fn table(bytes: usize) -> Result<Self, DeviceError> {
+        Self::map(0, bytes, ANONYMOUS, -1)?.settle()
     }
 
-    /// A shared mapping of all of `fd`'s first `bytes` bytes, aligned to `align`, near `hint`.
-    pub(crate) fn shared(fd: &OwnedFd, bytes: usize, align: usize, hint: usize) -> io::Result<Self> {
+    /// Addresses for all of `fd`'s first `bytes` bytes, shared, aligned to `align`, near `hint`.
+    pub(crate) fn shared(fd: &OwnedFd, bytes: usize, align: usize, hint: usize) -> Result<Self, DeviceError> {
         // Reserve more than is needed, then map over the aligned part: mmap aligns to pages only.
-        let whole = Self::map(
-            bytes + align,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            hint,
-        )?;
+        let whole = Self::map(hint, bytes + align, ANONYMOUS, -1)?;
         let at = whole.base.as_ptr().addr().next_multiple_of(align);
         let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let (base, end) = (whole.base.as_ptr().addr(), whole.base.as_ptr().addr() + whole.bytes);
-        // SAFETY: inside the reservation made just now, which nobody else knows.
-        let got = mapped(|| unsafe {
-            libc::mmap(ptr::without_provenance_mut(at), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd.as_raw_fd(), 0)
-        })?;
+        let this = Self::map(at, bytes, flags, fd.as_raw_fd())?;
         std::mem::forget(whole);
         // SAFETY: the rims of the reservation, unused.
         unsafe {
@@ -83,17 +88,29 @@ impl Mapping {
                 libc::munmap(ptr::without_provenance_mut(at + bytes), end - at - bytes);
             }
         }
-        let m = Self { base: NonNull::new(got.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?, bytes };
-        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
-            // SAFETY: our own mapping.
-            again(|| unsafe { libc::madvise(got, bytes, advice) }).map_err(io::Error::from_raw_os_error)?;
-        }
-        Ok(m)
+        this.settle()
+    }
+
+    /// Lets loads and stores into bytes `range`, to whole pages. Again and again makes no difference.
+    pub(crate) fn open(&self, range: Range<usize>) -> Result<(), DeviceError> {
+        let (start, end) = (range.start & !4095, range.end.next_multiple_of(4096).min(self.bytes));
+        // SAFETY: inside our own mapping.
+        let at = unsafe { self.base.as_ptr().add(start) };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: as above.
+        again(|| unsafe { libc::mprotect(at.cast(), end - start, prot) }).map(drop).map_err(|e| refused("mprotect", e))
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
+}
+
+/// A mapping that the system refused, with what helps.
+fn refused(call: &'static str, code: i32) -> DeviceError {
+    const OTHERWISE: &str = "raise vm.max_map_count (sysctl), or end what else uses the process's addresses";
+    let text = format!("{}; {}", io::Error::from_raw_os_error(code), limits::for_memory(code, OTHERWISE));
+    DeviceError::Driver { call, code, text }
 }
 
 impl Drop for Mapping {
@@ -135,14 +152,8 @@ pub(crate) unsafe fn zeros_over(at: usize, bytes: usize) {
 /// # Safety
 /// The caller's own, whose contents nobody needs.
 pub(crate) unsafe fn forget_memory(at: usize, bytes: usize) {
-    const MADV_DONTNEED_LOCKED: libc::c_int = 24;
-    // Locked memory wants the second, which older kernels do not have: there the contents stay.
-    for advice in [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED] {
-        // SAFETY: the caller's.
-        if unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, advice) } == 0 {
-            return;
-        }
-    }
+    // SAFETY: the caller's. What a kernel refuses stays, as with no kernel seen.
+    unsafe { locked::discard(ptr::without_provenance_mut(at), bytes) };
 }
 
 /// Has memory come in single pages, so that a table costs what is used of it.
@@ -166,37 +177,29 @@ pub(crate) unsafe fn move_over(at: usize, bytes: usize, to: usize) {
 }
 
 /// A sparse file in memory of `bytes` bytes.
-pub(crate) fn memfd(name: &CStr, bytes: u64) -> io::Result<OwnedFd> {
-    // SAFETY: a valid C string.
-    let fd = again(|| unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })
-        .map_err(io::Error::from_raw_os_error)?;
-    // SAFETY: a descriptor of our own.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len = libc::off_t::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-    // SAFETY: our own descriptor.
-    again(|| unsafe { libc::ftruncate(fd.as_raw_fd(), len) }).map_err(io::Error::from_raw_os_error)?;
-    // For devices whose driver takes files as DMA buffers (`/dev/udmabuf`), which must not be shortened; nothing else depends on it.
-    // SAFETY: our own descriptor.
-    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
-    Ok(fd)
-}
-
-/// A soft limit of this process (`ulimit`), or `None` for unlimited.
-pub(crate) fn process_limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
-    let mut l = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: writes `l` only.
-    let ok = unsafe { libc::getrlimit(resource, &mut l) } == 0;
-    (ok && l.rlim_cur != libc::RLIM_INFINITY).then_some(l.rlim_cur)
+pub(crate) fn memory_file(name: &CStr, bytes: u64) -> Result<OwnedFd, DeviceError> {
+    // Where a test has it fail.
+    again(|| 0).map_err(|e| refused("memfd_create", e))?;
+    files::memory(name, bytes)
 }
 
 /// Takes `bytes` bytes at `at` out of this process's page table; the storage keeps its contents. When it returns, no store
-/// through the mapping can land any more without a new fault. Signal-safe.
+/// through the mapping can land any more without a new fault. The program may have locked it. Signal-safe.
 ///
 /// # Safety
 /// The range lies in a shared mapping of the engine's.
 pub(crate) unsafe fn discard_mapping(at: usize, bytes: usize) -> Result<(), i32> {
     // SAFETY: the caller's; a shared mapping keeps its contents.
-    again(|| unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, libc::MADV_DONTNEED) }).map(drop)
+    again(|| unsafe { locked::discard(ptr::without_provenance_mut(at), bytes) }).map(drop)
+}
+
+/// Takes the lock off memory that the program has locked. Signal-safe.
+///
+/// # Safety
+/// A mapping of the engine's.
+pub(crate) unsafe fn unlock(at: usize, bytes: usize) -> Result<(), i32> {
+    // SAFETY: the caller's.
+    again(|| unsafe { locked::unlocked(ptr::without_provenance_mut(at), bytes) }.map_or(-1, |()| 0)).map(drop)
 }
 
 /// Has every access to `bytes` bytes at `at` raise SIGSEGV, until [`unguard`]; the storage keeps its contents. When it returns, no
@@ -235,9 +238,8 @@ pub(crate) unsafe fn map_over(
     let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
     // SAFETY: the caller's.
     let got = mapped(|| unsafe {
-        libc::mmap(ptr::without_provenance_mut(at), bytes, protection(read, write), flags, fd, offset as libc::off_t)
-    })
-    .map_err(|e| e.raw_os_error().unwrap_or(libc::ENOMEM))?;
+        locked::map(ptr::without_provenance_mut(at), bytes, protection(read, write), flags, fd, offset as libc::off_t)
+    })?;
     for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
         // Until then the range is a mapping of its own: nothing is split, so the call wants no mapping.
         // SAFETY: mapped just now.
@@ -313,6 +315,17 @@ pub(crate) fn has_data(fd: &OwnedFd, range: &Range<u64>) -> bool {
     next >= 0 && (next as u64) < range.end
 }
 
+/// Bytes of storage that a file has.
+pub(crate) fn stored(fd: &OwnedFd) -> u64 {
+    // SAFETY: plain old data for which all bits zero is a value; the call writes it.
+    let s = unsafe {
+        let mut s: libc::stat = std::mem::zeroed();
+        libc::fstat(fd.as_raw_fd(), &mut s);
+        s
+    };
+    s.st_blocks as u64 * 512
+}
+
 /// Frees the storage of `range` (bytes of the file); it reads as zeros afterwards, through every mapping.
 pub(crate) fn punch_hole(fd: &OwnedFd, range: Range<u64>) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -367,9 +380,11 @@ pub(crate) unsafe fn read_at(fd: RawFd, to: *mut u8, range: Range<u64>) -> io::R
 /// # Safety
 /// `from` can be read for as many bytes, and nobody writes them.
 pub(crate) unsafe fn write_at(fd: RawFd, from: *const u8, range: Range<u64>) -> io::Result<()> {
-    transfer(range, |done, left, at| {
-        // SAFETY: the caller's.
-        unsafe { libc::pwrite(fd, from.add(done).cast(), left, at) }
+    files::within_limits(|| {
+        transfer(range, |done, left, at| {
+            // SAFETY: the caller's.
+            unsafe { libc::pwrite(fd, from.add(done).cast(), left, at) }
+        })
     })
 }
 
@@ -392,22 +407,15 @@ fn transfer(range: Range<u64>, mut part: impl FnMut(usize, usize, libc::off_t) -
     Ok(())
 }
 
-/// A line of `/proc/meminfo` in bytes; everything there is, if the system does not say.
-pub(crate) fn memory(line: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':'));
-    let kib = value.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map_or(u64::MAX, |k| k << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn extents_follow_writes_and_punches() {
-        let fd = memfd(c"test", 16 << 20).unwrap();
+        let fd = memory_file(c"test", 16 << 20).unwrap();
         let m = Mapping::shared(&fd, 16 << 20, 2 << 20, 0).unwrap();
+        m.open(0..16 << 20).unwrap();
         assert_eq!(m.base().as_ptr().addr() % (2 << 20), 0);
         assert!(data_extents(&fd, 0..16 << 20).is_empty());
         // SAFETY: inside our mapping.

@@ -11,13 +11,19 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use std::{io, ptr};
 
+use sterna_hal::DeviceError;
+use sterna_host::sys::no_thread;
+
 use super::schedule;
 
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, extents, forget_memory, guard, has_data, map_over, memfd, memory,
-    move_over, no_huge_pages, populate_read, populate_write, private_memory, process_limit, protect, punch_hole, read_at,
-    too_many_mappings, unguard, unmap, write_at, zeros_over,
+    Mapping, collapse, data_extents, discard_mapping, extents, forget_memory, guard, has_data, map_over, memory_file,
+    move_over, no_huge_pages, populate_read, populate_write, private_memory, protect, punch_hole, read_at, stored,
+    too_many_mappings, unguard, unlock, unmap, write_at, zeros_over,
 };
+pub(crate) use sterna_host::files::{high, space as file_system};
+pub(crate) use sterna_host::limits::of as process_limit;
+pub(crate) use sterna_host::room;
 
 /// The error that the last call left. Signal-safe.
 pub(crate) fn errno() -> i32 {
@@ -37,11 +43,18 @@ pub(crate) fn set_errno(value: i32) {
     unsafe { *libc::__errno_location() = value };
 }
 
-/// Makes a system call, again as long as the kernel asks for that; its error otherwise. Signal-safe.
+/// How often a call is made again that signals interrupt, and one that the kernel asks to be made again: a timer may interrupt a long
+/// call many times, and what stays busy is refused for good (more would be locked than a limit allows).
+const INTERRUPTED: u32 = 10_000;
+const BUSY: u32 = 64;
+
+/// Makes a system call, again if the kernel asks for that; its error otherwise. Signal-safe.
 pub(crate) fn again(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int, i32> {
+    let (mut interrupted, mut busy) = (0, 0);
     loop {
         match once(&mut call) {
-            Err(libc::EINTR | libc::EAGAIN) => {}
+            Err(libc::EINTR) if interrupted < INTERRUPTED => interrupted += 1,
+            Err(libc::EAGAIN) if busy < BUSY => busy += 1,
             result => return result,
         }
     }
@@ -69,16 +82,15 @@ pub(crate) fn once(mut call: impl FnMut() -> libc::c_int) -> Result<libc::c_int,
     if r < 0 { Err(errno()) } else { Ok(r) }
 }
 
-/// Starts a thread of the engine.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
-    let failed = |e: io::Error| io::Error::new(e.kind(), format!("starting the thread {name}: {e}; raise `ulimit -u`"));
+/// Starts a thread of the engine; what helps where it cannot be had.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, DeviceError> {
     // Where a test has it fail; never interrupted.
     if let Err(code) = once(|| 0)
         && code != libc::EINTR
     {
-        return Err(failed(io::Error::from_raw_os_error(code)));
+        return Err(no_thread(&io::Error::from_raw_os_error(code)));
     }
-    std::thread::Builder::new().name(name.into()).spawn(run).map_err(failed)
+    std::thread::Builder::new().name(name.into()).spawn(run).map_err(|e| no_thread(&e))
 }
 
 /// A system call's result as a `Result`.

@@ -57,7 +57,8 @@ impl Uffd {
         let fd = again(|| unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) as libc::c_int })
             .map_err(io::Error::from_raw_os_error)?;
         // SAFETY: a descriptor of our own.
-        let this = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, stores };
+        let fd = super::high(unsafe { OwnedFd::from_raw_fd(fd) }).map_err(io::Error::other)?;
+        let this = Self { fd, stores };
         let mut api = sys::uffdio_api { api: u64::from(sys::UFFD_API), features, ioctls: 0 };
         this.until_done(nr::UFFDIO_API, &mut api).map_err(io::Error::from_raw_os_error)?;
         Ok(this)
@@ -126,7 +127,7 @@ impl Uffd {
         const WP: u64 = 2; // UFFDIO_CONTINUE_MODE_WP
         let (start, end) = (at, at + bytes);
         let mut at = start;
-        let mut skipped = false;
+        let (mut skipped, mut fruitless) = (false, 0);
         while at < end {
             let mut arg =
                 sys::uffdio_continue { range: Self::range(at, end - at), mode: if write { 0 } else { WP }, mapped: 0 };
@@ -137,8 +138,10 @@ impl Uffd {
                         at += arg.mapped as usize;
                     } else if e == libc::EEXIST {
                         (at, skipped) = (at + 4096, true);
-                    } else if e != libc::EAGAIN && e != libc::EINTR {
+                    } else if !matches!(e, libc::EAGAIN | libc::EINTR) || fruitless == super::INTERRUPTED {
                         return Err(e);
+                    } else {
+                        fruitless += 1;
                     }
                 }
             }
