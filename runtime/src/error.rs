@@ -24,6 +24,16 @@ pub enum Error {
         /// Bytes that are possible.
         most: u64,
     },
+    /// Elements whose addresses are multiples of more than memory is handed out by.
+    #[error(
+        "elements aligned to {align} bytes cannot be shared: allocations begin at multiples of {most}; align them to less"
+    )]
+    Alignment {
+        /// What an element's address is a multiple of.
+        align: usize,
+        /// What the first address of an allocation is a multiple of.
+        most: u64,
+    },
     /// Never fits, whatever is freed.
     #[error("{requested} bytes exceed {what} ({limit} bytes); {}", instead(what))]
     TooBig {

@@ -93,10 +93,12 @@ impl Runtime {
             opened => opened,
         };
         let file = opened.map_err(|e| Error::file(&name, e))?;
-        let bytes = (elements::<T>(&file, &name)? * size_of::<T>()) as u64;
+        let len = elements::<T>(&file, &name)?;
+        let bytes = (len * size_of::<T>()) as u64;
         if bytes > self.space().bytes() {
             return Err(self.space().too_big(bytes));
         }
+        let bytes = self.bytes_of::<T>(len)?;
         let seg = source::segment_of_file(self.space(), (file, name), 0, bytes, true)?;
         self.advise_new(&seg);
         Ok(Shared::over(self.clone(), seg, 0..bytes))

@@ -276,6 +276,15 @@ impl Runtime {
                     _ => counted = Some((index, n)),
                 }
             }
+            let aligned = mirror.alignment(&b.core.seg);
+            if p.align > aligned {
+                return Err(misfit(format!(
+                    "argument {index} has elements aligned to {} bytes, and {} has addresses for it that are aligned to {aligned}; align \
+                     them to less, or make the allocation shorter",
+                    p.align,
+                    mirror.device().info().id
+                )));
+            }
             if self.0.space.mechanism() == Mechanism::None {
                 let (total, grain) = (b.core.seg.used(), mirror.caps().grain);
                 let border = |at: u64| at == total || at.is_multiple_of(grain);

@@ -15,7 +15,8 @@ use crate::hmm::inflight::ErrorSink;
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::DeviceMirror;
 use crate::hmm::reaper;
-use crate::hmm::{Mechanism, Segment, Space};
+use crate::hmm::segment::Kind;
+use crate::hmm::{BLOCK, Mechanism, Segment, Space};
 use crate::launch::Args;
 use crate::pending::Pending;
 use crate::policy::{self, Policy};
@@ -201,19 +202,25 @@ impl Runtime {
     /// A shared allocation of `len` elements, all zero. It costs nothing until it is touched.
     ///
     /// # Errors
-    /// [`Length`](Error::Length) for zero or overflowing lengths; [`TooBig`](Error::TooBig) beyond the arena;
-    /// [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked) in a forked child.
+    /// [`Length`](Error::Length) for zero or overflowing lengths; [`Alignment`](Error::Alignment) for elements aligned to more than 2 MiB;
+    /// [`TooBig`](Error::TooBig) beyond the arena; [`InsideKernel`](Error::InsideKernel); [`Forked`](Error::Forked) in a forked child.
     pub fn shared<T: Pod + Send + Sync>(&self, len: usize) -> Result<Shared<T>, Error> {
         entry::check()?;
-        let bytes = (len as u64).checked_mul(size_of::<T>() as u64);
-        let bytes = bytes.filter(|b| *b > 0 && *b <= self.0.space.bytes()).ok_or(Error::Length {
-            len,
-            elem: size_of::<T>(),
-            most: self.0.space.bytes(),
-        })?;
-        let seg = Segment::new(self.0.space, bytes)?;
+        let bytes = self.bytes_of::<T>(len)?;
+        let seg = Segment::with(self.0.space, bytes, Kind::Private)?;
         self.advise_new(&seg);
         Ok(Shared::over(self.clone(), seg, 0..bytes))
+    }
+
+    /// Bytes of `len` elements, if an allocation can have such: every way to make one asks here. A segment begins on a block, and each of
+    /// its parts that becomes an allocation or a view of its own at a whole element, so elements that fit a block's alignment are aligned.
+    pub(crate) fn bytes_of<T>(&self, len: usize) -> Result<u64, Error> {
+        if align_of::<T>() as u64 > BLOCK {
+            return Err(Error::Alignment { align: align_of::<T>(), most: BLOCK });
+        }
+        let (elem, most) = (size_of::<T>(), self.0.space.bytes());
+        let bytes = (len as u64).checked_mul(elem as u64).filter(|b| *b > 0 && *b <= most);
+        bytes.ok_or(Error::Length { len, elem, most })
     }
 
     /// Has the policy say how far faults of a new segment reach.

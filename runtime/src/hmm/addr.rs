@@ -40,10 +40,10 @@ impl BlockId {
         u64::from(self.0) * BLOCK
     }
 
-    /// The block `n` further on.
+    /// The block `n` further on; behind the last number come the first ones, which are no block of any arena's.
     #[must_use]
     pub fn plus(self, n: u32) -> Self {
-        Self(self.0 + n)
+        Self(self.0.wrapping_add(n))
     }
 }
 
@@ -51,8 +51,8 @@ impl Page {
     /// The block it lies in.
     #[must_use]
     pub fn block(self) -> BlockId {
-        // The arena has fewer than 2^32 blocks: `Space` refuses a larger one.
-        BlockId((self.0 / PAGES_PER_BLOCK as u64) as u32)
+        // The arena has fewer than 2^32 blocks: `Space` refuses a larger one. A page outside is in the last block there could be.
+        BlockId(u32::try_from(self.0 / PAGES_PER_BLOCK as u64).unwrap_or(u32::MAX))
     }
 
     /// Its number within its block.
@@ -64,7 +64,7 @@ impl Page {
     /// Byte offset of its first byte in the arena.
     #[must_use]
     pub fn offset(self) -> u64 {
-        self.0 * PAGE
+        self.0.saturating_mul(PAGE)
     }
 }
 
@@ -97,7 +97,7 @@ impl Pages {
     /// Length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.len() * PAGE
+        self.len().saturating_mul(PAGE)
     }
 
     /// Whether the two have a page in common.
@@ -112,7 +112,8 @@ impl Pages {
         if self.is_empty() {
             return self.clone();
         }
-        Self(self.0.start / pages_per * pages_per..self.0.end.next_multiple_of(pages_per))
+        let per = pages_per.max(1);
+        Self(self.0.start / per * per..self.0.end.checked_next_multiple_of(per).unwrap_or(u64::MAX))
     }
 
     /// The part of block `id` that lies in the range.
@@ -127,6 +128,8 @@ impl Pages {
     pub fn blocks(&self) -> impl DoubleEndedIterator<Item = (BlockId, Mask)> + '_ {
         let n = PAGES_PER_BLOCK as u64;
         let last = if self.is_empty() { self.0.start / n } else { (self.0.end - 1) / n + 1 };
+        // What lies behind the last block that has a number is in no arena.
+        let last = last.min(u64::from(u32::MAX));
         (self.0.start / n..last).map(|b| BlockId(b as u32)).map(|id| (id, self.part_of(id)))
     }
 }

@@ -110,15 +110,24 @@ impl Attached {
         self.space().segments_in(pages)
     }
 
+    /// The parts of a range that is to be moved, or copied.
+    fn moving(&self, pages: &Pages) -> Result<Vec<(Arc<Segment>, Pages)>, Error> {
+        let parts = self.parts(pages)?;
+        parts.iter().try_for_each(|(seg, _)| entry::may_move(seg))?;
+        Ok(parts)
+    }
+
     /// Makes pages usable by the device for `access`, as `place` says (`driver_populate_range`), waiting for pages that are on
     /// their way at most `budget` without progress; `None` waits for as long as it takes.
     ///
     /// # Errors
     /// [`Fault`](Error::Fault) for a page that may not be read, [`Permission`](Error::Permission) for one that may not be
-    /// written; [`Busy`](Error::Busy); [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost).
+    /// written; [`Busy`](Error::Busy); [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost);
+    /// [`InsideKernel`](Error::InsideKernel) in a kernel; [`Invalid`](Error::Invalid) for a program's allocation with mechanism `none`,
+    /// where nothing would notice what the program stores meanwhile.
     pub fn populate(&self, pages: &Pages, access: Access, place: Place, budget: Option<Duration>) -> Result<(), Error> {
         let mut free = Free::at_entry();
-        for (seg, part) in self.parts(pages)? {
+        for (seg, part) in self.moving(pages)? {
             if self.populate_part(&mut free, (&seg, &part), access, (place, self.space().tick()), budget)? {
                 return Err(self.exhausted(part.bytes()));
             }
@@ -168,12 +177,13 @@ impl Attached {
     ///
     /// # Errors
     /// [`Invalid`](Error::Invalid) at the first page that does not exist, may not be read, or belongs to a segment that does not
-    /// migrate; what lies before it has moved. A device that fails.
+    /// migrate; what lies before it has moved. With mechanism `none`, for a program's allocation. A device that fails;
+    /// [`InsideKernel`](Error::InsideKernel) in a kernel.
     #[doc(alias = "migrate_vma")]
     pub fn migrate(&self, pages: &Pages) -> Result<Migration, Error> {
         let mut free = Free::at_entry();
         let mut total = Migration::default();
-        for (seg, part) in self.parts(pages).map_err(invalid)? {
+        for (seg, part) in self.moving(pages).map_err(invalid)? {
             if matches!(seg.kind(), Kind::Imported) {
                 return Err(Error::Invalid { what: "migrating imported pages" });
             }
@@ -359,7 +369,7 @@ impl Attached {
     #[doc(alias = "make_device_exclusive")]
     pub fn make_exclusive(&self, pages: &Pages) -> Result<(), Error> {
         let mut free = Free::at_entry();
-        for (seg, part) in self.parts(pages)? {
+        for (seg, part) in self.moving(pages)? {
             if !matches!(seg.kind(), Kind::Private) {
                 let device = self.device().info().id.clone();
                 return Err(Error::Unsupported {
@@ -429,6 +439,9 @@ impl Attached {
             if o.segment.bytes() > limit {
                 let what = "what the device can reserve in one piece";
                 return Err(Error::TooBig { requested: o.segment.bytes(), limit, what });
+            }
+            if !o.bytes.start.is_multiple_of(p.align.max(1)) || p.align > self.mirror.alignment(&o.segment) {
+                return Err(misfit(format!("bytes from {} on for elements aligned to {}", o.bytes.start, p.align)));
             }
             made = made.or_else(|| p.mapping.groups((o.bytes.end - o.bytes.start) / p.elem.max(1)));
             touches.push(Touch { seg: Arc::clone(&o.segment), bytes: o.bytes.clone(), access: p.access });

@@ -69,6 +69,14 @@ impl Pin {
         Ok(this)
     }
 
+    /// Keeps pages of one segment at home while they are written through the runtime's view, which no fault watches: every migration
+    /// refuses them. `None` where a short pin keeps some of them on a device.
+    pub(crate) fn filling(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Option<Self>, Error> {
+        let this = Self::behind_launches(free, seg, pages);
+        let moved = migrate::bring_home(free, seg, pages, Home::EXCLUSIVE, Cause::HostAccess)?;
+        Ok((!moved.pinned).then_some(this))
+    }
+
     /// Keeps pages of one segment where the host can use them: in the memory of a coherent device, or at home.
     fn short(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Self, Error> {
         let this = Self::mark(free, seg, pages, PinKind::Short);

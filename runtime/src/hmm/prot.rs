@@ -48,7 +48,7 @@ impl Space {
     ///
     /// # Errors
     /// [`Invalid`](Error::Invalid) for an empty range; [`Fault`](Error::Fault) where there is no segment; a system or device
-    /// call that fails, after which pages before the failing block are changed.
+    /// call that fails, after which pages before the failing block are changed; [`InsideKernel`](Error::InsideKernel) in a kernel.
     ///
     /// # Safety
     /// While the pages forbid it nobody uses them through a reference, and no launch that may fault touches them: such an access
@@ -57,7 +57,7 @@ impl Space {
         let mut free = super::entry::enter()?;
         for (seg, part) in self.segments_in(pages)? {
             present(&mut free, &seg, &part)?;
-            if prot.writes() && matches!(seg.kind(), Kind::Imported) {
+            if prot > most(&seg) {
                 return Err(Error::Permission { page: part.0.start });
             }
             for (id, mask) in part.blocks() {
@@ -102,7 +102,7 @@ impl Space {
         Ok(())
     }
 
-    /// Maps parts of a segment again that were unmapped: they read as zeros and may be written.
+    /// Maps parts of a segment again that were unmapped: they read as zeros and may be written. Imported pages may only be read, as before.
     ///
     /// # Errors
     /// As [`protect`](Self::protect), and [`Invalid`](Error::Invalid) if some page is mapped.
@@ -113,7 +113,7 @@ impl Space {
                 if !seg.claim(id).lock(&mut free).unmapped.covers(mask) {
                     return Err(Error::Invalid { what: "mapping pages that are mapped" });
                 }
-                set(&mut free, &seg, id, mask, Some(Prot::Write))?;
+                set(&mut free, &seg, id, mask, Some(most(&seg)))?;
             }
         }
         Ok(())
@@ -135,6 +135,11 @@ impl Space {
         }
         Ok(out)
     }
+}
+
+/// The most that may be done with pages of a segment, whatever was done before.
+fn most(seg: &Segment) -> Prot {
+    if matches!(seg.kind(), Kind::Imported) { Prot::Read } else { Prot::Write }
 }
 
 /// For good: its pages may only be read.

@@ -108,7 +108,8 @@ impl Range {
     ///
     /// # Errors
     /// [`Fault`](Error::Fault) for a page without a segment, without a copy, or that may not be read;
-    /// [`Permission`](Error::Permission) for one that may not be written; [`Busy`](Error::Busy) after a second.
+    /// [`Permission`](Error::Permission) for one that may not be written; [`Busy`](Error::Busy) after a second;
+    /// [`InsideKernel`](Error::InsideKernel) in a kernel.
     #[doc(alias = "hmm_vma_fault")]
     pub fn fault(&mut self, write: bool, block: bool) -> Result<(), Error> {
         self.fault_within(write, Some(if block { BUDGET } else { Duration::ZERO }))

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use sterna_hal::{Absent, DevAddr, DevRange};
 
-use super::addr::{BlockId, GRANULE, PAGE, Page, Pages};
+use super::addr::{BLOCK, BlockId, GRANULE, PAGE, Page, Pages};
 use super::devmem::unseat_another;
 use super::lock::Free;
 use super::migrate::{self, Home};
@@ -76,6 +76,18 @@ impl DeviceMirror {
     /// Addresses are reserved in these units: entries are made by whole grains, and a fault may bring in a granule.
     fn unit(&self) -> u64 {
         self.caps().grain.max(GRANULE)
+    }
+
+    /// What the device's addresses for a segment, where its byte 0 is or would be, are a multiple of.
+    pub(crate) fn alignment(&self, seg: &Segment) -> u64 {
+        let caps = self.caps();
+        let whole = seg.bytes().max(1).next_multiple_of(self.unit());
+        match caps.absent {
+            _ if caps.placed => caps.grain,
+            // It may get addresses in parts, which begin at any unit.
+            Absent::Undefined if whole > caps.max_reservation => self.unit(),
+            _ => BLOCK,
+        }
     }
 
     /// The device's addresses for all of `seg`, reserved at first use.

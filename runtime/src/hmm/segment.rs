@@ -142,6 +142,8 @@ pub struct Segment {
     hints: Mutex<HintMap>,
     /// Some of its pages were protected, unmapped or remapped.
     altered: AtomicBool,
+    /// A driver writer made it: there are no references of a program's to its bytes.
+    bare: AtomicBool,
     /// Some of its pages were remapped.
     remapped: AtomicBool,
     /// Some of its pages were lost with a device once.
@@ -155,7 +157,7 @@ impl Segment {
     /// # Errors
     /// [`TooBig`](crate::Error::TooBig) if the arena has no such stretch left.
     pub fn new(space: &'static Space, bytes: u64) -> Result<Arc<Self>, crate::Error> {
-        Self::with(space, bytes, Kind::Private)
+        Ok(Self::with(space, bytes, Kind::Private)?.bared())
     }
 
     /// As [`new`](Self::new), of memory that others are to share (`MAP_SHARED`): devices may use it, and it does not migrate.
@@ -163,7 +165,7 @@ impl Segment {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn shared(space: &'static Space, bytes: u64) -> Result<Arc<Self>, crate::Error> {
-        Self::with(space, bytes, Kind::Shared)
+        Ok(Self::with(space, bytes, Kind::Shared)?.bared())
     }
 
     /// A segment of `contents`, which is copied, for loads only and for good: it neither migrates nor can it be protected
@@ -175,11 +177,24 @@ impl Segment {
         if contents.is_empty() {
             return Err(crate::Error::Invalid { what: "importing nothing" });
         }
-        let this = Self::with(space, contents.len() as u64, Kind::Imported)?;
-        // SAFETY: the segment's own storage, which nobody else knows of yet.
+        super::entry::check()?;
+        let this = Self::unpublished(space, contents.len() as u64, Kind::Imported)?.bared();
+        // SAFETY: the segment's own storage, which nobody finds before it is published.
         unsafe { space.view_at(this.offset()).as_ptr().copy_from_nonoverlapping(contents.as_ptr(), contents.len()) };
         super::prot::seal(&this)?;
+        space.publish(&this);
         Ok(this)
+    }
+
+    /// A driver writer's, with no reference of a program's to its bytes.
+    pub(super) fn bared(self: Arc<Self>) -> Arc<Self> {
+        self.bare.store(true, Ordering::Release);
+        self
+    }
+
+    /// Whether a driver writer made it, and no program has references to its bytes.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bare.load(Ordering::Acquire)
     }
 
     pub(crate) fn with(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
@@ -214,6 +229,7 @@ impl Segment {
             rule: OnceLock::new(),
             hints: Mutex::default(),
             altered: AtomicBool::new(false),
+            bare: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
             lossy: AtomicBool::new(false),
             sources: Sources::default(),
@@ -227,11 +243,11 @@ impl Segment {
         Pages(first..first + self.bytes.max(1).next_multiple_of(GRANULE) / PAGE)
     }
 
-    /// The pages that hold bytes `range` of the segment.
+    /// The pages that hold bytes `range` of the segment; those of bytes that it does not have are another's, or nobody's.
     #[must_use]
     pub fn pages_of(&self, range: &Range<u64>) -> Pages {
         let base = self.first.offset();
-        Pages::covering(base + range.start..base + range.end)
+        Pages::covering(base.saturating_add(range.start)..base.saturating_add(range.end))
     }
 
     /// Asks for the memory that filling bytes `range` takes, before anything is begun: what has storage needs none.
@@ -299,8 +315,12 @@ impl Segment {
         self.space.window_at(self.offset()).as_ptr()
     }
 
-    /// Gives its whole blocks storage in huge folios, where the system has such and nothing was stored yet. A hint.
-    pub fn prefer_huge(&self) {
+    /// Gives its whole blocks storage in huge folios, where the system has such and nothing was stored yet. A hint: it changes no byte,
+    /// whoever stores at the same time, and passes over blocks that a launch or a move has.
+    pub fn prefer_huge(self: &Arc<Self>) {
+        if super::fork::forked() {
+            return;
+        }
         let whole = self.first.first_page().0;
         let pages = Pages(whole..whole + self.bytes / BLOCK * (BLOCK / PAGE));
         self.space.host.prepare(self.space, &mut Free::at_entry(), self, &pages);
@@ -404,7 +424,10 @@ impl Segment {
             for (p, kind) in self.pins.lock().iter() {
                 *(if *kind == PinKind::Long { &mut pinned } else { &mut held }) |= p.part_of(id);
             }
-            if !(pinned | held).is_empty() {
+            // Where a pin keeps all of a block, nothing of it leaves.
+            let limit = self.limit(id.0 - self.first.0);
+            let partly = |kept: Mask| !kept.is_empty() && !kept.covers(limit);
+            if partly(pinned | held) && !partly(body.pinned | body.held) {
                 self.space.host.before_guard(self.space, id, &body);
             }
             body.pinned = (body.pinned & !mask) | (pinned & mask);
@@ -531,6 +554,7 @@ impl Segment {
             rule: std::mem::take(&mut self.rule),
             hints: std::mem::take(&mut self.hints),
             altered: std::mem::take(&mut self.altered),
+            bare: std::mem::take(&mut self.bare),
             remapped: std::mem::take(&mut self.remapped),
             lossy: std::mem::take(&mut self.lossy),
             sources: std::mem::take(&mut self.sources),

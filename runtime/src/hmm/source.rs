@@ -112,13 +112,13 @@ impl Segment {
     /// As [`Segment::new`]; the system refuses what watching its pages needs, or to read the file, with mechanism `none`.
     pub fn of_file(space: &'static Space, file: File, offset: u64, bytes: u64, shared: bool) -> Result<Arc<Self>, Error> {
         super::entry::check()?;
-        segment_of_file(space, (file, "of a segment".into()), offset, bytes, shared)
+        Ok(segment_of_file(space, (file, "of a segment".into()), offset, bytes, shared)?.bared())
     }
 
     /// Writes what was touched of a shared file's segment to the file; devices' stores come home first. Does nothing for others.
     ///
     /// # Errors
-    /// The file cannot be written; a device that fails.
+    /// The file cannot be written; a device that fails; [`InsideKernel`](Error::InsideKernel) in a kernel.
     pub fn flush(self: &Arc<Self>) -> Result<(), Error> {
         match self.kind() {
             Kind::File { shared: true } => write_back(&mut super::entry::enter()?, self, &(0..self.bytes())),

@@ -329,7 +329,7 @@ impl Space {
     /// The segment that a page belongs to.
     #[must_use]
     pub fn find(&self, page: Page) -> Option<Arc<Segment>> {
-        self.segment_of(page.block())
+        if page.0 < self.bytes() / PAGE { self.segment_of(page.block()) } else { None }
     }
 
     pub(crate) fn segment_of(&self, id: BlockId) -> Option<Arc<Segment>> {

@@ -66,6 +66,7 @@ unsafe impl<T: Sync> Sync for Handle<T> {}
 impl<T: Pod> Handle<T> {
     pub(super) fn new(core: Core, launched: bool) -> Self {
         let at = core.seg.offset() + core.bytes.start;
+        debug_assert!(at.is_multiple_of(align_of::<T>() as u64), "an allocation of elements that cannot be aligned");
         Self {
             ptr: core.seg.space().window_at(at).cast(),
             len: ((core.bytes.end - core.bytes.start) / size_of::<T>() as u64) as usize,
@@ -83,8 +84,11 @@ impl<T: Pod> Handle<T> {
         if self.written != 0 && !unsafe { self.gate.as_ref() }.is_readable() {
             settle(&*self.core, false);
         }
-        // SAFETY: `ptr..len` is the handle's part of the window. No device writes any of it before a later `&mut`: launches that
-        // do need `&mut` and those before have ended. Absent pages come back with the same bytes.
+        // SAFETY: `ptr..len` is the handle's part of the window, aligned for `T` (`Runtime::bytes_of`). No device writes any of it before
+        // a later `&mut`: launches that do need `&mut`, and those before have ended, with no kernel left at work. An absent page comes
+        // back with the same bytes when it is touched. Where no touch is noticed (mechanism `none`) the bytes are at home: launches
+        // and prefetches alone take newer ones away, they raise the gate, and whoever finds it raised brings them back first (`settle`);
+        // drivers are refused (`hmm::entry`).
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 
@@ -93,7 +97,7 @@ impl<T: Pod> Handle<T> {
         if self.written | *self.read.get_mut() != 0 {
             self.clear();
         }
-        // SAFETY: as above, and no device reads any of it either.
+        // SAFETY: as above, and no device reads any of it either; with mechanism `none` no device has a copy that would be out of date.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
     }
 
@@ -212,19 +216,26 @@ impl<T: Pod> Handle<T> {
             core.rt.0.sched.drain(); // moves asked for: nothing would notice them under way
         }
         let pages = core.seg.pages_of(&part);
-        // A launch on a neighbour, or a move asked for, may take pages away meanwhile: only the window notices that.
+        // A launch on a neighbour, or a move asked for, may need pages meanwhile: then they are written through the window.
         let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
-        core.home(&mut free, &pages, true)?;
+        let filling = if quiet { Pin::filling(&mut free, &core.seg, &pages)? } else { None };
+        if filling.is_none() {
+            core.home(&mut free, &pages, true)?;
+        }
         core.seg.forgive(&mut free, &pages);
-        let at = if quiet {
+        let at = if filling.is_some() {
             core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
             core.seg.space().view_at(core.seg.offset() + part.start)
         } else {
             core.seg.space().window_at(core.seg.offset() + part.start)
         };
-        // SAFETY: this handle's range, which nobody else touches while `&mut self` lives. Through the window its pages come home
-        // at a touch; through the runtime's view they are at home and nothing is under way that could move them.
+        // SAFETY: this handle's range, aligned as its elements; no launch uses it, as was waited for, and none can be asked for while
+        // `&mut self` lives. Through the window a page that is taken away meanwhile comes home at a touch. Where no touch is noticed
+        // (mechanism `none`) nobody takes one away: launches and prefetches need a handle of these bytes, those that were asked for are
+        // done, other owners' are for whole grains of other bytes, and drivers are refused (`hmm::entry`). Through the runtime's view,
+        // which no fault watches, `filling` keeps the pages at home: every migration, whoever asks for it, refuses them.
         fill(unsafe { std::slice::from_raw_parts_mut(at.cast::<T>().as_ptr(), range.len()) });
+        drop(filling);
         core.seg.heal(&part);
         Ok(())
     }

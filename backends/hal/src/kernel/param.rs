@@ -72,6 +72,14 @@ pub struct ParamDesc {
     pub mapping: Mapping,
     /// Bytes an element.
     pub elem: u64,
+    /// What an element's address is a multiple of, in the Rust form.
+    pub align: u64,
+}
+
+impl ParamDesc {
+    fn of<T>(access: Access, mapping: Mapping) -> Self {
+        Self { access, mapping, elem: size_of::<T>() as u64, align: align_of::<T>() as u64 }
+    }
 }
 
 mod sealed {
@@ -133,7 +141,7 @@ macro_rules! chunked {
             type Elem = T;
             type Item<'g> = $item;
             fn desc(&self) -> ParamDesc {
-                ParamDesc { access: $access, mapping: Mapping::Each { chunk: self.chunk }, elem: size_of::<T>() as u64 }
+                ParamDesc::of::<T>($access, Mapping::Each { chunk: self.chunk })
             }
             unsafe fn item<'g>(arg: &RawArg<'g>, group: Group) -> Self::Item<'g> {
                 // SAFETY: the caller's.
@@ -292,7 +300,7 @@ impl<T: Pod + Send + Sync> Param for Halo<T> {
     type Item<'g> = HaloPart<'g, T>;
     fn desc(&self) -> ParamDesc {
         let mapping = Mapping::Halo { chunk: self.chunk, reach: self.reach };
-        ParamDesc { access: Access::Read, mapping, elem: size_of::<T>() as u64 }
+        ParamDesc::of::<T>(Access::Read, mapping)
     }
     unsafe fn item<'g>(arg: &RawArg<'g>, group: Group) -> Self::Item<'g> {
         // SAFETY: the caller's.
@@ -313,7 +321,7 @@ impl<T: Pod + Send + Sync> Param for Whole<T> {
     type Elem = T;
     type Item<'g> = &'g [T];
     fn desc(&self) -> ParamDesc {
-        ParamDesc { access: Access::Read, mapping: Mapping::Whole, elem: size_of::<T>() as u64 }
+        ParamDesc::of::<T>(Access::Read, Mapping::Whole)
     }
     unsafe fn item<'g>(arg: &RawArg<'g>, _: Group) -> Self::Item<'g> {
         // SAFETY: the caller's.
@@ -358,7 +366,7 @@ impl<T: ScatterElem> Param for Scatter<T> {
     type Elem = T;
     type Item<'g> = &'g [T::Cell];
     fn desc(&self) -> ParamDesc {
-        ParamDesc { access: Access::ReadWrite, mapping: Mapping::Scatter, elem: size_of::<T>() as u64 }
+        ParamDesc::of::<T>(Access::ReadWrite, Mapping::Scatter)
     }
     unsafe fn item<'g>(arg: &RawArg<'g>, _: Group) -> Self::Item<'g> {
         const { assert!(size_of::<T>() == size_of::<T::Cell>() && align_of::<T>() == align_of::<T::Cell>()) };

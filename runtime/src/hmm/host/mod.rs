@@ -29,10 +29,12 @@ mod signal;
 mod transparent;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::{Block, Body};
+use super::lease::Lease;
 use super::lock::{Free, Futex};
 use super::os::{self, uffd::Uffd};
 use super::segment::Segment;
@@ -332,26 +334,30 @@ impl Host {
         Ok(())
     }
 
-    /// Gives whole blocks storage in huge folios before they are filled, where that costs no more than filling small ones.
-    pub(crate) fn prepare(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) {
+    /// Gives whole blocks storage in huge folios before they are filled, where that costs no more than filling small ones. Changes no
+    /// byte: the program may store for the first time just now, through the window, and a device through an entry.
+    pub(crate) fn prepare(&self, space: &Space, free: &mut Free, seg: &Arc<Segment>, pages: &Pages) {
         for (id, mask) in pages.blocks() {
             if mask != Mask::FULL {
                 continue;
             }
             let block = seg.claim(id);
             let base = block.storage(id, 0);
+            // What is found out here must hold until it is written down: nobody moves the pages or drops their contents meanwhile.
+            let Some(_lease) = Lease::try_take(free, seg, id, mask) else { continue };
             if !block.is_whole() || os::has_data(space.file(), &(base..base + BLOCK)) || block.lock(free).missing {
                 continue;
             }
             let at = space.view_at(base);
-            // SAFETY: the segment's own storage; one store makes it a range that can be collapsed.
+            // SAFETY: the segment's own storage. One page makes it a range that can be collapsed. A load gives it that and spoils nothing,
+            // whoever stores there; collapsing is the kernel's, which moves bytes when every mapping of them is taken away.
             let huge = unsafe {
-                at.as_ptr().write_volatile(0);
+                at.as_ptr().read_volatile();
                 os::collapse(at.as_ptr().addr(), BLOCK as usize)
             };
             let mut body = block.lock(free);
             body.huge = huge;
-            body.full = huge;
+            body.full |= huge;
         }
     }
 
@@ -426,10 +432,10 @@ impl Host {
         body.revoked &= !s.mask;
     }
 
-    /// A first guard comes to a block: if the block is mapped by one entry, that has to go, since a neighbour that leaves would
-    /// take it along. With the block's lock held.
+    /// A guard comes to a part of a block of which there was none: if the block is mapped by one entry, that has to go, since a neighbour
+    /// that leaves would take it along. With the block's lock held.
     pub(crate) fn before_guard(&self, space: &Space, id: BlockId, body: &Body) {
-        if self.mechanism == Mechanism::Signal && body.huge && (body.pinned | body.held).is_empty() {
+        if self.mechanism == Mechanism::Signal && body.huge {
             let at = space.window_at(id.offset()).as_ptr().addr();
             // SAFETY: the window is a shared mapping of the engine's. If it fails the entry stays, as before.
             let _ = unsafe { os::discard_mapping(at, BLOCK as usize) };
