@@ -267,10 +267,12 @@ fn serve(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32,
 }
 
 fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32, u64> {
-    // Its runtime has ended. Only a lost device still has workers then, and they run out on scratch memory.
+    // Its runtime has ended. Only a lost device that has taken the host's memory from its kernels still runs some.
     let Some(mirror) = space.device(r.slot) else { return Ok(SERVED) };
     if mirror.is_lost() {
-        return Ok(SERVED); // a lost device lets its workers run out on scratch memory
+        // A device whose kernels cannot be let go on with what they have puts other memory there; one of the host's own functions is
+        // lost when none runs.
+        return Ok(SERVED);
     }
     let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return Ok(NOT_OURS) };
     let (id, p) = (page.block(), page.in_block());
