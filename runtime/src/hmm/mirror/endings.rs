@@ -79,9 +79,11 @@ impl DeviceMirror {
                 }
             }
         }
-        // SAFETY: each grain stood in exactly one block's table, from which it was taken just now; no entry names it.
+        // SAFETY: each grain stood in exactly one block's table, from which it was taken just now. An entry that names it, if one could not
+        // be removed, is of the range that is given back below, which no kernel touches.
         unsafe { self.device.free(&frames) };
-        // SAFETY: the segment is gone, its launches have retired.
+        // SAFETY: the last user of the segment is gone, and a launch is one until it retires. It retires when the device has told that it
+        // ended, or is lost, which it tells when no kernel of it goes on: no kernel touches the range.
         unsafe { self.device.unreserve(view.at) };
     }
 
