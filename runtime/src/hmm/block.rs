@@ -185,6 +185,9 @@ pub(crate) struct DevPages {
     pub(crate) alias: Mask,
     /// … and is on its way out: it may still be used until the edit is done, and no launch is submitted on its strength.
     pub(crate) leaving: Mask,
+    /// … and a batch has the page and may be taking its bytes elsewhere: entry and frame stay for the launches that use them, and
+    /// none is submitted on their strength before the batch lets go of the page. Devices that cannot fault only.
+    pub(crate) hidden: Mask,
     /// … and the device has the page to itself, for atomic operations: the host's touch of it is noticed. The bytes are the host's
     /// storage where the entry names that.
     pub(crate) atomic: Mask,
@@ -218,7 +221,12 @@ impl DevPages {
         if super::planted::on(&super::planted::LEAVING_IGNORED) {
             return self.mapped;
         }
-        self.mapped & !self.leaving
+        self.mapped & !self.leaving & !self.hidden
+    }
+
+    /// Entries that name the device's own frames, and stay: whole grains of them.
+    pub(crate) fn framed(&self) -> Mask {
+        self.mapped & !self.leaving & !self.alias
     }
 
     /// Pages a kernel may read without a fault or a table change.
@@ -291,6 +299,7 @@ impl Body {
                 &mut dev.writable,
                 &mut dev.alias,
                 &mut dev.leaving,
+                &mut dev.hidden,
                 &mut dev.atomic,
             ] {
                 *mask = Mask::EMPTY;
@@ -356,6 +365,7 @@ impl Body {
             claim(d.mapped.covers(d.alias), "alias without mapped")?;
             claim(d.mapped.covers(d.atomic), "exclusive without an entry")?;
             claim(!faults || self.revoked.covers(d.atomic), "exclusive beside a host mapping")?;
+            claim(self.busy.covers(d.hidden), "hidden from launches by nobody")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
             claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
             claim(!self.readonly.meets(d.owned() & !self.busy), "a writable entry for what may not be written")?;

@@ -401,8 +401,8 @@ fn bring(
         return Ok(if mapped.blocked.is_some() { Brought::Not } else { Brought::Maybe });
     }
     if moved.foreign {
-        // The other device may be one that cannot fault: then between two launches of it.
-        if !hold::quiet(seg, hold::DEVICES) {
+        // The other device may be one that cannot fault: then not while a launch of it writes the pages.
+        if !hold::quiet(seg, hold::DEVICES, &pages) {
             return Ok(Brought::Not);
         }
         let home = Home { map: false, wait: false, ..Home::SHARED };

@@ -1,8 +1,11 @@
 //! Launches held back: on a device that cannot fault, pages in use may move only between launches.
 //!
-//! **Guarantee.** Once [`quiet`] has said yes, no launch is running on a device that cannot fault and has the segment, and none is
-//! submitted until [`release`]. Whoever serves faults asks again and again and never waits; launches submitted before end by
-//! themselves, and later ones wait, so that a program which launches without a gap starves nobody.
+//! **Guarantee.** Once [`quiet`] has said yes, no launch that writes the pages is running on a device that cannot fault, and none over
+//! the segment is submitted until [`release`]. Whoever serves faults asks again and again and never waits; launches submitted before
+//! end by themselves, and later ones wait, so that a program which launches without a gap starves nobody.
+//!
+//! **Why that is enough.** Entries and frames stay while launches use them; a launch that only reads goes on with what it has, and one
+//! on other pages is not concerned. A launch that writes a page has to end before the page can be copied.
 //!
 //! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
 //! served. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
@@ -10,9 +13,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sterna_hal::Absent;
-
+use super::addr::Pages;
 use super::os;
+use super::running;
 use super::segment::Segment;
 
 /// The thread that serves the host's faults.
@@ -20,23 +23,18 @@ pub(crate) const HOST: u32 = 1;
 /// The thread that serves the devices' faults.
 pub(crate) const DEVICES: u32 = 2;
 
-/// Holds back further launches over `seg` on devices that cannot fault; says whether those before have ended.
-pub(crate) fn quiet(seg: &Segment, who: u32) -> bool {
+/// Holds back further launches over `seg` on devices that cannot fault; says whether those before that write `pages` have ended.
+pub(crate) fn quiet(seg: &Segment, who: u32, pages: &Pages) -> bool {
     let mut quiet = true;
     for m in seg.space().devices() {
-        if m.caps().absent != Absent::Undefined || seg.view(m.slot()).is_none() {
+        if !m.is_rigid() || seg.view(m.slot()).is_none() {
             continue;
         }
         {
             let _driver = m.pods().lock.hold();
             seg.rec().view[m.slot()].hold.fetch_or(who, Ordering::AcqRel);
         }
-        let running = seg
-            .uses
-            .lock()
-            .iter()
-            .any(|u| u.launch.mirror().slot() == m.slot() && u.launch.is_submitted() && !u.launch.poll_only());
-        quiet &= !running;
+        quiet &= pages.blocks().all(|(id, mask)| running::user(seg, id, m.slot(), mask, true).is_none());
     }
     quiet
 }

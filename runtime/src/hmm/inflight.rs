@@ -261,6 +261,11 @@ impl InFlight {
         }
     }
 
+    /// Whether the device has it and may still use what it was given.
+    pub(crate) fn is_running(&self) -> bool {
+        self.is_submitted() && !self.poll_only()
+    }
+
     /// Whether the device has finished with it, retired or not.
     pub(crate) fn poll_only(&self) -> bool {
         self.has_ended() || self.point().is_some_and(|p| self.mirror.device().reached(p))

@@ -78,6 +78,7 @@ pub(crate) mod prot;
 pub(crate) mod range;
 pub(crate) mod reaper;
 pub(crate) mod remap;
+pub(crate) mod running;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod schedule;

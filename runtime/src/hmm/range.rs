@@ -226,8 +226,9 @@ pub(crate) fn populate_within(
     // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
     let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
     let pages = &Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
-    // What keeps a page away may lie beside it: pages come by whole grains.
+    // What keeps a page away may lie beside it: pages come by whole grains, where a device can fault.
     let per = mirror.pods().pages_per_grain() as u64;
+    let along = if mirror.is_rigid() { 1 } else { per };
     let mut since = Instant::now();
     loop {
         let mut moved = match place {
@@ -267,7 +268,7 @@ pub(crate) fn populate_within(
         }
         if moved.foreign {
             let home = Home { map: false, ..Home::SHARED };
-            if !migrate::bring_home(free, seg, &pages.widened(per), home, want.cause)?.pinned {
+            if !migrate::bring_home(free, seg, &pages.widened(along), home, want.cause)?.pinned {
                 continue;
             }
             // A short pin keeps a page on a coherent device, for one operation.
@@ -358,6 +359,11 @@ pub(crate) fn map_remote(
             result.blocked = result.blocked.or(moved.blocked);
             kept |= moved.pinned;
         }
+        // Where entries stay behind they go now, with their frames: a grain is all of one kind.
+        for run in framed_there(free, mirror, seg, pages, needy) {
+            let moved = migrate::bring_home(free, seg, &run, Home::off(slot, false), Cause::Launch)?;
+            result.blocked = result.blocked.or(moved.blocked);
+        }
         let Some(seq) = mirror.notifier().read_begin(free, pages, BUDGET) else {
             return Err(Error::Busy { budget: BUDGET });
         };
@@ -381,7 +387,8 @@ pub(crate) fn map_remote(
             body.forgive(along);
             // A copy made since: it comes home in the next round.
             let yet = if access.writes() { body.unread | body.lent } else { body.unread };
-            again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)) | yet);
+            let framed = if mirror.is_rigid() { body.dev[slot].framed() } else { Mask::EMPTY };
+            again |= refuse(body.gone | body.replicated() | body.exclusive(Some(slot)) | yet | framed);
             if fix.is_empty() {
                 continue;
             }
@@ -431,4 +438,22 @@ pub(crate) fn map_remote(
             std::thread::sleep(Duration::from_micros(100));
         }
     }
+}
+
+/// The runs of pages that a device that cannot fault has entries for that name its own frames, of those that need others.
+fn framed_there(
+    free: &mut Free,
+    mirror: &DeviceMirror,
+    seg: &Segment,
+    pages: &Pages,
+    needy: impl Fn(&Body, Mask) -> Mask,
+) -> Vec<Pages> {
+    if !mirror.is_rigid() {
+        return Vec::new();
+    }
+    let framed = |(block, mask)| {
+        let body = seg.claim(block).lock(free);
+        Span { block, mask: needy(&body, mask) & body.dev[mirror.slot()].framed() }
+    };
+    runs_of(&pages.blocks().map(framed).collect::<Vec<_>>())
 }

@@ -505,6 +505,17 @@ impl Space {
     /// Brackets a change of the host side over `runs`: opens windows, has every mirror remove its entries, and reaches the
     /// points that takes. The change may be made until the returned value is dropped, which ends the windows.
     pub(crate) fn window(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Result<Window, Error> {
+        self.window_freeing(free, action, None, runs)
+    }
+
+    /// As [`window`](Self::window); the frames of device `frees` are wanted, so that its entries go even where others stay.
+    pub(crate) fn window_freeing(
+        &self,
+        free: &mut Free,
+        action: Action,
+        frees: Option<usize>,
+        runs: &[Pages],
+    ) -> Result<Window, Error> {
         let mut w = Window { mirrors: self.mirrors(), devices: self.devices(), seqs: Vec::new() };
         let notifiers: Vec<_> =
             w.mirrors.iter().map(|m| m.notifier()).chain(w.devices.iter().map(|d| d.notifier())).collect();
@@ -517,7 +528,7 @@ impl Space {
                 m.call(|ops| ops.update(action, r));
             }
         }
-        let zaps: Vec<_> = w.devices.iter().map(|d| d.zap_start(free, action, runs)).collect();
+        let zaps: Vec<_> = w.devices.iter().map(|d| d.zap_start(free, action, frees == Some(d.slot()), runs)).collect();
         #[cfg(feature = "planted")]
         let runs = if super::planted::on(&super::planted::CALLBACK_RETURNS_EARLY) { &[] } else { runs };
         for r in runs {

@@ -7,6 +7,13 @@
 //! **States of an entry:** made ([`install`](DeviceMirror::install)), leaving, gone; or *stale*, where a page came home without an edit:
 //! then it goes before the next launch that could use it ([`flush_stale`](DeviceMirror::flush_stale)).
 //!
+//! **A device that cannot fault** has entries for whole grains of its frames, for loads and stores, and what is valid is by page. There
+//! a page that moves leaves its entry and its frame where they are: it is *hidden* from launches to come while its batch has it, and
+//! not valid afterwards, and no launch is submitted on the strength of an entry alone. So a launch that has been submitted keeps what
+//! it was given until its point, and whoever takes a page away waits for those only that write it, since their stores are to be in
+//! what is copied. An entry goes when its frame is wanted, when it names host storage, or when the space itself changes; then the
+//! launches that use the grain are waited for. Nobody copies into a page that a launch uses: see [`migrate`](super::migrate).
+//!
 //! **Locks:** a block's, with the driver's inside, for word operations; edits and waits with none.
 
 use std::sync::Arc;
@@ -14,13 +21,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use sterna_hal::{Absent, Access, DeviceError, Edit, Point, Target};
+use sterna_hal::{Access, DeviceError, Edit, Point, Target};
 
-use super::addr::{BlockId, PAGE, Page, Pages, Span};
+use super::addr::{BlockId, Mask, PAGE, Page, Pages, Span};
+use super::block::DevPages;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
 use super::park::Pauses;
+use super::running;
 use super::schedule;
 use super::segment::{Segment, overlap};
 use crate::Error;
@@ -30,59 +39,85 @@ use crate::Error;
 pub(crate) struct Zap {
     edits: Vec<Edit>,
     leaving: Vec<(Arc<Segment>, Span)>,
+    /// Pages whose entries stay, and which are to be read.
+    hidden: Vec<(Arc<Segment>, Span)>,
     after: SmallVec<[Arc<InFlight>; 4]>,
 }
 
 impl DeviceMirror {
     /// First pass of a window: marks the entries of `runs` as leaving, so that no launch counts on them. They stay in the books
     /// until they are gone: a launch that faults asks there for entries that name bytes out of date. The launches that may be
-    /// using them are noted for devices that cannot fault.
-    pub(crate) fn zap_start(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Zap {
+    /// using them are noted for devices that cannot fault. With `frees` the frames behind them are wanted, so that no entry stays.
+    pub(crate) fn zap_start(&self, free: &mut Free, action: Action, frees: bool, runs: &[Pages]) -> Zap {
         let mut zap = Zap::default();
-        let per = self.pods().pages_per_grain();
         for run in runs {
             let Some(seg) = self.space().segment_of(Page(run.0.start).block()) else { continue };
-            self.zap_segment(free, action, &seg, run, per, &mut zap);
+            self.zap_segment(free, action, frees, &seg, run, &mut zap);
         }
         zap
     }
 
-    fn zap_segment(&self, free: &mut Free, action: Action, seg: &Arc<Segment>, run: &Pages, per: usize, zap: &mut Zap) {
+    /// What of `mask` loses its entries, and what keeps them and is hidden.
+    fn parts(&self, dev: &DevPages, action: Action, frees: bool, mask: Mask) -> (Mask, Mask) {
+        let per = self.pods().pages_per_grain();
+        let there = dev.mapped & mask;
+        let named = dev.alias | dev.atomic;
+        let (gone, hidden) = match action {
+            // Pages that come to this device: its own entries may stay, except those that name host storage.
+            Action::Migrate { to } if to == Some(self.slot()) => (there & dev.alias, Mask::EMPTY),
+            Action::Migrate { .. } if self.is_rigid() && !frees => (there & named, there & !named & dev.valid),
+            // A grain of which a part is dropped keeps its entry for what is left.
+            Action::Invalidate if self.is_rigid() => {
+                let parts = (dev.valid & dev.mapped & !mask).widened(per) & !named;
+                (there & !parts, there & parts & dev.valid)
+            }
+            _ => (there, Mask::EMPTY),
+        };
+        let gone = gone.widened(per) & dev.mapped;
+        (gone, hidden & !gone)
+    }
+
+    fn zap_segment(&self, free: &mut Free, action: Action, frees: bool, seg: &Arc<Segment>, run: &Pages, zap: &mut Zap) {
         let Some(view) = seg.view(self.slot()) else { return };
+        let per = self.pods().pages_per_grain();
+        let edits = zap.edits.len();
         for (id, mask) in run.blocks() {
             let block = self.space().block(id);
             let mut body = block.lock(free);
-            let dev = &body.dev[self.slot()];
-            // Pages that come to this device: its own entries may stay, except those that name host storage.
-            let mut gone = dev.mapped & mask;
-            if action == (Action::Migrate { to: Some(self.slot()) }) {
-                gone &= dev.alias;
-            }
-            let gone = gone.widened(per) & dev.mapped;
+            let (gone, hidden) = self.parts(&body.dev[self.slot()], action, frees, mask);
             #[cfg(feature = "planted")]
-            let gone = if super::planted::on(&super::planted::REPLICA_KEPT_AT_UPGRADE) { gone & !dev.valid } else { gone };
-            if gone.is_empty() {
+            let (gone, hidden) = if super::planted::on(&super::planted::REPLICA_KEPT_AT_UPGRADE) {
+                (gone & !body.dev[self.slot()].valid, hidden & !body.dev[self.slot()].valid)
+            } else {
+                (gone, hidden)
+            };
+            if (gone | hidden).is_empty() {
                 continue;
             }
             self.change(seg, id, &mut body, |body| {
                 body.dev[self.slot()].leaving |= gone;
+                body.dev[self.slot()].hidden |= hidden & body.busy;
             });
-            zap.leaving.push((Arc::clone(seg), Span { block: id, mask: gone }));
+            if !hidden.is_empty() {
+                zap.hidden.push((Arc::clone(seg), Span { block: id, mask: hidden }));
+            }
+            if !gone.is_empty() {
+                zap.leaving.push((Arc::clone(seg), Span { block: id, mask: gone }));
+            }
             for r in gone.runs() {
                 zap.edits.push(Edit { at: view.run(seg, id, &r), to: Target::Absent, access: Access::Read });
             }
         }
-        if zap.edits.is_empty() {
+        if zap.edits.len() == edits {
             return;
         }
-        let faults = self.caps().absent == Absent::Faults;
         // What moves comes back by a fault where a launch can fault; what is taken away for good does not. Launches on other
         // bytes that lose a page by the way have it brought back, and may be waiting for that.
-        if faults && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
+        if !self.is_rigid() && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
             return;
         }
         // Entries go by whole grains, and who cannot fault loses what lies beside the run.
-        let run = if faults { run.clone() } else { run.widened(per as u64) };
+        let run = if self.is_rigid() { run.widened(per as u64) } else { run.clone() };
         let start = run.0.start * PAGE - seg.offset();
         let bytes = start..start + run.bytes();
         let uses = seg.uses.lock();
@@ -90,14 +125,22 @@ impl DeviceMirror {
         zap.after.extend(mine.filter(|u| overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
     }
 
-    /// Second pass: waits for the launches noted, removes the entries, and waits until the device has let go.
+    /// Second pass: waits for the launches noted and for those that write what is hidden, removes the entries, and waits until the
+    /// device has let go.
     pub(crate) fn zap_finish(&self, free: &mut Free, zap: Zap) -> Result<(), Error> {
-        for l in &zap.after {
-            #[cfg(feature = "planted")]
-            if super::planted::on(&super::planted::RIGID_NOT_AWAITED) {
-                break;
+        #[cfg(feature = "planted")]
+        let waits = !super::planted::on(&super::planted::RIGID_NOT_AWAITED);
+        #[cfg(not(feature = "planted"))]
+        let waits = true;
+        if waits {
+            for l in &zap.after {
+                l.wait(free, None);
             }
-            l.wait(free, None);
+            for (seg, s) in &zap.hidden {
+                while let Some(l) = running::user(seg, s.block, self.slot(), s.mask, true) {
+                    l.wait(free, None);
+                }
+            }
         }
         #[cfg(feature = "planted")]
         let flush = !super::planted::on(&super::planted::MISSING_FLUSH);
@@ -171,8 +214,12 @@ impl DeviceMirror {
         Ok(())
     }
 
-    /// Removes the entries of `seg` that name bytes out of date, so that a launch that faults may run.
+    /// Removes the entries of `seg` that name bytes out of date, so that a launch that faults may run. One that cannot fault is
+    /// submitted on the strength of what is valid.
     pub(crate) fn flush_stale(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
+        if self.is_rigid() {
+            return Ok(());
+        }
         let rec = &seg.rec().view[self.slot()];
         while rec.stale.swap(0, Ordering::AcqRel) != 0 {
             #[cfg(feature = "planted")]

@@ -20,6 +20,7 @@ use super::super::os;
 use super::super::schedule::{Server, Serving};
 use super::super::source;
 use super::super::space::Space;
+use super::super::running;
 use super::super::walk;
 use super::coherent::resident;
 use crate::Error;
@@ -154,17 +155,18 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
             let region = if there { Mask::page(p) } else { region };
             let home = Home { wait: false, reading: !store, keep: !there, ..Home::EXCLUSIVE };
             let region = region | migrate::taken(&grains, &body, region, home);
+            let region = beside_launches(space, id, region, p);
             step.note(block, &body, region);
             Some((region, home))
         }
     };
     if let (Some((region, home)), Some(seg)) = (region, space.segment_of(id)) {
-        if !hold::quiet(&seg, hold::HOST) {
-            return Err(now + AGAIN_NS);
-        }
         let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
         let first = id.first_page().0;
         let pages = Pages(first + a as u64..first + b as u64);
+        if !hold::quiet(&seg, hold::HOST, &pages) {
+            return Err(now + AGAIN_NS);
+        }
         match source::prepare(free, &seg, &pages, Access::ReadWrite, false) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(now + AGAIN_NS),
@@ -213,6 +215,19 @@ fn reads_beside_a_launch(space: &Space, free: &mut Free, (id, p): (BlockId, usiz
     here && !body.read_mostly
         && !body.exclusive(None).has(p)
         && body.devices().any(|d| body.dev[d].valid.has(p) && rec.view[d].active.load(Ordering::Acquire) > 0)
+}
+
+/// Of the pages that a fault on page `p` reaches, those that it brings: none that comes along is taken from a launch of a device that
+/// cannot fault, which would be waited for, now or when the page goes back.
+fn beside_launches(space: &Space, id: BlockId, region: Mask, p: usize) -> Mask {
+    let Some(seg) = space.segment_of(id) else { return region };
+    let rigid = || space.devices().into_iter().filter(|m| m.is_rigid());
+    let used = rigid().fold(Mask::EMPTY, |used, m| used | running::used(&seg, id, m.slot()).any);
+    if !used.meets(region) {
+        return region;
+    }
+    let around = (region & !used) | Mask::page(p);
+    around.runs().find(|r| r.contains(&p)).map_or(Mask::page(p), Mask::range)
 }
 
 fn idle(space: &Space, slot: usize) -> bool {

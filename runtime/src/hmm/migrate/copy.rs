@@ -128,6 +128,13 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
                 push_run(&mut out, pages, from, to, grain);
             }
         }
+        // What lies beside them in a frame that gets its entry now is nobody's to read.
+        let made = core.made.iter().filter(|e| e.block == s.block).fold(Mask::EMPTY, |m, e| m | e.mask);
+        for (g, r) in by_grain(made & !s.mask & !body.dev[slot].valid, per) {
+            let pages = Pages(first + r.start as u64..first + r.end as u64);
+            let offset = (r.start - g * per) as u64 * PAGE;
+            push_run(&mut out, pages, Place::Zero, Place::Frames { first: body.dev[slot].frames[g] - 1, offset }, grain);
+        }
     }
     let counters = &mirror.pods().counters;
     let bytes: u64 = out.iter().filter(|(_, r)| r.from != Place::Zero).map(|(_, r)| r.bytes).sum();

@@ -1,4 +1,14 @@
 //! Migration to a device.
+//!
+//! **By grain or by page.** A device that can fault gets whole grains: an entry stands for all that is in its grain. On one that
+//! cannot, launches say what they use, so that pages are filled one by one, and an entry is for a whole grain of frames whether all
+//! of it is valid or not. Where a grain has an entry only the pages that are wanted come. Where it has none, whoever makes it has
+//! every page of the grain that can come along; what cannot (a guard keeps it at home, another device alone has it, it was lost) stays
+//! where it is, and its place in the frame is cleared, since frames come with somebody's old bytes. An entry is made by one batch at
+//! a time: it has pages of the grain busy, and another that would make it, or remove it, has to wait for those.
+//!
+//! **A page that a launch uses is not copied into:** where its bytes in the frame are out of date, those launches are waited for, before
+//! anything is busy.
 
 use std::sync::Arc;
 
@@ -6,14 +16,16 @@ use smallvec::SmallVec;
 use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
-use super::super::block::Body;
+use super::super::block::{Block, Body};
 use super::super::devmem::{Reserved, keep};
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
+use super::super::running;
 use super::super::seat::Addresses;
 use super::super::segment::Segment;
 use super::super::source;
+use super::super::space::Space;
 use super::copy::by_grain;
 use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
 use crate::Error;
@@ -67,6 +79,7 @@ pub(crate) fn to_device(
             total.refused += part.len();
             continue;
         }
+        wait_for_users(free, mirror, seg, &part, want);
         let grains = missing_grains(free, mirror, seg, &part, want);
         let reserved = Reserved::take(free, mirror, view.at.at, grains, want, under_way.is_none());
         let reserved = match (reserved, under_way.take()) {
@@ -141,12 +154,33 @@ fn moves(mirror: &DeviceMirror, seg: &Segment, want: Want) -> bool {
     want.access.writes() || want.own && mirror.pods().is_coherent() && seg.migrates()
 }
 
-/// Pages of a block that have to change for `want`, by whole grains.
-fn needy(body: &Body, slot: usize, pages: Mask, want: Want, per: usize) -> Mask {
-    let dev = &body.dev[slot];
+/// Pages of a block that have to change for `want`: by whole grains, but where a device that cannot fault has an entry already.
+fn needy(body: &Body, mirror: &DeviceMirror, pages: Mask, want: Want) -> Mask {
+    let per = mirror.pods().pages_per_grain();
+    let dev = &body.dev[mirror.slot()];
     let ready = if want.access.writes() { dev.owned() } else { dev.readable() };
     let ready = if want.own { ready & dev.valid } else { ready };
-    (pages & !ready).widened(per)
+    let lacks = pages & !ready;
+    if mirror.is_rigid() { lacks | (lacks & !dev.framed()).widened(per) } else { lacks.widened(per) }
+}
+
+/// Waits for launches on a device that cannot fault which use pages whose bytes are to be copied in. A hint does not wait.
+fn wait_for_users(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, want: Want) {
+    if !mirror.is_rigid() || want.cause == Cause::Prefetch {
+        return;
+    }
+    for (id, mask) in pages.blocks() {
+        loop {
+            let stale = {
+                let body = seg.claim(id).lock(free);
+                needy(&body, mirror, mask, want) & !body.dev[mirror.slot()].valid
+            };
+            match running::user(seg, id, mirror.slot(), stale, false) {
+                Some(launch) => launch.wait(free, None),
+                None => break,
+            };
+        }
+    }
 }
 
 /// How many grains of device memory the pages lack. A look without commitment, so that frames are taken before any lock.
@@ -155,8 +189,9 @@ fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: 
     let mut n = 0;
     for (id, mask) in pages.blocks() {
         let body = seg.claim(id).lock(free);
-        let fix = needy(&body, slot, mask, want, per);
-        n += (0..PAGES_PER_BLOCK / per).filter(|g| body.dev[slot].frames[*g] == 0 && fix.has(g * per)).count() as u32;
+        let fix = needy(&body, mirror, mask, want);
+        let lacks = |g: &usize| body.dev[slot].frames[*g] == 0 && fix.meets(Mask::range(g * per..(g + 1) * per));
+        n += (0..PAGES_PER_BLOCK / per).filter(lacks).count() as u32;
     }
     n
 }
@@ -172,56 +207,30 @@ fn collect(
 ) -> Batch<Collected> {
     let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
     let Want { access, rank, cause, .. } = want;
-    let mut spans = Vec::new();
+    let (mut spans, mut made) = (Vec::new(), Vec::new());
     let mut result = Moved::default();
     for (id, mask) in pages.blocks() {
         let block = seg.claim(id);
         let mut body = block.lock(free);
-        let mut fix = needy(&body, slot, mask, want, per);
-        result.resident += u64::from((mask & !fix).count());
-        if body.busy.meets(fix) {
-            result.blocked = result.blocked.or(Some((id, block.epoch())));
-            fix &= !(body.busy & fix).widened(per);
+        let mut part = Part { asked: mask, fix: needy(&body, mirror, mask, want), whole: Mask::FULL, per };
+        if mirror.is_rigid() {
+            part.whole = (part.fix & !body.dev[slot].framed()).widened(per);
         }
-        // Copied by somebody since it was prepared.
-        let yet = if moves(mirror, seg, want) { body.unread | body.lent } else { body.unread };
-        if yet.meets(fix) {
-            result.blocked = result.blocked.or(Some((id, block.epoch())));
-            result.refused += u64::from((fix & (yet & fix).widened(per)).count());
-            fix &= !(yet & fix).widened(per);
-        }
-        let mut refuse = |set: Mask, flag: &mut bool| {
-            if set.meets(fix) {
-                *flag = true;
-                let set = (set & fix).widened(per);
-                result.refused += u64::from((fix & set).count());
-                fix &= !set;
-            }
-        };
-        let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
-        #[cfg(feature = "planted")]
-        let (elsewhere, pinned) = {
-            let unless = |defect, mask| if super::super::planted::on(defect) { Mask::EMPTY } else { mask };
-            use super::super::planted::{FOREIGN_STOLEN, PINS_IGNORED};
-            (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.kept_from(slot)))
-        };
-        #[cfg(not(feature = "planted"))]
-        let pinned = body.kept_from(slot);
-        refuse(elsewhere, &mut result.foreign);
-        refuse(pinned, &mut result.pinned);
-        refuse(body.denied(access), &mut result.denied);
-        if access.reads() {
-            refuse(body.lost & mask, &mut result.lost);
+        result.resident += u64::from((mask & !part.fix).count());
+        choose(&mut part, &body, mirror, seg, want, &mut result, (id, block));
+        let fix = &mut part.fix;
+        if access.reads() && !mirror.is_rigid() {
             // The rest of a grain comes along, whatever is in it.
-            let along = body.lost & fix;
+            let along = body.lost & *fix;
             body.forgive(along);
         }
         for g in 0..PAGES_PER_BLOCK / per {
-            if fix.has(g * per) && body.dev[slot].frames[g] == 0 {
+            let grain = Mask::range(g * per..(g + 1) * per);
+            if fix.meets(grain) && body.dev[slot].frames[g] == 0 {
                 if reserved.left() == 0 {
                     // Somebody took frames of this block away since `missing_grains` looked.
                     result.full = true;
-                    fix &= !Mask::range(g * per..(g + 1) * per);
+                    *fix &= !grain;
                     continue;
                 }
                 body.admit(slot);
@@ -234,16 +243,104 @@ fn collect(
         if body.dev[slot].has_frames(per) {
             mirror.set_rank(id, &mut body, rank);
         }
+        let fix = part.fix;
         if fix.is_empty() {
             continue;
         }
         body.admit(slot);
         body.busy |= fix;
         spans.push(Span { block: id, mask: fix });
+        if mirror.is_rigid() {
+            made.push(Span { block: id, mask: (fix & part.whole).widened(per) });
+        }
     }
     let to = Some((Arc::clone(mirror), view));
     let (home, points, moves) = (Home::SHARED, SmallVec::new(), moves(mirror, seg, want));
-    Core { seg: Arc::clone(seg), to, access, moves, spans, home, points, result, cause }.into()
+    Core { seg: Arc::clone(seg), to, access, moves, spans, made, home, points, result, cause }.into()
+}
+
+/// What a batch takes of a block.
+struct Part {
+    asked: Mask,
+    fix: Mask,
+    /// Grains that come whole or not at all, or get their entry now.
+    whole: Mask,
+    per: usize,
+}
+
+impl Part {
+    /// Leaves pages `set` out, with their grains where those come whole; gives what is out.
+    fn drop(&mut self, set: Mask) -> Mask {
+        let set = set & self.fix;
+        let out = (set | (set & self.whole).widened(self.per)) & self.fix;
+        self.fix &= !out;
+        out
+    }
+
+    /// Leaves pages `set` out, and nothing beside them; gives those that were asked for.
+    fn leave(&mut self, set: Mask) -> Mask {
+        let out = set & self.fix;
+        self.fix &= !out;
+        out & self.asked
+    }
+}
+
+/// Leaves out what cannot move now, and says so.
+fn choose(
+    part: &mut Part,
+    body: &Body,
+    mirror: &DeviceMirror,
+    seg: &Segment,
+    want: Want,
+    result: &mut Moved,
+    (id, block): (BlockId, &Block),
+) {
+    let (slot, rigid) = (mirror.slot(), mirror.is_rigid());
+    if body.busy.meets(part.fix) {
+        result.blocked = result.blocked.or(Some((id, block.epoch())));
+        part.drop(body.busy);
+    }
+    // Copied by somebody since it was prepared.
+    let yet = if moves(mirror, seg, want) { body.unread | body.lent } else { body.unread };
+    if yet.meets(part.fix) {
+        result.blocked = result.blocked.or(Some((id, block.epoch())));
+        result.refused += u64::from(part.drop(yet).count());
+    }
+    if rigid {
+        // Nobody copies into what a launch uses. One that came after those which were waited for is waited for next time.
+        let used = part.fix & !body.dev[slot].valid & running::used(seg, id, slot).any;
+        if !used.is_empty() {
+            if want.cause != Cause::Prefetch {
+                result.blocked = result.blocked.or(Some((id, block.epoch())));
+            }
+            result.refused += u64::from(part.drop(used).count());
+        }
+    }
+    let elsewhere = body.devices().filter(|d| *d != slot).fold(Mask::EMPTY, |m, d| m | body.dev[d].dirty);
+    #[cfg(feature = "planted")]
+    let (elsewhere, pinned) = {
+        let unless = |defect, mask| if super::super::planted::on(defect) { Mask::EMPTY } else { mask };
+        use super::super::planted::{FOREIGN_STOLEN, PINS_IGNORED};
+        (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.kept_from(slot)))
+    };
+    #[cfg(not(feature = "planted"))]
+    let pinned = body.kept_from(slot);
+    let asked = part.asked;
+    let mut refuse = |set: Mask, flag: &mut bool, alone: bool| {
+        if set.meets(part.fix) {
+            let out = if alone { part.leave(set) } else { part.drop(set) };
+            *flag |= !out.is_empty();
+            result.refused += u64::from(out.count());
+        }
+    };
+    refuse(elsewhere, &mut result.foreign, rigid);
+    refuse(pinned, &mut result.pinned, rigid);
+    refuse(body.denied(want.access), &mut result.denied, false);
+    if want.access.reads() {
+        // Beside what is asked for it does no harm.
+        let lost = if rigid { body.lost } else { body.lost & asked };
+        refuse(lost, &mut result.lost, rigid);
+    }
 }
 
 impl Batch<Copying> {
@@ -251,31 +348,34 @@ impl Batch<Copying> {
         let (space, slot, per) = (self.space(), m.slot(), m.pods().pages_per_grain());
         let core = &mut self.core;
         let writes = core.access.writes();
+        if m.is_rigid() {
+            // A grain of which no page comes any more gets no entry.
+            for e in &mut core.made {
+                let coming = core.spans.iter().filter(|s| s.block == e.block).fold(Mask::EMPTY, |m, s| m | s.mask);
+                e.mask &= coming.widened(per);
+            }
+        } else {
+            core.made = needing_entries(free, space, slot, &core.spans, writes, per);
+        }
+        let access = if writes || m.is_rigid() { Access::ReadWrite } else { Access::Read };
         let mut edits: Vec<Edit> = Vec::new();
-        for s in &core.spans {
+        for s in &core.made {
             let body = space.block(s.block).lock(free);
-            let dev = &body.dev[slot];
-            // An entry left over that allows stores would let a clean page become dirty without a fault.
-            let enough = dev.mapped & !dev.leaving & !dev.alias & if writes { dev.writable } else { !dev.writable };
-            for (g, r) in by_grain((s.mask & !enough).widened(per), per) {
-                edits.push(Edit {
-                    at: view.run(&core.seg, s.block, &r),
-                    to: Target::Frames { first: dev.frames[g] - 1 },
-                    access: if writes { Access::ReadWrite } else { Access::Read },
-                });
+            for (g, r) in by_grain(s.mask, per) {
+                let to = Target::Frames { first: body.dev[slot].frames[g] - 1 };
+                edits.push(Edit { at: view.run(&core.seg, s.block, &r), to, access });
             }
         }
         if let Err(e) = m.install(free, &edits) {
             // What stood there before is gone too: the books must not say that it is mapped.
-            for s in &core.spans {
+            for s in &core.made {
                 let mut body = space.block(s.block).lock(free);
                 m.change(&core.seg, s.block, &mut body, |body| {
                     let dev = &mut body.dev[slot];
-                    let gone = s.mask.widened(per);
-                    dev.mapped &= !gone;
-                    dev.writable &= !gone;
-                    dev.alias &= !gone;
-                    dev.atomic &= !gone;
+                    dev.mapped &= !s.mask;
+                    dev.writable &= !s.mask;
+                    dev.alias &= !s.mask;
+                    dev.atomic &= !s.mask;
                 });
             }
             return Err(e);
@@ -298,12 +398,21 @@ impl Batch<Copying> {
                 true => s.mask & !others,
                 false => Mask::EMPTY,
             };
+            let entries = core.made.iter().filter(|e| e.block == s.block).fold(Mask::EMPTY, |m, e| m | e.mask);
             m.change(&core.seg, s.block, &mut body, |body| {
                 let dev = &mut body.dev[slot];
                 dev.valid |= s.mask;
+                dev.dirty |= moves;
+                if m.is_rigid() {
+                    // An entry that others have made may have gone meanwhile: then the pages wait for the next.
+                    dev.mapped |= entries;
+                    dev.alias &= !entries;
+                    dev.writable &= !s.mask | dev.dirty;
+                    dev.writable |= if writes { s.mask & dev.mapped } else { Mask::EMPTY };
+                    return;
+                }
                 dev.mapped |= s.mask;
                 dev.alias &= !s.mask;
-                dev.dirty |= moves;
                 if writes {
                     dev.writable |= s.mask;
                 } else {
@@ -333,4 +442,16 @@ impl Batch<Copying> {
         }
         Ok(())
     }
+}
+
+/// Where a device that can fault needs entries: an entry left over that allows stores would let a clean page become dirty without a
+/// fault.
+fn needing_entries(free: &mut Free, space: &Space, slot: usize, spans: &[Span], writes: bool, per: usize) -> Vec<Span> {
+    let lacks = |s: &Span| {
+        let body = space.block(s.block).lock(free);
+        let dev = &body.dev[slot];
+        let enough = dev.framed() & if writes { dev.writable } else { !dev.writable };
+        Span { block: s.block, mask: (s.mask & !enough).widened(per) }
+    };
+    spans.iter().map(lacks).collect()
 }

@@ -106,7 +106,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         let held = there & body.held & !body.exclusive(None) & fix;
         if !held.is_empty() {
             // A pin keeps them there: with the whole grain, whose entry stands or falls with them.
-            let widest = devices.iter().map(|d| d.1).max().unwrap_or(1);
+            let widest = devices.iter().map(|g| g.per).max().unwrap_or(1);
             let held = held.widened(widest) & fix;
             result.refused += u64::from(held.count());
             result.pinned = true;
@@ -114,7 +114,9 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
-            fix &= !body.busy;
+            // An entry is removed by whoever has the whole grain of it.
+            let per = home.release.and_then(|slot| devices.iter().find(|g| g.slot == slot)).map_or(1, |g| g.per);
+            fix &= !(body.busy & fix).widened(per);
         }
         result.resident += u64::from((mask & !fix).count());
         let frames_only =
@@ -133,22 +135,39 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         spans.push(Span { block: id, mask: fix });
     }
     let (to, access, points) = (None, Access::Read, SmallVec::new());
-    (Core { seg: Arc::clone(seg), to, access, moves: false, spans, home, points, result, cause }.into(), storage)
+    let made = Vec::new();
+    (Core { seg: Arc::clone(seg), to, access, moves: false, spans, made, home, points, result, cause }.into(), storage)
 }
 
-/// Slots of devices, and how many pages a grain of each has.
-pub(crate) type Grains = SmallVec<[(usize, usize); 4]>;
+/// How a device maps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grain {
+    slot: usize,
+    /// Pages.
+    per: usize,
+    /// Its entries stay when pages come home.
+    rigid: bool,
+}
+
+pub(crate) type Grains = SmallVec<[Grain; 4]>;
 
 pub(crate) fn grains(space: &Space) -> Grains {
-    space.devices().iter().map(|m| (m.slot(), m.pods().pages_per_grain())).collect()
+    let grain = |m: &Arc<DeviceMirror>| Grain { slot: m.slot(), per: m.pods().pages_per_grain(), rigid: m.is_rigid() };
+    space.devices().iter().map(grain).collect()
 }
 
-/// What devices lose for pages `mask` to come home as `home` says: entries go by whole grains.
+/// What devices lose for pages `mask` to come home as `home` says: entries go by whole grains, where they go.
 pub(crate) fn taken(devices: &Grains, body: &Body, mask: Mask, home: Home) -> Mask {
-    let concerned = devices.iter().filter(|(slot, _)| home.release.is_none_or(|only| only == *slot));
-    concerned.fold(Mask::EMPTY, |taken, &(slot, per)| {
+    let concerned = devices.iter().filter(|g| home.release.is_none_or(|only| only == g.slot));
+    concerned.fold(Mask::EMPTY, |taken, &Grain { slot, per, rigid }| {
         let dev = &body.dev[slot];
-        let all = if home.ends_on(slot, body) { dev.valid | dev.mapped } else { Mask::EMPTY };
+        let ends = home.ends_on(slot, body);
+        if rigid && home.release.is_none() {
+            let named = if ends { dev.alias | dev.atomic } else { dev.atomic };
+            let all = if ends { dev.valid } else { Mask::EMPTY };
+            return taken | (mask & (dev.dirty | all)) | (mask & named).widened(per) & (dev.valid | dev.mapped);
+        }
+        let all = if ends { dev.valid | dev.mapped } else { Mask::EMPTY };
         taken | (mask & (dev.dirty | dev.atomic | all)).widened(per) & (dev.valid | dev.mapped)
     })
 }

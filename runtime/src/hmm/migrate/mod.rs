@@ -117,6 +117,8 @@ struct Core {
     /// The destination gets the pages for itself.
     moves: bool,
     spans: Vec<Span>,
+    /// Grains that get an entry, whole, on a device that cannot fault; of what lies beside `spans` nothing is valid there.
+    made: Vec<Span>,
     /// For a batch to the host: what to do beside bringing bytes.
     home: Home,
     points: SmallVec<[(Arc<DeviceMirror>, Point); 2]>,
@@ -178,10 +180,19 @@ impl Drop for Core {
     }
 }
 
-/// Ends `busy` on a span and wakes whoever waits for it.
+/// Ends `busy` on a span, shows launches what was hidden from them, and wakes whoever waits for it.
 pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
     let block = space.block(s.block);
     let mut body = block.lock(free);
+    for slot in body.devices() {
+        if body.dev[slot].hidden.meets(s.mask)
+            && let Some(rec) = block.segment()
+        {
+            let _driver = space.slots[slot].lock.hold();
+            body.dev[slot].hidden &= !s.mask;
+            DeviceMirror::refresh_ready(space, rec, block, &body, slot);
+        }
+    }
     body.busy &= !s.mask;
     let wanted = body.wanted & s.mask;
     body.wanted &= !s.mask;
@@ -230,7 +241,7 @@ impl Batch<Collected> {
         let runs = runs_of(&c.spans);
         let to = c.to.as_ref().map(|(m, _)| m.slot());
         // The window ends when the device entries and the host mapping are gone: from there on `busy` keeps the pages.
-        let window = space.window(free, Action::Migrate { to }, &runs)?;
+        let window = space.window_freeing(free, Action::Migrate { to }, c.home.release, &runs)?;
         match &c.to {
             None => space.host.hide(space, free, &c.spans)?,
             Some((m, _)) => {

@@ -106,6 +106,7 @@ impl DeviceMirror {
                     dev.writable = Mask::EMPTY;
                     dev.alias = Mask::EMPTY;
                     dev.leaving = Mask::EMPTY;
+                    dev.hidden = Mask::EMPTY;
                     dev.atomic = Mask::EMPTY;
                     self.space.host.forsake(self.space, (id, block), body, gone);
                     body.lost |= gone;

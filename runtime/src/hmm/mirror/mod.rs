@@ -165,6 +165,11 @@ impl DeviceMirror {
         self.device.caps()
     }
 
+    /// Whether its launches cannot fault: what they use stays until their points.
+    pub(crate) fn is_rigid(&self) -> bool {
+        self.caps().absent == Absent::Undefined
+    }
+
     /// Whether its entries may name host storage. Such an entry is made in one step with the retry check, so it has to be there
     /// when the edit returns.
     pub(crate) fn may_alias(&self) -> bool {
