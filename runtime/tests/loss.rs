@@ -263,6 +263,41 @@ fn a_prefetch_and_a_fetch_home_meet_the_loss() {
     assert!(is_lost(&x.try_read().unwrap_err()));
 }
 
+/// Fails by the end of the process if `try_read` says that all is well of a loss that nobody has met yet, or hands out what a later loss
+/// takes away.
+#[test]
+fn what_try_read_gives_outlives_the_device() {
+    let _limit = limit();
+    for (how, config) in kinds(8 * MIB) {
+        for touched in [false, true] {
+            let dev = device(config.clone());
+            let rt = over(&dev);
+            let made = || {
+                let mut x = rt.shared_with(200_000, |i| i as u32).unwrap();
+                rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+                if touched {
+                    assert_eq!(x[50_000], 50_001);
+                }
+                x
+            };
+            let (before, after, part) = (made(), made(), made());
+            let part = part.range(100_000..100_500).unwrap();
+            let right = |x: &[u32], from: usize| x.iter().enumerate().all(|(i, v)| *v == (from + i) as u32 + 1);
+            let (all, some) = (before.try_read().unwrap(), part.try_read().unwrap());
+            dev.inject().lose();
+            // Nobody has asked the device since.
+            match after.try_read() {
+                Ok(x) => assert!(right(x, 0), "{how}"), // it had come home
+                Err(e) => assert!(is_lost(&e), "{how}: {e:?}"),
+            }
+            assert!(right(all, 0) && right(some, 100_000), "{how}");
+            meet(&rt);
+            assert!(right(all, 0) && right(some, 100_000), "{how}");
+            assert!(right(before.try_read().unwrap(), 0), "{how}");
+        }
+    }
+}
+
 /// A load that meets a lost page on a device of this configuration, in a process of its own, which it ends; the page is touched
 /// before the loss, or not.
 fn ends_the_process(name: &str, config: CpuConfig, touched: bool) {

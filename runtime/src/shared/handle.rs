@@ -179,7 +179,7 @@ impl<T: Pod> Handle<T> {
     pub(super) fn try_read(&self) -> Result<&[T], Error> {
         fork::check()?;
         self.core.settle(false)?;
-        // SAFETY: as in `get`, and nothing of it is tainted or lost.
+        // SAFETY: as in `get`.
         Ok(unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) })
     }
 
@@ -303,6 +303,18 @@ impl Core {
                 self.seg.rec().gate.all_home(write);
             }
         }
+        Ok(())
+    }
+
+    /// Copies home what a device alone has of the range, so that it outlives the device. A loss that nobody has met yet is met here.
+    pub(super) fn save(&self) -> Result<(), Error> {
+        if !self.seg.space().host.faults() {
+            return Ok(()); // it has come already
+        }
+        let pages = self.seg.pages_of(&self.bytes);
+        let home = Home { map: false, ..Home::SHARED };
+        migrate::bring_home(&mut Free::at_entry(), &self.seg, &pages, home, Cause::HostAccess)?
+            .complete(&self.seg, &pages)?;
         Ok(())
     }
 

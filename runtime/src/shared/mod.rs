@@ -41,7 +41,10 @@ macro_rules! reading {
         }
 
         /// The elements, or the error for which `deref` would panic: of a failed launch that would have written some of them,
-        /// or of a lost device that had the only copy. What is still in a [mapped file](crate::Runtime::map_file) is read.
+        /// or of a lost device that had the only copy. What is still in a [mapped file](crate::Runtime::map_file) is read, and what
+        /// a device alone has is copied home: no load through the slice can meet a loss that had happened before this returned, or
+        /// one that comes later, unless a launch on other bytes of the same page takes that page again. Of a part, only the part
+        /// comes: take a [`range`](Self::range) first.
         ///
         /// # Errors
         /// That error; [`File`](Error::File); [`InsideKernel`](Error::InsideKernel) in a kernel; [`Forked`](Error::Forked) in a
@@ -49,7 +52,9 @@ macro_rules! reading {
         pub fn try_read(&self) -> Result<&[$T], Error> {
             fork::check()?;
             self.0.core.fetch()?;
-            self.0.try_read()
+            let slice = self.0.try_read()?;
+            self.0.core.save()?;
+            Ok(slice)
         }
 
         /// A view of some elements, to be read by launches and the host.
