@@ -28,7 +28,7 @@ use crate::hmm::devmem::keep;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, RAW, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Home};
+use crate::hmm::migrate::{self, Borders, Home};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::segment::overlap;
 use crate::hmm::{Mask, PAGE, Segment};
@@ -306,18 +306,23 @@ impl<'a> Cut<'a> {
             for (t, place) in touches.iter().flat_map(|t| self.placed(t)) {
                 full = full || populate_touch(free, record, &t, place, now)?;
             }
+            match if full { Ok(()) } else { Borders::prepare(free, own, &touches, now) } {
+                Err(Error::OutOfDeviceMemory { .. }) => full = true,
+                done => done?,
+            }
             if full {
+                own.keep(None);
                 return Ok(false);
             }
             match self.prepared.submit_groups(mirror, own, (Groups::Range(groups.start, groups.end), &touches), false, by) {
                 Ok(()) => return Ok(true),
                 Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
-                Err(NotYet::Pinned) => return Err(Error::Pinned),
                 Err(NotYet::Populate) if mirror.is_lost() => {
                     return Err(Error::Lost { device: mirror.device().info().id.clone() });
                 }
                 Err(NotYet::Held) => touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
-                Err(NotYet::Populate) => {}
+                // A guard has come meanwhile: next time there are copies.
+                Err(NotYet::Populate | NotYet::Pinned) => {}
             }
             for t in &touches {
                 mirror.flush_stale(free, &t.seg)?;

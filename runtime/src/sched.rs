@@ -22,7 +22,7 @@ use crate::hmm::discard::discard;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Home, Want};
+use crate::hmm::migrate::{self, Borders, Home, Want};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::os;
 use crate::hmm::range::populate;
@@ -281,7 +281,12 @@ fn launch(
             demand |= *place == Place::Demand;
             full |= populate_touch(free, record, t, *place, now)?;
         }
+        match if full { Ok(()) } else { Borders::prepare(free, record, &p.touches, now) } {
+            Err(Error::OutOfDeviceMemory { .. }) if !faults => full = true,
+            done => done?,
+        }
         if full && !faults {
+            record.keep(None);
             // It would fit, but for something else that stays.
             drop(gathers);
             return cut.run(free, record, p.groups / 2, pending);
@@ -292,10 +297,10 @@ fn launch(
         match p.submit(mirror, record, may, By::Scheduler(pending)) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
-            Err(NotYet::Pinned) => return Err(Error::Pinned),
+            Err(NotYet::Pinned) if faults => return Err(Error::Pinned),
             Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
-            Err(NotYet::Populate) => {}
+            Err(NotYet::Populate | NotYet::Pinned) => {}
         }
         if may || mirror.caps().absent != Absent::Faults {
             for t in &p.touches {

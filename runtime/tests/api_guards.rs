@@ -11,6 +11,8 @@ use common::*;
 use sterna::Error;
 use sterna::bytemuck::cast_slice_mut;
 use sterna::cpu::CpuConfig;
+use sterna::hal::Absent;
+use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, each, each_mut, each_out};
 
 fn file() -> File {
     // SAFETY: a new descriptor of our own.
@@ -86,6 +88,8 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
     let _limit = limit();
     for (how, config) in kinds(8 * MIB) {
         let able = config.map_host;
+        // Where it can neither use them there nor fault it gets copies of its own.
+        let copies = !able && config.absent == Absent::Undefined;
         let rt = runtime(config);
         let n = 300_000;
         let x = rt.shared_with(n, |i| i as u32).unwrap();
@@ -99,6 +103,17 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
             let r = x.residency();
             assert!(r.devices[0].in_place > 0 && r.devices[0].in_place * 4096 <= bytes.max(4096) * 2, "{how}: {r}");
             assert_eq!(guard[0], 100_000);
+        } else if copies {
+            launched.wait().unwrap();
+            assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
+            let r = x.residency();
+            assert_eq!(r.devices[0].in_place, 0, "{how}: {r}");
+            assert_eq!(guard[0], 100_000);
+            // Once the guard has gone the pages move again.
+            drop(guard);
+            rt.launch(&copy_add(2), (&x, &mut y)).unwrap();
+            assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
+            assert_eq!(x.residency().devices[0].pages, x.residency().pages, "{how}");
         } else {
             let e = launched.wait().unwrap_err();
             assert!(matches!(e, Error::Pinned), "{how}: {e:?}");
@@ -114,7 +129,7 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
 fn a_guard_beside_a_launch_that_changes_its_neighbour() {
     let _limit = limit();
     for (how, config) in kinds(8 * MIB) {
-        if !config.map_host {
+        if !config.map_host && config.absent == Absent::Faults {
             continue; // refused as `Pinned`, or away from the guard's grains: above
         }
         let rt = runtime(config);
@@ -144,7 +159,6 @@ fn beside(rt: &sterna::Runtime, mid: usize, n: usize, how: &str) {
 /// Fails if a launch waits for a page that a guard keeps, while the guard's holder waits for the launch.
 #[test]
 fn a_guard_and_a_launch_that_cannot_share_its_pages_do_not_wait_for_each_other() {
-    use sterna::kernel::{Group, Kernel, each_mut};
     static HOLDS: [Hold; 2] = [Hold::new(), Hold::new()];
     fn held(_: Group, n: u32, y: &mut [u32]) {
         HOLDS[n as usize].wait();
@@ -183,6 +197,155 @@ fn a_guard_and_a_launch_that_cannot_share_its_pages_do_not_wait_for_each_other()
         });
         assert_eq!((x[0], x[20_499], x[20_500], x[99_999]), (1, 20_500, 20_505, 99_999), "{policy}");
     }
+}
+
+/// A device that can neither fault nor use host pages in place.
+fn rigid_without_aliases(grain: u64) -> CpuConfig {
+    CpuConfig { grain, map_host: false, host_readable: false, workers: 3, ..rigid(24 * MIB) }
+}
+
+const GRAINS: [u64; 3] = [4 << 10, 64 << 10, 2 << 20];
+
+/// Fails by its limit if the launch waits for the guard, whose holder waits for the launch; fails if more than the launch's bytes come
+/// home, or less, or after the launch counts as ended.
+#[test]
+fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
+    static HOLDS: [Hold; 3] = [const { Hold::new() }; 3];
+    fn held(_: Group, n: u32, y: &mut [u32]) {
+        HOLDS[n as usize].wait();
+        y.iter_mut().for_each(|y| *y += 1);
+    }
+    let _limit = limit();
+    for (n, grain) in GRAINS.into_iter().enumerate() {
+        let rt = runtime(rigid_without_aliases(grain));
+        if !faults(&rt) {
+            return; // two sides cannot share a grain there
+        }
+        let kernel: Kernel<(EachMut<u32>,)> = Kernel::new("held", n as u32, (each_mut(1 << 20),), held);
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap(); // on the device alone
+        let (mut a, mut rest) = x.split_at_mut(20_500).unwrap();
+        let (mut b, mut c) = rest.split_at_mut(200).unwrap();
+        // Three sides of one page.
+        let mut guard = b.host_mut(..).unwrap();
+        guard.iter_mut().for_each(|v| *v += 100);
+        let p = rt.launch(&kernel, (&mut a,)).unwrap();
+        HOLDS[n].entered();
+        guard.iter_mut().for_each(|v| *v += 1000);
+        assert_eq!(c[0], 20_701, "grain {grain}");
+        c[0] = 5;
+        drop(guard);
+        // The page stays at home for the launch: another one beside it is no harm.
+        let mut guard = b.host_mut(50..).unwrap();
+        guard[0] += 7;
+        HOLDS[n].release();
+        p.wait().unwrap();
+        guard[1] += 9;
+        assert_eq!((a[0], a[20_499]), (2, 20_501), "grain {grain}");
+        drop(guard);
+        let q = rt.launch(&add(1), (&mut x,)).unwrap();
+        q.wait().unwrap();
+        let want = |i: usize| match i {
+            i if i < 20_500 => i as u32 + 3,
+            20_550 => 20_550 + 1 + 1100 + 7 + 1,
+            20_551 => 20_551 + 1 + 1100 + 9 + 1,
+            i if i < 20_700 => i as u32 + 1 + 1100 + 1,
+            20_700 => 6,
+            i => i as u32 + 2,
+        };
+        let wrong = x.iter().enumerate().find(|(i, v)| **v != want(*i));
+        assert_eq!(wrong, None, "grain {grain}");
+    }
+}
+
+/// Launches that follow each other, read and write the same page, and are cut, beside a guard on it.
+#[test]
+fn launches_follow_each_other_on_a_page_that_a_guard_keeps() {
+    let _limit = limit();
+    for grain in GRAINS {
+        let rt = runtime(rigid_without_aliases(grain));
+        if !faults(&rt) {
+            return;
+        }
+        let n = 30_000;
+        let mut x = rt.shared_with(n, |i| i as u32).unwrap();
+        let mut y = rt.shared::<u32>(n).unwrap();
+        let mid = 10_700;
+        {
+            let (mut a, mut b) = x.split_at_mut(mid).unwrap();
+            let (mut ya, mut yb) = y.split_at_mut(mid).unwrap();
+            let (mut gx, mut gy) = (b.host_mut(..).unwrap(), yb.host_mut(..).unwrap());
+            for round in 0..10 {
+                rt.launch(&add(1), (&mut a,)).unwrap();
+                rt.launch(&copy_add(round), (&a, &mut ya)).unwrap();
+                gx.iter_mut().take(300).for_each(|v| *v += 1);
+                gy.iter_mut().take(300).for_each(|v| *v += 2);
+            }
+            rt.sync().unwrap();
+        }
+        let more = |i: usize, near| {
+            if i < mid {
+                10
+            } else if i < mid + 300 {
+                near
+            } else {
+                0
+            }
+        };
+        let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + more(*i, 10));
+        assert_eq!(wrong, None, "grain {grain}");
+        let want = |i: usize| if i < mid { i as u32 + 19 } else { more(i, 20) };
+        let wrong = y.iter().enumerate().find(|(i, v)| **v != want(*i));
+        assert_eq!(wrong, None, "grain {grain}");
+    }
+}
+
+/// A guard whose holder has forgotten it keeps its pages at home for ever: launches have copies, and their results come home.
+#[test]
+fn a_forgotten_guard_is_in_nobodys_way() {
+    let _limit = limit();
+    for grain in GRAINS {
+        let rt = runtime(rigid_without_aliases(grain));
+        let n = 50_000;
+        let mut x = rt.shared_with(n, |i| i as u32).unwrap();
+        std::mem::forget(x.host_mut(20_000..25_000).unwrap());
+        for _ in 0..3 {
+            rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        }
+        x[22_000] += 1;
+        rt.launch(&add(1), (&mut x,)).unwrap();
+        let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + 4 + u32::from(*i == 22_000));
+        assert_eq!(wrong, None, "grain {grain}");
+    }
+}
+
+/// A launch that is cut into parts, on a page of a guard and beyond what fits at once.
+#[test]
+fn a_cut_launch_beside_a_guard() {
+    fn body(_: Group, a: u32, x: &[u32], y: &mut [u32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x + a);
+    }
+    let _limit = limit();
+    let kernel: Kernel<(Each<u32>, EachOut<u32>)> = Kernel::new("copy add", 3, (each(5_000), each_out(5_000)), body);
+    let rt = runtime(CpuConfig { memory: 2 * MIB as u64, ..rigid_without_aliases(64 << 10) });
+    if !faults(&rt) {
+        return;
+    }
+    let n = 600_000;
+    let x = rt.shared_with(n, |i| i as u32).unwrap();
+    let mut y = rt.shared::<u32>(n).unwrap();
+    let (mut ya, mut yb) = y.split_at_mut(n - 10_000).unwrap();
+    let gx = x.host(5_000..400_000).unwrap();
+    let mut gy = yb.host_mut(..).unwrap();
+    let xa = x.range(..n - 10_000).unwrap();
+    let p = rt.launch(&kernel, (&xa, &mut ya)).unwrap();
+    gy.fill(1);
+    p.wait().unwrap();
+    assert_eq!(gx[7], 5_007);
+    drop((gx, gy));
+    let wrong = y.iter().enumerate().find(|(i, v)| **v != if *i < n - 10_000 { *i as u32 + 3 } else { 1 });
+    assert_eq!(wrong, None);
+    assert!(rt.stats().devices[0].parts > 1);
 }
 
 #[test]

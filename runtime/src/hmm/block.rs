@@ -191,6 +191,8 @@ pub(crate) struct DevPages {
     /// … and the device has the page to itself, for atomic operations: the host's touch of it is noticed. The bytes are the host's
     /// storage where the entry names that.
     pub(crate) atomic: Mask,
+    /// The frame holds a launch's own copy of a page that stays at home; see [`Borders`](super::migrate::Borders).
+    pub(crate) private: Mask,
     /// Eviction order: the block with the lowest rank goes first. 0: not in the order.
     pub(crate) rank: u64,
     /// Grain number plus one by grain of the block; 0: none.
@@ -231,12 +233,12 @@ impl DevPages {
 
     /// Pages a kernel may read without a fault or a table change.
     pub(crate) fn readable(&self) -> Mask {
-        self.staying() & (self.valid | self.alias)
+        self.staying() & (self.valid | self.alias | self.private)
     }
 
     /// Pages a kernel may write without a fault, a table change, or a change of state.
     pub(crate) fn owned(&self) -> Mask {
-        self.staying() & self.writable & (self.dirty | self.alias)
+        self.staying() & (self.writable & (self.dirty | self.alias) | self.private)
     }
 
     /// Entries that name bytes out of date, or would let a replica be written without a fault.
@@ -300,6 +302,7 @@ impl Body {
                 &mut dev.alias,
                 &mut dev.leaving,
                 &mut dev.hidden,
+                &mut dev.private,
                 &mut dev.atomic,
             ] {
                 *mask = Mask::EMPTY;
@@ -366,6 +369,8 @@ impl Body {
             claim(d.mapped.covers(d.atomic), "exclusive without an entry")?;
             claim(!faults || self.revoked.covers(d.atomic), "exclusive beside a host mapping")?;
             claim(self.busy.covers(d.hidden), "hidden from launches by nobody")?;
+            claim((self.pinned | self.busy).covers(d.private), "a launch's own copy of a page that may leave home")?;
+            claim(!d.private.meets(d.valid | d.alias), "a launch's own copy counts as the page")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
             claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
             claim(!self.readonly.meets(d.owned() & !self.busy), "a writable entry for what may not be written")?;

@@ -20,8 +20,10 @@ use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 
 use super::host::Mechanism;
 use super::lock::Free;
+use super::migrate::Borders;
 use super::mirror::{DeviceMirror, Loaded};
 use super::park::{self, Pauses};
+use super::pin;
 use super::schedule;
 use super::segment::{Segment, Use, overlap, without};
 use super::watch::Awaited;
@@ -60,6 +62,10 @@ pub(crate) struct InFlight {
     lists: Mutex<Lists>,
     /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
     tainted: OnceLock<Error>,
+    /// Its own copies of pages that stay at home, from before it is submitted until it ends.
+    borders: Mutex<Option<Borders>>,
+    /// Whether it was submitted with such.
+    bordered: AtomicBool,
     sink: Arc<ErrorSink>,
     awaited: Awaited,
 }
@@ -148,6 +154,8 @@ impl InFlight {
             error: OnceLock::new(),
             lists: Mutex::new(Lists { touches, upstream: SmallVec::new(), _kernel: Some(Arc::clone(kernel)) }),
             tainted: OnceLock::new(),
+            borders: Mutex::new(None),
+            bordered: AtomicBool::new(false),
             sink,
             awaited: Awaited::default(),
         })
@@ -263,7 +271,21 @@ impl InFlight {
 
     /// Whether the device has it and may still use what it was given.
     pub(crate) fn is_running(&self) -> bool {
-        self.is_submitted() && !self.poll_only()
+        // What it wrote into copies of its own has yet to go home when the device has finished.
+        self.is_submitted() && if self.bordered.load(Ordering::Acquire) { !self.has_ended() } else { !self.poll_only() }
+    }
+
+    /// Gives it its own copies of pages that stay at home, or takes them away again. Before it is submitted.
+    pub(crate) fn keep(&self, borders: Option<Borders>) {
+        self.bordered.store(borders.is_some(), Ordering::Release);
+        let before = std::mem::replace(&mut *self.borders.lock(), borders);
+        drop(before); // without the lock
+    }
+
+    /// Whether pages that a pin keeps at home are in the way of a launch that needs bytes `bytes` of a segment.
+    pub(crate) fn is_barred(&self, seg: &Segment, bytes: &Range<u64>) -> bool {
+        let own: SmallVec<[_; 4]> = self.borders.lock().iter().flat_map(|own| own.of(seg)).collect();
+        pin::bars(&self.mirror, seg, bytes, &own)
     }
 
     /// Whether the device has finished with it, retired or not.
@@ -359,6 +381,12 @@ impl InFlight {
                 result = Err(Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) });
             }
         }
+        // Before the gates are lowered. What a launch wrote that has failed is not to be seen.
+        let own = self.borders.lock().take();
+        if let (Some(own), Ok(())) = (&own, &result) {
+            result = own.copy_out(&mut Free::at_entry());
+        }
+        drop(own);
         if let Err(e) = &result {
             let _ = self.error.set((e.clone(), Arc::default()));
         }

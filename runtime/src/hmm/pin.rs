@@ -8,8 +8,10 @@
 //! device's launch, a long pin. Faults wait for as long as it takes. Eviction passes such pages over.
 //!
 //! **Launches** on a device that cannot use host pages in place would wait for a long pin without end, and whoever holds the pin
-//! perhaps for them. So a long pin comes behind those that were asked for before it, and one that comes behind a long pin is
-//! refused: under the driver lock, which a pin takes once between marking its pages and looking for launches.
+//! perhaps for them. On one that cannot fault they get copies of their own ([`Borders`](super::migrate::Borders)), and a long pin
+//! comes behind those only that write its pages there and have been submitted. On one that faults a launch may come to need a page
+//! at any time: so a long pin comes behind those that were asked for before it, and one that comes behind a long pin is refused. Both
+//! are decided under the driver lock, which a pin takes once between marking its pages and looking for launches.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use sterna_hal::Access;
 
-use super::addr::Pages;
+use super::addr::{Mask, Pages, Span};
 use super::host::coherent::resident;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::mirror::DeviceMirror;
 use super::prot;
+use super::running;
 use super::segment::Segment;
 use super::space::Space;
 use crate::Error;
@@ -90,6 +93,11 @@ impl Pin {
         Self::long(free, seg, pages, Home::EXCLUSIVE)
     }
 
+    /// Keeps pages at home for a launch that has copies of its own, behind whoever keeps them there already.
+    pub(crate) fn stay(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
+        Self::mark(free, seg, pages, PinKind::Long)
+    }
+
     /// Keeps pages where they are, wherever that is.
     pub(crate) fn hold(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
         Self::mark(free, seg, pages, PinKind::Short)
@@ -98,14 +106,14 @@ impl Pin {
     /// Pages for a long pin, of which no launch that could not use them at home is unfinished.
     fn behind_launches(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
         loop {
-            while let Some(l) = barred(seg, pages) {
+            while let Some(l) = barred(free, seg, pages) {
                 l.wait(free, None);
             }
             let this = Self::mark(free, seg, pages, PinKind::Long);
             for m in seg.space().devices().iter().filter(|m| !m.may_alias()) {
                 drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
             }
-            if barred(seg, pages).is_none() {
+            if barred(free, seg, pages).is_none() {
                 return this;
             }
         }
@@ -121,22 +129,44 @@ impl Pin {
     }
 }
 
-/// A launch that uses the pages on a device that cannot use them at home.
-fn barred(seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>> {
+/// A launch that keeps the pages from coming home, or from staying there, on a device that cannot use them at home.
+fn barred(free: &mut Free, seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>> {
+    for m in seg.space().devices().iter().filter(|m| m.is_rigid() && !m.may_alias()) {
+        for (id, mask) in pages.blocks() {
+            let private = seg.claim(id).lock(free).dev[m.slot()].private;
+            if let Some(writer) = running::user(seg, id, m.slot(), mask & !private, true) {
+                return Some(writer);
+            }
+        }
+    }
     let uses = seg.uses.lock();
     let found = uses.iter().find(|u| {
         let m = u.launch.mirror();
         let per = m.pods().pages_per_grain() as u64;
-        !m.may_alias() && seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per)) && !u.launch.poll_only()
+        let meet = || seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per));
+        !m.may_alias() && !m.is_rigid() && meet() && !u.launch.poll_only()
     });
     found.map(|u| Arc::clone(&u.launch))
 }
 
-/// Whether a long pin keeps at home what a device that cannot use it there wants for `bytes` of a segment.
-pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>) -> bool {
+/// Whether a long pin keeps at home what a device that cannot use it there wants for `bytes` of a segment, but for `own`, of which the
+/// launch has copies.
+pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>, own: &[Span]) -> bool {
+    let pins = seg.pins.lock();
+    if mirror.may_alias() || pins.is_empty() {
+        return false;
+    }
+    let mut long = pins.iter().filter(|(_, kind)| *kind == PinKind::Long);
+    if mirror.is_rigid() {
+        let wanted = seg.pages_of(bytes);
+        let owned = |id| own.iter().filter(|s| s.block == id).fold(Mask::EMPTY, |m, s| m | s.mask);
+        return long.any(|(p, _)| {
+            p.intersects(&wanted) && wanted.blocks().any(|(id, mask)| !(mask & p.part_of(id) & !owned(id)).is_empty())
+        });
+    }
     let per = mirror.pods().pages_per_grain() as u64;
-    let wanted = || seg.pages_of(bytes).widened(per);
-    !mirror.may_alias() && seg.pins.lock().iter().any(|(p, kind)| *kind == PinKind::Long && p.intersects(&wanted()))
+    let wanted = seg.pages_of(bytes).widened(per);
+    long.any(|(p, _)| p.intersects(&wanted))
 }
 
 /// Maps pages that coherent devices have, and that stay there; false if there is no mapping for all of them.

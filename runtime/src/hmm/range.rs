@@ -252,19 +252,20 @@ pub(crate) fn populate_within(
             prot::allowed(free, seg, &pages.widened(per), want.access)?;
         }
         if moved.pinned {
-            if !mirror.may_alias() {
+            if mirror.may_alias() {
+                // A guard keeps pages at home: the device uses those there.
+                let mut pinned = Vec::new();
+                for (block, mask) in pages.widened(per).blocks() {
+                    let mask = mask & kept_pages(free, seg, block, mirror.slot());
+                    pinned.push(Span { block, mask });
+                }
+                for run in runs_of(&pinned) {
+                    let mapped = map_remote(free, mirror, seg, &run, want.access)?;
+                    moved.blocked = moved.blocked.or(mapped.blocked);
+                }
+            } else if !(mirror.is_rigid() && want.cause == Cause::Launch) {
                 return Err(Error::Pinned);
-            }
-            // A guard keeps pages at home: the device uses those there.
-            let mut pinned = Vec::new();
-            for (block, mask) in pages.widened(per).blocks() {
-                let mask = mask & kept_pages(free, seg, block, mirror.slot());
-                pinned.push(Span { block, mask });
-            }
-            for run in runs_of(&pinned) {
-                let mapped = map_remote(free, mirror, seg, &run, want.access)?;
-                moved.blocked = moved.blocked.or(mapped.blocked);
-            }
+            } // else the launch gets copies of its own
         }
         if moved.foreign {
             let home = Home { map: false, ..Home::SHARED };

@@ -31,7 +31,7 @@ use super::mirror::{Action, DeviceMirror};
 use super::park::Pauses;
 use super::running;
 use super::schedule;
-use super::segment::{Segment, overlap};
+use super::segment::{Segment, Use, overlap};
 use crate::Error;
 
 /// Entries that a window removes, between its two passes.
@@ -68,7 +68,7 @@ impl DeviceMirror {
             Action::Migrate { .. } if self.is_rigid() && !frees => (there & named, there & !named & dev.valid),
             // A grain of which a part is dropped keeps its entry for what is left.
             Action::Invalidate if self.is_rigid() => {
-                let parts = (dev.valid & dev.mapped & !mask).widened(per) & !named;
+                let parts = ((dev.valid | dev.private) & dev.mapped & !mask).widened(per) & !named;
                 (there & !parts, there & parts & dev.valid)
             }
             _ => (there, Mask::EMPTY),
@@ -79,8 +79,7 @@ impl DeviceMirror {
 
     fn zap_segment(&self, free: &mut Free, action: Action, frees: bool, seg: &Arc<Segment>, run: &Pages, zap: &mut Zap) {
         let Some(view) = seg.view(self.slot()) else { return };
-        let per = self.pods().pages_per_grain();
-        let edits = zap.edits.len();
+        let (edits, first) = (zap.edits.len(), zap.leaving.len());
         for (id, mask) in run.blocks() {
             let block = self.space().block(id);
             let mut body = block.lock(free);
@@ -116,13 +115,17 @@ impl DeviceMirror {
         if !self.is_rigid() && matches!(action, Action::Migrate { .. } | Action::Exclusive { .. }) {
             return;
         }
-        // Entries go by whole grains, and who cannot fault loses what lies beside the run.
-        let run = if self.is_rigid() { run.widened(per as u64) } else { run.clone() };
         let start = run.0.start * PAGE - seg.offset();
         let bytes = start..start + run.bytes();
+        // Entries go by whole grains, and who cannot fault loses what lies beside the run.
+        let gone = &zap.leaving[first..];
+        let loses = |u: &Use| match self.is_rigid() {
+            true => gone.iter().any(|(_, s)| seg.pages_of(&u.bytes).part_of(s.block).meets(s.mask)),
+            false => overlap(&u.bytes, &bytes),
+        };
         let uses = seg.uses.lock();
         let mine = uses.iter().filter(|u| u.launch.mirror().slot() == self.slot() && u.launch.is_submitted());
-        zap.after.extend(mine.filter(|u| overlap(&u.bytes, &bytes)).map(|u| Arc::clone(&u.launch)));
+        zap.after.extend(mine.filter(|u| loses(u)).map(|u| Arc::clone(&u.launch)));
     }
 
     /// Second pass: waits for the launches noted and for those that write what is hidden, removes the entries, and waits until the

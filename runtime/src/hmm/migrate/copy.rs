@@ -99,7 +99,12 @@ pub(super) fn by_grain(mask: Mask, per: usize) -> impl Iterator<Item = (usize, R
 }
 
 /// As [`by_grain`], and in one piece of the host's storage each, whose byte offset comes with it.
-fn by_place(block: &Block, id: BlockId, mask: Mask, per: usize) -> impl Iterator<Item = (usize, Range<usize>, u64)> + '_ {
+pub(super) fn by_place(
+    block: &Block,
+    id: BlockId,
+    mask: Mask,
+    per: usize,
+) -> impl Iterator<Item = (usize, Range<usize>, u64)> + '_ {
     by_grain(mask, per).flat_map(move |(g, r)| block.pieces(id, Mask::range(r)).map(move |(r, storage)| (g, r, storage)))
 }
 

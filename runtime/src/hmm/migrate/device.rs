@@ -11,6 +11,7 @@
 //! anything is busy.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 use sterna_hal::{Access, Edit, Target};
@@ -18,6 +19,7 @@ use sterna_hal::{Access, Edit, Target};
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body};
 use super::super::devmem::{Reserved, keep};
+use super::super::inflight::InFlight;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
@@ -79,7 +81,13 @@ pub(crate) fn to_device(
             total.refused += part.len();
             continue;
         }
-        wait_for_users(free, mirror, seg, &part, want);
+        while let Some(launch) = user(free, mirror, seg, &part, want) {
+            // Nothing of ours is busy while we wait for a kernel.
+            if let Some(b) = under_way.take() {
+                total.add(b.finalize_and_map(free)?);
+            }
+            launch.wait(free, None);
+        }
         let grains = missing_grains(free, mirror, seg, &part, want);
         let reserved = Reserved::take(free, mirror, view.at.at, grains, want, under_way.is_none());
         let reserved = match (reserved, under_way.take()) {
@@ -164,23 +172,21 @@ fn needy(body: &Body, mirror: &DeviceMirror, pages: Mask, want: Want) -> Mask {
     if mirror.is_rigid() { lacks | (lacks & !dev.framed()).widened(per) } else { lacks.widened(per) }
 }
 
-/// Waits for launches on a device that cannot fault which use pages whose bytes are to be copied in. A hint does not wait.
-fn wait_for_users(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, want: Want) {
-    if !mirror.is_rigid() || want.cause == Cause::Prefetch {
-        return;
+/// A launch on a device that cannot fault which uses pages whose bytes are to be copied in. A hint does not wait for it.
+fn user(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, want: Want) -> Option<Arc<InFlight>> {
+    if !mirror.is_rigid()
+        || want.cause == Cause::Prefetch
+        || seg.rec().view[mirror.slot()].active.load(Ordering::Acquire) == 0
+    {
+        return None;
     }
-    for (id, mask) in pages.blocks() {
-        loop {
-            let stale = {
-                let body = seg.claim(id).lock(free);
-                needy(&body, mirror, mask, want) & !body.dev[mirror.slot()].valid
-            };
-            match running::user(seg, id, mirror.slot(), stale, false) {
-                Some(launch) => launch.wait(free, None),
-                None => break,
-            };
-        }
-    }
+    pages.blocks().find_map(|(id, mask)| {
+        let stale = {
+            let body = seg.claim(id).lock(free);
+            needy(&body, mirror, mask, want) & !body.dev[mirror.slot()].valid
+        };
+        running::user(seg, id, mirror.slot(), stale, false)
+    })
 }
 
 /// How many grains of device memory the pages lack. A look without commitment, so that frames are taken before any lock.

@@ -112,6 +112,10 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             result.pinned = true;
             fix &= !held;
         }
+        if let Some(grain) = home.release.and_then(|slot| devices.iter().find(|g| g.slot == slot)) {
+            // A launch has copies of its own there: until it has ended.
+            fix &= !body.dev[grain.slot].private.widened(grain.per);
+        }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             // An entry is removed by whoever has the whole grain of it.
@@ -247,7 +251,7 @@ pub(crate) fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: 
         let pages = Mask::range(g * per..(g + 1) * per);
         let others = body.busy & !mine;
         let dev = &mut body.dev[slot];
-        if dev.frames[g] != 0 && !others.meets(pages) && !(dev.valid | dev.mapped).meets(pages) {
+        if dev.frames[g] != 0 && !others.meets(pages) && !(dev.valid | dev.mapped | dev.private).meets(pages) {
             push_frame(&mut frames, dev.frames[g] - 1);
             dev.frames[g] = 0;
             n += 1;

@@ -18,6 +18,7 @@
 //! **Waiting.** Nothing is held over a copy, an edit or another batch; frames are reserved before the first lock. Pages that
 //! another batch has are skipped and reported, and the caller waits for them when it holds none of its own.
 
+mod border;
 mod copy;
 mod device;
 mod home;
@@ -40,6 +41,7 @@ use super::space::Space;
 use crate::Error;
 use crate::stats::Cause;
 
+pub(crate) use border::Borders;
 pub(crate) use device::{Want, to_device};
 pub(crate) use home::{bring_home, free_frames, grains, taken};
 

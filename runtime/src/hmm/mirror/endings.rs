@@ -107,6 +107,7 @@ impl DeviceMirror {
                     dev.alias = Mask::EMPTY;
                     dev.leaving = Mask::EMPTY;
                     dev.hidden = Mask::EMPTY;
+                    dev.private = Mask::EMPTY;
                     dev.atomic = Mask::EMPTY;
                     self.space.host.forsake(self.space, (id, block), body, gone);
                     body.lost |= gone;

@@ -10,7 +10,6 @@ use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch, Point};
 
 use super::super::hold;
 use super::super::inflight::{InFlight, Touch};
-use super::super::pin;
 use super::super::segment::Segment;
 use super::{DeviceMirror, Loaded};
 use crate::Error;
@@ -97,7 +96,7 @@ impl DeviceMirror {
             if hold::held(&t.seg, self.slot) {
                 return Err(NotYet::Held);
             }
-            if pin::bars(self, &t.seg, &t.bytes) {
+            if !self.may_alias() && record.is_barred(&t.seg, &need.bytes) {
                 return Err(NotYet::Pinned);
             }
         }

@@ -1,0 +1,402 @@
+//! Pages that a launch needs and a guard or a pin keeps at home, on a device that can neither fault nor use them there: the launch
+//! gets copies of its own.
+//!
+//! **Guarantee.** The page never leaves home, and whoever keeps it there waits for nobody. The launch finds its bytes in its copies,
+//! and what it writes of them, those bytes and no others, is in the host's storage before it counts as ended. So what a guard's
+//! holder stores beside them meanwhile is not touched.
+//!
+//! **Why that is right.** Bytes that a launch and a live guard share are only read by both: by the borrows, and by the gate that a
+//! guard passes. A guard that its holder has forgotten has no holder that could look. Until the launch has ended it pins the pages
+//! itself: they stay at home when the guard goes first, so that nobody's copy of the page can be newer than the storage, and every other
+//! launch that shares a page with it gets a copy of its own, or on the same device comes behind it.
+//!
+//! **States** of a page in the books of the device: *private*, from the moment its copy is there until the launch has ended or is
+//! given up. It counts as ready, for whoever is not kept out by the pin; it is not valid; and its grain's entry and frame stay.
+//!
+//! **Locks**: a block's, with the driver's inside, for word operations; copies and waits with none.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sterna_hal::{Access, CopyRun, Edit, HostAt, Place, Target};
+
+use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use super::super::block::Block;
+use super::super::devmem::Reserved;
+use super::super::inflight::{InFlight, Touch};
+use super::super::lock::Free;
+use super::super::mirror::DeviceMirror;
+use super::super::pin::{self, Pin};
+use super::super::prot;
+use super::super::running;
+use super::super::seat::Addresses;
+use super::super::segment::{Segment, without};
+use super::super::source;
+use super::copy::{by_grain, by_place};
+use super::{Home, Want, bring_home, release, wait_blocked};
+use crate::Error;
+use crate::stats::Cause;
+
+/// A launch's own copies. Dropped, they are nobody's, and the pages may move again.
+pub(crate) struct Borders {
+    mirror: Arc<DeviceMirror>,
+    parts: Vec<Part>,
+    /// Let go of after the copies.
+    pins: Vec<Pin>,
+}
+
+/// Pages of a block, and the bytes of the segment there that the launch writes.
+struct Part {
+    seg: Arc<Segment>,
+    span: Span,
+    written: Vec<Range<u64>>,
+}
+
+impl std::fmt::Debug for Borders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Borders").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
+impl Borders {
+    /// Gives a launch that is about to be submitted copies of those pages of `touches` that are kept at home; what it got before goes.
+    ///
+    /// # Errors
+    /// [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost); pages that may not be used like that; a device that fails.
+    pub(crate) fn prepare(free: &mut Free, record: &InFlight, touches: &[Touch], rank: u64) -> Result<(), Error> {
+        let mirror = record.mirror();
+        record.keep(None);
+        if !mirror.is_rigid() || mirror.may_alias() {
+            return Ok(());
+        }
+        let mut this = Self { mirror: Arc::clone(mirror), parts: Vec::new(), pins: Vec::new() };
+        for (seg, spans) in kept(free, mirror, touches)? {
+            for run in runs_of(&spans) {
+                this.pins.push(Pin::stay(free, &seg, &run));
+            }
+            for s in spans {
+                this.copy_in(free, &seg, s, &declared(&seg, s, touches, |_| true), rank)?;
+                let written = declared(&seg, s, touches, |t| t.access.writes());
+                this.parts.push(Part { seg: Arc::clone(&seg), span: s, written });
+            }
+        }
+        if !this.parts.is_empty() {
+            record.keep(Some(this));
+        }
+        Ok(())
+    }
+
+    /// Copies bytes `declared` of some pages of a block into frames, and has the device map those.
+    fn copy_in(
+        &self,
+        free: &mut Free,
+        seg: &Arc<Segment>,
+        s: Span,
+        declared: &[Range<u64>],
+        rank: u64,
+    ) -> Result<(), Error> {
+        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let pages = hull(s);
+        let want = Want { access: Access::Read, rank, cause: Cause::Launch, own: false };
+        loop {
+            self.make_ready(free, seg, s)?;
+            let (_seat, view) = m.seat(free, seg, &pages, rank)?;
+            let lacking = {
+                let body = seg.claim(s.block).lock(free);
+                let lacks = |g: &usize| body.dev[slot].frames[*g] == 0 && s.mask.meets(Mask::range(g * per..(g + 1) * per));
+                (0..PAGES_PER_BLOCK / per).filter(lacks).count() as u32
+            };
+            let mut reserved = Reserved::take(free, m, view.at.at, lacking, want, true)?;
+            if let Some(taken) = self.take(free, seg, s, (view, &mut reserved), rank)? {
+                return self.fill(free, seg, s, &taken, declared, view);
+            }
+        }
+    }
+
+    /// Waits until pages are at home, with all their bytes, and no launch has them on this device.
+    fn make_ready(&self, free: &mut Free, seg: &Arc<Segment>, s: Span) -> Result<(), Error> {
+        let (block, pages, start) = (seg.claim(s.block), hull(s), Instant::now());
+        loop {
+            // What an earlier launch has of them goes home first.
+            while let Some(launch) = running::user(seg, s.block, self.mirror.slot(), s.mask, false) {
+                launch.wait(free, None);
+            }
+            if let Some(blocked) = source::prepare(free, seg, &pages, Access::ReadWrite, false)? {
+                wait_blocked(free, seg.space(), blocked);
+                continue;
+            }
+            if !block.lock(free).gone.meets(s.mask) {
+                return Ok(());
+            }
+            // On its way home with whoever keeps it there, or kept by a short pin where it is.
+            let moved = bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::Launch)?;
+            if moved.complete(seg, &pages)?.pinned {
+                if start.elapsed() > pin::BUDGET {
+                    return Err(Error::Pinned);
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    /// Marks the pages busy and gives them frames; `None` where something has changed since all was ready, which may have been
+    /// waited for.
+    fn take(
+        &self,
+        free: &mut Free,
+        seg: &Arc<Segment>,
+        s: Span,
+        (view, reserved): (Addresses, &mut Reserved),
+        rank: u64,
+    ) -> Result<Option<Taken>, Error> {
+        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let block = seg.claim(s.block);
+        let mut body = block.lock(free);
+        if body.lost.meets(s.mask) {
+            drop(body);
+            return Err(seg.loss(&hull(s)));
+        }
+        let made = (s.mask & !body.dev[slot].framed()).widened(per);
+        let busy = s.mask | made;
+        if body.busy.meets(busy) || body.gone.meets(s.mask) || body.dev[slot].private.meets(s.mask) {
+            let blocked = (s.block, block.epoch());
+            drop(body);
+            wait_blocked(free, seg.space(), blocked);
+            return Ok(None);
+        }
+        let held = |g: &usize| s.mask.meets(Mask::range(g * per..(g + 1) * per));
+        let grains: Vec<usize> = (0..PAGES_PER_BLOCK / per).filter(held).collect();
+        let bare = |g: &&usize| body.dev[slot].frames[**g] == 0;
+        if grains.iter().filter(bare).count() as u32 > reserved.left() {
+            return Ok(None); // somebody took frames of this block away since
+        }
+        body.admit(slot);
+        for &g in &grains {
+            if body.dev[slot].frames[g] == 0 {
+                let number = (seg.view_offset(s.block, g * per) - view.from) / (per as u64 * PAGE);
+                body.dev[slot].frames[g] = reserved.pop(number as u32) + 1;
+            }
+        }
+        self.mirror.set_rank(s.block, &mut body, rank);
+        body.busy |= busy;
+        let beside = made & !s.mask & !body.dev[slot].valid;
+        let frames = grains.iter().map(|g| (*g, body.dev[slot].frames[*g] - 1)).collect();
+        Ok(Some(Taken { made, beside, busy, frames }))
+    }
+
+    /// Copies into frames that were taken, makes their entries, and shows the pages to the launch.
+    fn fill(
+        &self,
+        free: &mut Free,
+        seg: &Arc<Segment>,
+        s: Span,
+        taken: &Taken,
+        declared: &[Range<u64>],
+        view: Addresses,
+    ) -> Result<(), Error> {
+        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (space, block) = (seg.space(), seg.claim(s.block));
+        let zero = |grain, offset, bytes| CopyRun { from: Place::Zero, to: taken.at(grain, offset), bytes };
+        let mut runs = Vec::new();
+        for (g, r) in by_grain(taken.beside, per) {
+            runs.push(zero(g, (r.start - g * per) as u64 * PAGE, r.len() as u64 * PAGE));
+        }
+        for p in pieces(seg, (s.block, block), s.mask, per, declared) {
+            let from = Place::Host(HostAt { region: m.region(), offset: p.storage });
+            runs.push(CopyRun { from, to: taken.at(p.grain, p.offset), bytes: p.bytes });
+        }
+        // What lies beside them in a frame that comes with somebody's old bytes.
+        let rest = pieces(seg, (s.block, block), s.mask & taken.made, per, &gaps(seg, s, declared));
+        runs.extend(rest.iter().map(|p| zero(p.grain, p.offset, p.bytes)));
+        m.pods().counters.moved_in(Cause::Launch, runs.iter().filter(|r| r.from != Place::Zero).map(|r| r.bytes).sum());
+        let edit = |(g, r): (usize, Range<usize>)| Edit {
+            at: view.run(seg, s.block, &r),
+            to: Target::Frames { first: taken.frame(g) },
+            access: Access::ReadWrite,
+        };
+        let edits: Vec<Edit> = by_grain(taken.made, per).map(edit).collect();
+        let done = self.copy(free, &runs).and_then(|()| m.install(free, &edits));
+        let mut body = block.lock(free);
+        let done = if m.is_lost() { done.and(Err(m.loss())) } else { done };
+        if done.is_ok() {
+            m.change(seg, s.block, &mut body, |body| {
+                let dev = &mut body.dev[slot];
+                dev.mapped |= taken.made;
+                dev.valid &= !s.mask;
+                dev.private |= s.mask;
+            });
+        }
+        debug_assert_eq!(body.check(space.host.faults()), Ok(()));
+        drop(body);
+        release(space, free, Span { block: s.block, mask: taken.busy });
+        done
+    }
+
+    /// Brings home what the launch has written: its bytes and no others.
+    pub(crate) fn copy_out(&self, free: &mut Free) -> Result<(), Error> {
+        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let mut runs = Vec::new();
+        for Part { seg, span: s, written } in &self.parts {
+            let block = seg.space().block(s.block);
+            let mut body = block.lock(free);
+            for t in pieces(seg, (s.block, block), s.mask, per, written) {
+                let from = Place::Frames { first: body.dev[slot].frames[t.grain] - 1, offset: t.offset };
+                let to = Place::Host(HostAt { region: self.mirror.region(), offset: t.storage });
+                runs.push(CopyRun { from, to, bytes: t.bytes });
+            }
+            body.hole &= !s.mask; // they have storage now
+        }
+        self.mirror.pods().counters.moved_out(Cause::Launch, runs.iter().map(|r| r.bytes).sum());
+        self.copy(free, &runs)
+    }
+
+    fn copy(&self, free: &mut Free, runs: &[CopyRun]) -> Result<(), Error> {
+        if runs.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: frames of the launch's own copies, and bytes of the host that nobody else writes or, where they are written, uses.
+        let point = unsafe { self.mirror.device().copy(runs, &[]) }.map_err(|e| self.mirror.noticed(e))?;
+        self.mirror.reach(free, point)
+    }
+
+    /// The pages of a segment that are the launch's own copies.
+    pub(crate) fn of(&self, seg: &Segment) -> impl Iterator<Item = Span> + '_ {
+        let first = seg.first();
+        self.parts.iter().filter(move |p| p.seg.first() == first).map(|p| p.span)
+    }
+}
+
+impl Drop for Borders {
+    fn drop(&mut self) {
+        if crate::hmm::fork::forked() {
+            return;
+        }
+        let mut free = Free::at_entry();
+        for Part { seg, span: s, .. } in &self.parts {
+            let mut body = seg.space().block(s.block).lock(&mut free);
+            self.mirror.change(seg, s.block, &mut body, |body| body.dev[self.mirror.slot()].private &= !s.mask);
+        }
+        self.pins.clear();
+    }
+}
+
+/// Pages of a block that are busy for a launch's copies.
+struct Taken {
+    /// Grains that get their entry now.
+    made: Mask,
+    /// Pages of those of which nothing is valid there and nothing comes.
+    beside: Mask,
+    busy: Mask,
+    /// Grains of the block, and where they are.
+    frames: Vec<(usize, u32)>,
+}
+
+impl Taken {
+    fn frame(&self, grain: usize) -> u32 {
+        // Every grain of the pages is there, and nothing else is asked for.
+        self.frames[self.frames.partition_point(|f| f.0 < grain)].1
+    }
+
+    fn at(&self, grain: usize, offset: u64) -> Place {
+        Place::Frames { first: self.frame(grain), offset }
+    }
+}
+
+/// The pages of `touches` that are kept at home, by segment and block, each once.
+fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec<(Arc<Segment>, Vec<Span>)>, Error> {
+    let mut all: Vec<(Arc<Segment>, Vec<Span>)> = Vec::new();
+    for t in touches {
+        if t.seg.pins.lock().is_empty() {
+            continue;
+        }
+        let mut spans = Vec::new();
+        for (block, mask) in t.seg.pages_of(&t.bytes).blocks() {
+            let mask = mask & t.seg.claim(block).lock(free).kept_from(mirror.slot());
+            spans.push(Span { block, mask });
+        }
+        spans.retain(|s| !s.mask.is_empty());
+        for run in runs_of(&spans) {
+            prot::allowed(free, &t.seg, &run, t.access)?;
+        }
+        if spans.is_empty() {
+            continue;
+        }
+        match all.iter_mut().find(|(s, _)| Arc::ptr_eq(s, &t.seg)) {
+            Some((_, have)) => {
+                for s in spans {
+                    match have.iter_mut().find(|h| h.block == s.block) {
+                        Some(h) => h.mask |= s.mask,
+                        None => have.push(s),
+                    }
+                }
+                have.sort_unstable_by_key(|s| s.block);
+            }
+            None => all.push((Arc::clone(&t.seg), spans)),
+        }
+    }
+    Ok(all)
+}
+
+/// The smallest run that has all pages of a span.
+fn hull(s: Span) -> Pages {
+    let (a, b) = s.mask.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+    let first = s.block.first_page().0;
+    Pages(first + a as u64..first + b as u64)
+}
+
+/// Bytes of the segment that such touches have of a block, in order and apart.
+fn declared(seg: &Arc<Segment>, s: Span, touches: &[Touch], such: impl Fn(&Touch) -> bool) -> Vec<Range<u64>> {
+    let start = s.block.offset() - seg.offset();
+    let block = start..start + PAGES_PER_BLOCK as u64 * PAGE;
+    let mine = touches.iter().filter(|t| Arc::ptr_eq(&t.seg, seg) && such(t));
+    let mut all: Vec<Range<u64>> = mine.map(|t| t.bytes.start.max(block.start)..t.bytes.end.min(block.end)).collect();
+    all.retain(|r| r.start < r.end);
+    all.sort_unstable_by_key(|r| r.start);
+    let mut out: Vec<Range<u64>> = Vec::new();
+    for r in all {
+        match out.last_mut() {
+            Some(last) if r.start <= last.end => last.end = last.end.max(r.end),
+            _ => out.push(r),
+        }
+    }
+    out
+}
+
+/// What of a span's block is not `declared`.
+fn gaps(seg: &Segment, s: Span, declared: &[Range<u64>]) -> Vec<Range<u64>> {
+    let start = s.block.offset() - seg.offset();
+    let whole = vec![start..start + PAGES_PER_BLOCK as u64 * PAGE];
+    declared.iter().fold(whole, |left, d| left.iter().flat_map(|l| without(l, d)).collect())
+}
+
+/// Bytes in one grain and in one piece of the host's storage.
+struct Piece {
+    grain: usize,
+    /// In the grain.
+    offset: u64,
+    storage: u64,
+    bytes: u64,
+}
+
+/// What of pages `mask` of a block lies in `bytes` of the segment.
+fn pieces(seg: &Segment, (id, block): (BlockId, &Block), mask: Mask, per: usize, bytes: &[Range<u64>]) -> Vec<Piece> {
+    let start = id.offset() - seg.offset();
+    let mut out = Vec::new();
+    for (grain, r, storage) in by_place(block, id, mask, per) {
+        let here = start + r.start as u64 * PAGE..start + r.end as u64 * PAGE;
+        for b in bytes {
+            let part = b.start.max(here.start)..b.end.min(here.end);
+            if part.start < part.end {
+                let offset = part.start - start - grain as u64 * per as u64 * PAGE;
+                out.push(Piece {
+                    grain,
+                    offset,
+                    storage: storage + (part.start - here.start),
+                    bytes: part.end - part.start,
+                });
+            }
+        }
+    }
+    out
+}
