@@ -33,6 +33,10 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
             // Names as they are written, not as numbers are read: `cpu:+1` and `cpu:01` are no names.
             let named = |i: &u32| selector == format!("cpu:{i}") || (*i == 0 && selector == "cpu");
             let index = (0..CPU_DEVICES).find(named).ok_or_else(unknown)?;
+            // Its memory is the host's.
+            if let Some(budget) = memory.filter(|m| *m > room::most()) {
+                return Err(Error::BudgetTooLarge { device: selector.to_string(), budget, most: room::most() });
+            }
             let workers = config::var("STERNA_CPU_WORKERS", config::count)?.unwrap_or(0);
             let settings = CpuConfig { memory: memory.unwrap_or_else(cpu_memory), workers, ..CpuConfig::default() };
             Ok(Arc::new(CpuDevice::new(index, settings).map_err(failed)?))

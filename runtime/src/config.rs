@@ -19,6 +19,19 @@ pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, Strin
     }
 }
 
+/// An error that a device gives for what one of the variables `read` said, as that variable's.
+pub(crate) fn blamed(e: Error, read: &[&'static str]) -> Error {
+    let by = match &e {
+        Error::UnknownName { what: "device", .. } => "STERNA_DEVICE",
+        Error::BudgetTooLarge { .. } => "STERNA_DEVICE_MEMORY",
+        _ => return e,
+    };
+    match read.iter().find(|name| **name == by).zip(std::env::var(by).ok()) {
+        Some((name, value)) => Error::Environment { name, value, problem: e.to_string() },
+        None => e,
+    }
+}
+
 /// Reads a number of bytes as the environment's variables spell it: digits and an optional unit `KiB`, `MiB`, `GiB`, `TiB` or `B`.
 /// For command lines; [`human`](crate::human) is the other way about.
 ///
@@ -48,13 +61,16 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(n << shift)
 }
 
-/// A count of at least one.
+/// A count of at least one, and at most [`MOST`].
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     match usize::from_str(text) {
-        Ok(n) if n > 0 && !text.starts_with('+') => Ok(n),
-        _ => Err("expected a whole number of at least 1".into()),
+        Ok(n) if (1..=MOST).contains(&n) && !text.starts_with('+') => Ok(n),
+        _ => Err(format!("expected a whole number of at least 1 and at most {MOST}")),
     }
 }
+
+/// The most threads of a CPU device.
+const MOST: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -74,7 +90,7 @@ mod tests {
     #[test]
     fn counts() {
         assert_eq!((count("1"), count("12")), (Ok(1), Ok(12)));
-        for bad in ["", "0", "+3", "-1", "1.5", "many", "99999999999999999999"] {
+        for bad in ["", "0", "+3", "-1", "1.5", "many", "99999999999999999999", "1025"] {
             assert!(count(bad).is_err(), "{bad}");
         }
     }

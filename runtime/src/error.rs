@@ -121,6 +121,18 @@ pub enum Error {
         /// The least possible in bytes.
         least: u64,
     },
+    /// A budget that the device's memory could never have.
+    #[error(
+        "a budget of {budget} bytes is more than {device} can have: {most} bytes, the machine's memory or what its control groups allow; give less (STERNA_DEVICE_MEMORY)"
+    )]
+    BudgetTooLarge {
+        /// The device.
+        device: String,
+        /// The budget in bytes.
+        budget: u64,
+        /// The most possible in bytes.
+        most: u64,
+    },
     /// Some group of a launch needs more at once than the device has, and the device cannot fault the rest in. What parameters
     /// of kind `whole` and `scatter` are given, every group needs.
     #[error(

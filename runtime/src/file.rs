@@ -9,6 +9,7 @@ use bytemuck::Pod;
 use crate::Error;
 use crate::hmm::entry;
 use crate::hmm::lock::Free;
+use crate::hmm::os::high;
 use crate::hmm::source;
 use crate::runtime::Runtime;
 use crate::shared::Shared;
@@ -93,6 +94,8 @@ impl Runtime {
             opened => opened,
         };
         let file = opened.map_err(|e| Error::file(&name, e))?;
+        // It stays open: under a number that the program does not take for a standard one.
+        let file = File::from(high(file.into()).map_err(Error::System)?);
         let len = elements::<T>(&file, &name)?;
         let bytes = (len * size_of::<T>()) as u64;
         if bytes > self.space().bytes() {

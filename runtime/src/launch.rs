@@ -16,6 +16,7 @@ use crate::hmm::grid;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
+use crate::hmm::os;
 use crate::hmm::watch;
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
@@ -201,6 +202,7 @@ impl Runtime {
         bound: &[Bound<'_>],
     ) -> Result<Pending, Error> {
         entry::check()?;
+        os::accept_faults();
         let prepared = self.prepare(mirror, code, value, params, grid, bound)?;
         let inner = &self.0;
         mirror.reap();
@@ -300,8 +302,10 @@ impl Runtime {
             return Err(misfit(format!("a grid of {grid:?} groups was asked for, but argument {first} makes {n}")));
         }
         let (grid, groups) = grid::of(grid, counted.map(|(_, n)| n)).map_err(misfit)?;
+        let loaded = mirror.load(code)?;
+        mirror.device().fits(loaded.id, grid).map_err(|e| Error::device(mirror.device(), e))?;
         Ok(Prepared {
-            kernel: mirror.load(code)?,
+            kernel: loaded,
             value: SmallVec::from_slice(value),
             grid,
             groups,

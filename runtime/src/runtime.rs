@@ -14,6 +14,7 @@ use crate::hmm::fork;
 use crate::hmm::inflight::ErrorSink;
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::DeviceMirror;
+use crate::hmm::os;
 use crate::hmm::reaper;
 use crate::hmm::segment::Kind;
 use crate::hmm::{BLOCK, Mechanism, Segment, Space};
@@ -139,12 +140,16 @@ impl Builder {
                 .unwrap_or_else(|| Box::new(policy::Auto)),
         };
         let mut selectors = self.selectors;
+        let mut by_environment = Vec::new();
         if selectors.is_empty() && self.opened.is_empty() {
             let named =
                 config::var("STERNA_DEVICE", |v| Ok(v.split(',').map(|s| s.trim().to_string()).collect::<Vec<_>>()))?;
+            by_environment.extend(named.is_some().then_some("STERNA_DEVICE"));
             selectors = named.unwrap_or_else(backend::best);
         }
+        by_environment.extend(self.memory.is_none().then_some("STERNA_DEVICE_MEMORY"));
         let space = Space::process(mechanism)?;
+        os::accept_faults(); // before drivers start threads, which inherit what this one blocks
         let named = selectors.iter().map(|s| backend::open(s, memory));
         let mut devices = Vec::new();
         for device in named.chain(self.opened.into_iter().map(Ok)) {
@@ -152,7 +157,7 @@ impl Builder {
                 Ok(mirror) => devices.push(mirror),
                 Err(e) => {
                     crate::hmm::mirror::give_up(devices);
-                    return Err(e);
+                    return Err(config::blamed(e, &by_environment));
                 }
             }
         }

@@ -183,6 +183,14 @@ pub unsafe trait Device: Send + Sync {
     unsafe fn unload(&self, kernel: KernelId) {
         let _ = kernel;
     }
+    /// Refuses a grid that this device could never run, for a kernel that was loaded: before anything is moved for it.
+    ///
+    /// # Errors
+    /// The grid is beyond the device's limits; the text says which.
+    fn fits(&self, kernel: KernelId, grid: [u32; 3]) -> Result<(), DeviceError> {
+        let _ = (kernel, grid);
+        Ok(())
+    }
     /// Starts a launch after the points in `after`, all of this device: order between devices is the runtime's.
     /// Launches of one device run in the order of their submission.
     ///

@@ -378,6 +378,10 @@ unsafe impl Device for Injected {
         unsafe { self.device.unload(kernel) };
     }
 
+    fn fits(&self, kernel: KernelId, grid: [u32; 3]) -> Result<(), DeviceError> {
+        self.device.fits(kernel, grid)
+    }
+
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
         self.moment();
         if self.submit.fires() {

@@ -3,6 +3,7 @@
 //! **Guarantee:** no failure passes unseen; errors carry errno and the remedy where one is known. A call that was interrupted, or
 //! that the system asks to be made again, is made again. What gives something back is asked for until it is done. No state, no locks.
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -98,6 +99,17 @@ pub fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<Jo
 pub fn no_thread(error: &io::Error) -> DeviceError {
     let code = error.raw_os_error().unwrap_or(libc::EAGAIN);
     DeviceError::Driver { call: "pthread_create", code, text: format!("{error}; {}", limits::for_threads()) }
+}
+
+/// As [`unblock_faults`], the first time that a thread calls it: for threads of the program, which a fault would end that has them
+/// blocked, and which the threads of drivers inherit from. Who blocks them again afterwards means it.
+pub fn accept_faults() {
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !DONE.replace(true) {
+        unblock_faults();
+    }
 }
 
 /// For the first line of a thread that runs kernels: it must be able to take the signals of absent pages, whatever the thread that

@@ -109,8 +109,8 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let new = file.with_extension(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let made =
-        std::fs::File::create_new(&new).and_then(|mut f| f.write_all(bytes)).and_then(|()| std::fs::rename(&new, file));
+    let made = sterna_host::files::within_limits(|| std::fs::File::create_new(&new).and_then(|mut f| f.write_all(bytes)))
+        .and_then(|()| std::fs::rename(&new, file));
     if made.is_err() {
         let _ = std::fs::remove_file(&new);
     }

@@ -20,6 +20,7 @@ use sterna_hal::{
     KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket,
 };
 use sterna_host::copy::{Copier, INLINE, Owner, Pieces};
+use sterna_host::files::Standard;
 use sterna_host::mmu::{Mmu, min_frames};
 use sterna_host::regions::Regions;
 use sterna_host::sys;
@@ -84,6 +85,8 @@ impl VulkanDevice {
     /// # Errors
     /// No loader, driver or such device; what it lacks; the page table that was asked for does not work.
     pub fn open(name: &str, config: &VulkanConfig) -> Result<Self, VulkanError> {
+        // What drivers open for good is to be none of what the program has closed.
+        let _standard = Standard::hold();
         let instance = Instance::shared()?;
         let gpu = gpu::find(gpu::list(&instance)?, name)?;
         let wanted = match config.page_table {
@@ -127,6 +130,15 @@ impl VulkanDevice {
                 2 * grain
             );
             return Err(VulkanError::Settings(text));
+        }
+        if let Some(budget) = config.memory.filter(|m| *m > gpu.memory) {
+            let (name, most) = (&gpu.name, gpu.memory);
+            let text =
+                format!("a budget of {budget} bytes is more than {name} has ({most} bytes); lower STERNA_DEVICE_MEMORY");
+            return Err(VulkanError::Settings(text));
+        }
+        if kind == PageTable::Mmu {
+            sys::accept_faults(); // the driver's threads block what this one does, and take the faults of kernels
         }
         let raw = Raw::new(Arc::clone(instance), gpu.clone())?;
         let pool = Pool::new(&raw)?;
@@ -433,6 +445,10 @@ unsafe impl Device for VulkanDevice {
 
     unsafe fn unload(&self, kernel: KernelId) {
         self.signals.compute.unload(kernel);
+    }
+
+    fn fits(&self, kernel: KernelId, grid: [u32; 3]) -> Result<(), DeviceError> {
+        self.signals.compute.fits(kernel, grid)
     }
 
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {

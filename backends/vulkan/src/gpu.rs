@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ash::{ext, khr, vk};
 use sterna_hal::DeviceKind;
+use sterna_host::files::Standard;
 
 use crate::error::VulkanError;
 use crate::instance::{Instance, no_driver, without_driver};
@@ -117,6 +118,7 @@ impl Gpu {
 /// # Errors
 /// No loader, or no driver.
 pub fn devices() -> Result<Vec<Gpu>, VulkanError> {
+    let _standard = Standard::hold();
     list(&Instance::shared()?)
 }
 

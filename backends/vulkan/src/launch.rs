@@ -71,6 +71,15 @@ impl Compute {
         self.kernels.unload(kernel);
     }
 
+    /// Refuses a grid that no launch of the kernel could run.
+    pub(crate) fn fits(&self, kernel: KernelId, grid: [u32; 3]) -> Result<(), DeviceError> {
+        grid::stretches_of(grid, Groups::All)?;
+        match self.kernels.get(kernel) {
+            Some(loaded) if loaded.descriptors.is_some() => small_enough(&loaded, grid, self.raw.gpu.can.max_groups),
+            _ => Ok(()),
+        }
+    }
+
     /// Submits a launch whose ranges were checked, after these values of semaphores. `of` finds buffers for modules that bind them.
     pub(crate) fn submit(
         &self,
@@ -249,16 +258,23 @@ enum Packed<'a> {
 
 /// Refuses what a module that looks at its place in the dispatch itself would not do right.
 fn within(kernel: &Loaded, launch: &Launch<'_>, counts: bool, most: [u32; 3]) -> Result<(), DeviceError> {
+    small_enough(kernel, launch.grid, most)?;
     let bad = |what: String| Err(DeviceError::BadKernel { kernel: kernel.name.into(), what });
-    if launch.grid.iter().zip(most).any(|(n, m)| *n > m) {
-        return bad(format!("a grid of {:?} groups, and the device runs {most:?}; give each group more to do", launch.grid));
-    }
     if counts && launch.groups != Groups::All {
         return bad(
             "it reads gl_NumWorkGroups, so that its grid cannot be run in parts; hand the number over as a value".into()
         );
     }
     Ok(())
+}
+
+/// Refuses a grid that cannot be dispatched as it is.
+fn small_enough(kernel: &Loaded, grid: [u32; 3], most: [u32; 3]) -> Result<(), DeviceError> {
+    if grid.iter().zip(most).all(|(n, m)| *n <= m) {
+        return Ok(());
+    }
+    let what = format!("a grid of {grid:?} groups, and the device runs {most:?}; give each group more to do");
+    Err(DeviceError::BadKernel { kernel: kernel.name.into(), what })
 }
 
 /// Room for the head, and behind it the buffers and the plain value as the module gets them, to a multiple of 4 bytes; and whether

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use sterna_hal::DeviceError;
+use sterna_host::files::high;
 use sterna_host::sys::invalid;
 
 /// `struct udmabuf_create`.
@@ -39,7 +40,7 @@ impl Udmabuf {
     pub(crate) fn open() -> Result<Self, DeviceError> {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/udmabuf");
         let file = file.map_err(|e| invalid("import", format!("/dev/udmabuf cannot be opened ({e})")))?;
-        Ok(Self::Kernel(Arc::new(file.into())))
+        Ok(Self::Kernel(Arc::new(high(file.into())?)))
     }
 
     /// Bytes of a file as a DMA buffer.
@@ -58,7 +59,7 @@ impl Udmabuf {
                 // SAFETY: the request reads the structure given; a new descriptor comes back.
                 match unsafe { libc::ioctl(device.as_raw_fd(), CREATE, &create) } {
                     // SAFETY: it is nobody else's.
-                    fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+                    fd @ 0.. => high(unsafe { OwnedFd::from_raw_fd(fd) }),
                     _ => Err(DeviceError::os("ioctl(UDMABUF_CREATE)", &std::io::Error::last_os_error())),
                 }
             }

@@ -22,7 +22,7 @@ use sterna_hal::{Access, DevAddr};
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::arrivals::{Asked, LONG_NS};
 use super::hold;
-use super::host::{Mechanism, chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
+use super::host::{Mechanism, chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
 use super::lock::{Free, Futex};
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
@@ -155,17 +155,20 @@ impl DeviceFaults {
 
 extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let errno = os::errno();
-    // SAFETY: the kernel hands over a valid siginfo.
-    let at = unsafe { (*info).si_addr() }.addr();
+    // SAFETY: the handler's own argument.
+    let at = unsafe { faulted_at(info) };
     let space = Space::existing().filter(|_| !crate::hmm::fork::forked());
+    let Some((at, space)) = at.zip(space) else {
+        chain_sigsegv(signal, info, context);
+        os::set_errno(errno);
+        return;
+    };
     // With mechanism `guard` the host's own faults come here too. A jump into shared memory is nobody's to serve.
-    if let Some(space) = space.filter(|s| s.mechanism() == Mechanism::Guard && !is_fetch(context))
-        && in_window(space, at, wanted(context))
-    {
+    if space.mechanism() == Mechanism::Guard && !is_fetch(context) && in_window(space, at, wanted(context)) {
         os::set_errno(errno);
         return;
     }
-    let Some((space, slot)) = space.and_then(|s| s.device_faults.whose(at).map(|d| (s, d))) else {
+    let Some(slot) = space.device_faults.whose(at) else {
         chain_sigsegv(signal, info, context);
         os::set_errno(errno);
         return;

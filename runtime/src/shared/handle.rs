@@ -13,6 +13,7 @@ use crate::hmm::fork;
 use crate::hmm::gate::Gate;
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Home, Moved};
+use crate::hmm::os;
 use crate::hmm::pin::Pin;
 use crate::hmm::source;
 use crate::hmm::{BLOCK, Mechanism, PAGE, Pages, Segment};
@@ -250,6 +251,7 @@ impl Core {
     pub(super) fn wait(&self, free: &mut Free, write: bool) {
         #[cfg(feature = "planted")]
         let write = write && !crate::hmm::planted::on(&crate::hmm::planted::GATE_DOWN_FOR_READS);
+        os::accept_faults();
         self.seg.wait_unused(free, &self.bytes, write);
     }
 

@@ -43,7 +43,7 @@ use crate::Error;
 use guard::Guard;
 
 pub use mechanism::Mechanism;
-pub(crate) use signal::{chain_sigsegv, in_window, install_sigsegv, is_fetch, wanted};
+pub(crate) use signal::{chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
 
 /// What keeps the program out of pages that are away.
 #[derive(Debug)]

@@ -1,9 +1,11 @@
 //! Signal handlers: SIGBUS for host faults of mechanism `signal`; SIGSEGV for faults of devices in their windows and, with
 //! mechanism `guard`, for host faults.
 //!
-//! **Guarantee.** A signal that is not ours goes to the handler that was there before, with the same arguments; where there was
-//! none, the default action is put back and the instruction runs again. Handlers run with every other signal blocked and
-//! restore `errno`.
+//! **Guarantee.** A signal that is not ours goes to the handler that was there before, with the same arguments. Where there was
+//! none, a fault ends the process as it would without us: the default action is put back and the instruction runs again, also
+//! where the signal was ignored, which no fault can be. A signal that somebody has sent (`kill`) is no fault, whatever address it
+//! seems to name: it does what it did before us, which is nothing where it was ignored. Handlers run with every other signal
+//! blocked and restore `errno`.
 //!
 //! The SIGBUS handler runs on the thread's own stack: the alternate stacks that threads have are small, and a thread that
 //! takes a fault has a stack to stand on. The SIGSEGV handler uses the alternate stack, as the standard library's own does, so
@@ -61,6 +63,15 @@ pub(crate) fn install_sigsegv(
     result
 }
 
+/// The address that a fault is about; `None` for a signal that was sent, which has a sender in its place.
+///
+/// # Safety
+/// A handler's own argument.
+pub(crate) unsafe fn faulted_at(info: *mut libc::siginfo_t) -> Option<usize> {
+    // SAFETY: the kernel hands over a valid siginfo; its own signals have positive codes, and an address.
+    unsafe { ((*info).si_code > 0).then(|| (*info).si_addr().addr()) }
+}
+
 /// Hands a SIGSEGV that is not ours to whoever had it before.
 pub(crate) fn chain_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: written before the handler was installed, never after.
@@ -69,9 +80,10 @@ pub(crate) fn chain_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, con
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let errno = os::errno();
-    // SAFETY: the kernel hands over a valid siginfo.
-    let at = unsafe { (*info).si_addr() }.addr();
-    let ours = Space::existing().is_some_and(|space| !crate::hmm::fork::forked() && in_window(space, at, wanted(context)));
+    // SAFETY: the handler's own argument.
+    let at = unsafe { faulted_at(info) };
+    let space = Space::existing().filter(|_| !crate::hmm::fork::forked());
+    let ours = at.zip(space).is_some_and(|(at, space)| in_window(space, at, wanted(context)));
     if !ours {
         // SAFETY: written before the handler was installed, never after.
         unsafe { chain(&raw const BUS, signal, info, context) }
@@ -119,17 +131,27 @@ pub(crate) fn in_window(space: &'static Space, at: usize, access: Access) -> boo
     }
 }
 
-/// Calls the previous handler, or puts the default action back so that the instruction's next run takes it.
+/// Calls the previous handler, or has the default action taken, unless what was sent was ignored.
 ///
 /// # Safety
 /// `previous` was filled by `install`; the other arguments are a handler's own.
 unsafe fn chain(previous: *const Action, signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the caller's.
     let action: Action = unsafe { ptr::read(previous) };
+    // SAFETY: the caller's.
+    let sent = unsafe { faulted_at(info) }.is_none();
     match action.sa_sigaction {
+        libc::SIG_IGN if sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: puts a handler back that was valid.
-            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+            // SAFETY: plain old data for which all bits zero is the default action. What was sent is not made again by the
+            // instruction: it is sent again, and arrives when this handler, which blocks it, returns.
+            unsafe {
+                let default: Action = std::mem::zeroed();
+                libc::sigaction(signal, &default, ptr::null_mut());
+                if sent {
+                    libc::raise(signal);
+                }
+            }
         }
         handler if action.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: a three-argument handler, by its flag.

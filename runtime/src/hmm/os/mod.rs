@@ -24,6 +24,7 @@ pub(crate) use mem::{
 pub(crate) use sterna_host::files::{high, space as file_system};
 pub(crate) use sterna_host::limits::of as process_limit;
 pub(crate) use sterna_host::room;
+pub(crate) use sterna_host::sys::accept_faults;
 
 /// The error that the last call left. Signal-safe.
 pub(crate) fn errno() -> i32 {
