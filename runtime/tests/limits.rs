@@ -1,0 +1,609 @@
+//! Limits of the surroundings: each ends in work done, or in a typed error with the remedy that helps there, and never in a hang or a
+//! death. Each test sets its limit in a child of its own.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use common::*;
+use sterna::{Error, Runtime};
+
+const MCL_ONFAULT: i32 = 4;
+
+/// Sets a limit, whatever more there may have been; says whether that could be done.
+fn limit_to(what: libc::__rlimit_resource_t, to: u64) -> bool {
+    let l = libc::rlimit { rlim_cur: to, rlim_max: to };
+    // SAFETY: reads `l` only.
+    unsafe { libc::setrlimit(what, &l) == 0 }
+}
+
+/// A user without privileges.
+fn nobody() {
+    // SAFETY: changes this process's user only.
+    unsafe {
+        libc::setgroups(0, std::ptr::null());
+        libc::setgid(65534);
+        libc::setuid(65534);
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: no memory is involved.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Has some system calls fail with an error, as a sandbox does.
+fn forbid(calls: &[libc::c_long], errno: i32) {
+    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut p = vec![op(0x20, 0, 0, 0)];
+    for c in calls {
+        p.push(op(0x15, 0, 1, *c as u32));
+        p.push(op(0x06, 0, 0, 0x0005_0000 | errno as u32));
+    }
+    p.push(op(0x06, 0, 0, 0x7fff_0000));
+    let program = libc::sock_fprog { len: p.len() as u16, filter: p.as_mut_ptr() };
+    // SAFETY: reads the program.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &program), 0);
+    }
+}
+
+/// Bytes of every launch and of the host's stores between are as they should be.
+fn right(rt: &Runtime) {
+    let n = 1 << 20;
+    let x = rt.shared_with(n, |i| i as u32).unwrap();
+    let mut y = rt.shared::<u32>(n).unwrap();
+    for round in 0..4 {
+        rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
+        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+        y[round] = 7;
+        rt.launch(&add(1), (&mut y,)).unwrap();
+        assert_eq!((y[round], y[n - 1]), (8, n as u32 + 1));
+    }
+}
+
+/// KiB of this process by a line of `/proc/self/status`.
+fn status(line: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let value = text.lines().find_map(|l| l.strip_prefix(line)).expect("a line");
+    value.trim_matches([':', ' ', '\t', 'k', 'B']).parse().unwrap()
+}
+
+const MECHANISMS: [&str; 4] = ["transparent", "signal", "guard", "none"];
+
+/// Runs the test as a child under each mechanism that there is.
+fn under_each_mechanism(name: &str, also: impl Fn(&mut Command)) {
+    for m in MECHANISMS.into_iter().filter(|m| *m != "transparent" || is_root()) {
+        let mut c = child(name);
+        c.env("STERNA_HOST_FAULTS", m).env("STERNA_DEVICE", "cpu:0").env("STERNA_CPU_WORKERS", "2");
+        also(&mut c);
+        succeeds(&mut c);
+    }
+}
+
+// ───────────── locked memory ─────────────
+
+#[test]
+fn a_program_that_has_locked_its_memory_goes_on() {
+    let name = "a_program_that_has_locked_its_memory_goes_on";
+    let _limit = limit();
+    if !is_root() {
+        return; // others may not lock as much
+    }
+    if !is_child() {
+        for flags in [libc::MCL_FUTURE, libc::MCL_CURRENT | libc::MCL_FUTURE, libc::MCL_FUTURE | MCL_ONFAULT] {
+            under_each_mechanism(name, |c| _ = c.env("FLAGS", flags.to_string()));
+        }
+        return;
+    }
+    let flags = std::env::var("FLAGS").unwrap().parse().unwrap();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::mlockall(flags) }, 0);
+    let rt = Runtime::new().unwrap();
+    let before = status("RssShmem");
+    right(&rt);
+    // Sparse memory stays sparse.
+    let mut large = rt.shared::<u8>(1 << 40).unwrap();
+    large[7] = 1;
+    assert_eq!(large[7], 1);
+    assert!(status("RssShmem") < before + (200 << 10), "{} KiB", status("RssShmem"));
+}
+
+#[test]
+fn a_program_that_locks_its_memory_afterwards_goes_on() {
+    let name = "a_program_that_locks_its_memory_afterwards_goes_on";
+    let _limit = limit();
+    if !is_root() {
+        return;
+    }
+    if !is_child() {
+        under_each_mechanism(name, |_| {});
+        return;
+    }
+    let rt = Runtime::new().unwrap();
+    let mut y = rt.shared_with(1 << 20, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut y,)).unwrap().wait().unwrap();
+    let before = status("RssShmem");
+    // What is accessible is filled: the program's own, and no terabytes of ours.
+    // SAFETY: no memory is passed.
+    unsafe { libc::mlockall(libc::MCL_CURRENT) };
+    assert!(status("RssShmem") < before + (200 << 10), "{} KiB", status("RssShmem"));
+    right(&rt);
+    assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+    right(&Runtime::new().unwrap());
+    // SAFETY: as above.
+    unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) };
+    right(&rt);
+}
+
+#[test]
+fn a_limit_on_locked_memory_is_named_or_does_no_harm() {
+    let name = "a_limit_on_locked_memory_is_named_or_does_no_harm";
+    let _limit = limit();
+    if !is_root() {
+        return;
+    }
+    if !is_child() {
+        for mib in ["1", "8", "200"] {
+            succeeds(child(name).env("MIB", mib));
+        }
+        return;
+    }
+    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
+    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
+        return; // it may not be raised here
+    }
+    nobody();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+    match Runtime::builder().device("cpu:0").build() {
+        Ok(rt) => right(&rt),
+        Err(e) => {
+            assert!(mib < 200 && e.to_string().contains("RLIMIT_MEMLOCK") && e.to_string().contains("mlockall"), "{e}")
+        }
+    }
+}
+
+// ───────────── limits of the process ─────────────
+
+#[test]
+fn limits_that_forbid_a_runtime_are_named() {
+    let name = "limits_that_forbid_a_runtime_are_named";
+    let _limit = limit();
+    // What helps, and the limit that is set to what the process has and this much.
+    let cases = [
+        ("ulimit -v", libc::RLIMIT_AS, (status("VmSize") << 10) + (40 << 30)),
+        ("ulimit -f", libc::RLIMIT_FSIZE, 1 << 30),
+        ("ulimit -n", libc::RLIMIT_NOFILE, 4),
+        ("ulimit -d", libc::RLIMIT_DATA, (status("VmData") << 10) + (1 << 20)),
+        ("ulimit -u", libc::RLIMIT_NPROC, 0),
+    ];
+    if !is_child() {
+        for (helps, ..) in cases {
+            if helps != "ulimit -u" || is_root() {
+                succeeds(child(name).env("HELPS", helps));
+            }
+        }
+        return;
+    }
+    let helps = std::env::var("HELPS").unwrap();
+    let (_, what, to) = cases.into_iter().find(|c| c.0 == helps).unwrap();
+    if what == libc::RLIMIT_NPROC {
+        nobody();
+    }
+    assert!(limit_to(what, to));
+    for _ in 0..3 {
+        let e = Runtime::builder().device("cpu:0").build().expect_err("a limit").to_string();
+        assert!(e.contains(&helps), "{helps}: {e}");
+        // And nothing that would not help.
+        let others = ["ulimit -v", "ulimit -f", "ulimit -d", "ulimit -n", "STERNA_HOST_FAULTS"];
+        assert!(others.iter().all(|o| *o == helps || !e.contains(o)), "{helps}: {e}");
+    }
+}
+
+#[test]
+fn a_runtime_that_could_not_be_started_can_be_made_later() {
+    let name = "a_runtime_that_could_not_be_started_can_be_made_later";
+    let _limit = limit();
+    if !is_root() {
+        return;
+    }
+    if !is_child() {
+        for m in MECHANISMS.into_iter().filter(|m| *m != "transparent") {
+            succeeds(child(name).env("STERNA_HOST_FAULTS", m));
+        }
+        return;
+    }
+    let soft = |n| {
+        let l = libc::rlimit { rlim_cur: n, rlim_max: 10_000 };
+        // SAFETY: reads `l` only.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &l) }, 0);
+    };
+    soft(10_000);
+    nobody();
+    let make = || Runtime::builder().device("cpu:0").build();
+    for n in (0..12).chain(0..12) {
+        soft(n);
+        drop(make());
+    }
+    soft(10_000);
+    right(&make().unwrap());
+}
+
+#[test]
+fn little_data_is_enough() {
+    let name = "little_data_is_enough";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(&mut limited(name, "ulimit -d 100000"));
+        return;
+    }
+    right(&Runtime::builder().device("cpu:0").build().unwrap());
+}
+
+#[test]
+fn a_limit_on_files_is_an_error_of_flush_and_no_signal() {
+    let name = "a_limit_on_files_is_an_error_of_flush_and_no_signal";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(&mut child(name));
+        return;
+    }
+    let rt = Runtime::builder().device("cpu:0").build().unwrap();
+    let path = std::env::temp_dir().join(format!("sterna-limits-{}", std::process::id()));
+    std::fs::write(&path, vec![1_u8; 4 * MIB]).unwrap();
+    // SAFETY: the file is this test's own.
+    let mut x = unsafe { rt.map_file::<u8>(&path) }.unwrap();
+    x.fill_with(|_| 3).unwrap();
+    limit_to(libc::RLIMIT_FSIZE, 1 << 20);
+    let e = x.flush().expect_err("a limit");
+    assert!(matches!(&e, Error::File { source, .. } if source.raw_os_error() == Some(libc::EFBIG)), "{e:?}");
+    // What makes files in memory is refused, too; what is there works on.
+    let e = Runtime::builder().device("cpu:1").build().expect_err("a limit");
+    assert!(e.to_string().contains("ulimit -f"), "{e}");
+    right(&rt);
+    assert!(x.iter().all(|v| *v == 3));
+    std::fs::remove_file(path).unwrap();
+}
+
+// ───────────── sandboxes ─────────────
+
+#[test]
+fn a_sandbox_without_memory_files_has_another_way() {
+    let name = "a_sandbox_without_memory_files_has_another_way";
+    let _limit = limit();
+    if !is_child() {
+        for code in [libc::EPERM, libc::ENOSYS] {
+            under_each_mechanism(name, |c| _ = c.env("CODE", code.to_string()));
+        }
+        return;
+    }
+    forbid(&[libc::SYS_memfd_create], std::env::var("CODE").unwrap().parse().unwrap());
+    match Runtime::new() {
+        Ok(rt) => {
+            right(&rt);
+            // That file system has an end, and beyond it the kernel would end the process.
+            let e = rt.shared::<u8>(4 << 40).expect_err("more than /dev/shm");
+            assert!(matches!(e, Error::TooBig { .. }) && e.to_string().contains("/dev/shm"), "{e}");
+        }
+        Err(e) => assert!(e.to_string().contains("memfd_create") && e.to_string().contains("/dev/shm"), "{e}"),
+    }
+}
+
+#[test]
+fn there_may_be_no_proc() {
+    let name = "there_may_be_no_proc";
+    let _limit = limit();
+    if !is_root() {
+        return;
+    }
+    if !is_child() {
+        succeeds(child(name).env("STERNA_DEVICE", "cpu:0"));
+        return;
+    }
+    let empty = std::env::temp_dir().join(format!("sterna-empty-{}", std::process::id()));
+    std::fs::create_dir(&empty).unwrap();
+    std::os::unix::fs::chroot(&empty).unwrap();
+    std::env::set_current_dir("/").unwrap();
+    let rt = Runtime::new().unwrap();
+    let budget = rt.devices()[0].memory().budget;
+    assert!((64 << 20..1 << 44).contains(&budget), "{budget}");
+    right(&rt);
+}
+
+#[test]
+fn closed_descriptors_stay_the_programs() {
+    let name = "closed_descriptors_stay_the_programs";
+    let _limit = limit();
+    if !is_child() {
+        for device in ["cpu:0", "vulkan"] {
+            under_each_mechanism(name, |c| _ = c.env("STERNA_DEVICE", device));
+        }
+        return;
+    }
+    let path = std::env::temp_dir().join(format!("sterna-fds-{}", std::process::id()));
+    std::fs::write(&path, [0_u8; 4096]).unwrap();
+    // SAFETY: nobody else uses standard input, and what is written meanwhile comes from here.
+    unsafe {
+        let saved = libc::fcntl(1, libc::F_DUPFD_CLOEXEC, 10);
+        for n in 0..3 {
+            libc::close(n);
+        }
+        let rt = Runtime::new().or_else(|_| Runtime::builder().device("cpu:0").build()).unwrap();
+        let file = rt.map_file::<u8>(&path).unwrap();
+        right(&rt);
+        let taken: Vec<i32> = (0..3).filter(|n| libc::fcntl(*n, libc::F_GETFD) >= 0).collect();
+        libc::dup2(saved, 1);
+        libc::dup2(saved, 2);
+        assert!(taken.is_empty(), "{taken:?}");
+        drop(file);
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+// ───────────── signals ─────────────
+
+/// Blocks every signal in this thread.
+fn block_all() {
+    // SAFETY: changes this thread's mask only.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+    }
+}
+
+#[test]
+fn a_program_that_blocks_all_signals_can_do_everything() {
+    let name = "a_program_that_blocks_all_signals_can_do_everything";
+    let _limit = limit();
+    if !is_child() {
+        for device in ["cpu:0", "vulkan"] {
+            for policy in ["auto", "demand"] {
+                under_each_mechanism(name, |c| _ = c.env("STERNA_DEVICE", device).env("STERNA_POLICY", policy));
+            }
+        }
+        return;
+    }
+    block_all();
+    let Ok(rt) = Runtime::new() else { return }; // no such driver here
+    right(&rt);
+    std::thread::spawn(move || {
+        block_all();
+        right(&rt);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_signal_that_was_sent_is_no_fault() {
+    let name = "a_signal_that_was_sent_is_no_fault";
+    let _limit = limit();
+    if !is_child() {
+        under_each_mechanism(name, |c| _ = c.env("SENT", "ignored"));
+        for m in MECHANISMS.into_iter().filter(|m| *m != "transparent" || is_root()) {
+            let o = child(name).env("SENT", "default").env("STERNA_HOST_FAULTS", m).output().unwrap();
+            assert!(std::os::unix::process::ExitStatusExt::signal(&o.status) == Some(libc::SIGSEGV), "{m}: {}", said(&o));
+        }
+        return;
+    }
+    let ignored = std::env::var("SENT").unwrap() == "ignored";
+    let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: no handler of the program's.
+    unsafe {
+        libc::signal(libc::SIGSEGV, action);
+        libc::signal(libc::SIGBUS, action);
+    }
+    let rt = Runtime::builder().device("cpu:0").build().unwrap();
+    for _ in 0..3 {
+        right(&rt);
+        for signal in [libc::SIGBUS, libc::SIGSEGV] {
+            if signal == libc::SIGBUS && !ignored {
+                continue;
+            }
+            // SAFETY: sends this process a signal.
+            unsafe { libc::kill(libc::getpid(), signal) };
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(ignored, "it was to end the process");
+    }
+    right(&rt);
+}
+
+#[test]
+fn an_ignored_signal_does_not_make_a_bad_access_last_for_ever() {
+    let name = "an_ignored_signal_does_not_make_a_bad_access_last_for_ever";
+    let _limit = limit();
+    if is_child() {
+        // SAFETY: no handler of the program's; the access is bad, which is what is tested.
+        unsafe {
+            libc::signal(libc::SIGSEGV, libc::SIG_IGN);
+            let rt = Runtime::builder().device("cpu:0").build().unwrap();
+            right(&rt);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let bad = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, flags, -1, 0).cast::<u8>();
+            println!("alive {}", bad.read_volatile());
+        }
+        return;
+    }
+    for m in MECHANISMS.into_iter().filter(|m| *m != "transparent" || is_root()) {
+        let o = child(name).env("STERNA_HOST_FAULTS", m).output().unwrap();
+        assert!(std::os::unix::process::ExitStatusExt::signal(&o.status) == Some(libc::SIGSEGV), "{m}: {}", said(&o));
+    }
+}
+
+// ───────────── control groups ─────────────
+
+/// A control group with this limit on memory, gone again when dropped; `None` where none can be made.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(name: &str, bytes: u64) -> Option<Self> {
+        let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let (top, file) = if unified {
+            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
+        } else {
+            (PathBuf::from("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")
+        };
+        let this = Self(top.join(format!("sterna-{name}-{}", std::process::id())));
+        std::fs::create_dir(&this.0).ok()?;
+        std::fs::write(this.0.join(file), bytes.to_string()).ok()?;
+        Some(this)
+    }
+
+    fn join(&self, c: &mut Command) {
+        c.env("GROUP", self.0.join("cgroup.procs"));
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let gone = || std::fs::remove_dir(&self.0).is_ok();
+        for _ in 0..100 {
+            if gone() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn enter() {
+    let group = std::env::var_os("GROUP").unwrap();
+    std::fs::write(group, std::process::id().to_string()).unwrap();
+}
+
+#[test]
+fn what_a_control_group_does_not_allow_is_refused() {
+    let name = "what_a_control_group_does_not_allow_is_refused";
+    let _limit = limit();
+    if !is_child() {
+        let Some(group) = Group::new("limit", 200 << 20) else { return };
+        under_each_mechanism(name, |c| group.join(c));
+        return;
+    }
+    enter();
+    let rt = Runtime::new().unwrap();
+    let budget = rt.devices()[0].memory().budget;
+    assert!(budget <= 64 << 20, "a quarter of what there can be, and not of the machine's: {budget}");
+    let e = rt.shared_with(512 * MIB, |_| 1_u8).expect_err("beyond the group's limit");
+    assert!(matches!(e, Error::TooBig { requested, limit, .. } if (requested, limit) == (512 << 20, 200 << 20)), "{e:?}");
+    assert!(e.to_string().contains("control group"), "{e}");
+    // Sums: whoever asks is refused.
+    let mut kept = Vec::new();
+    let e = loop {
+        match rt.shared_with(32 * MIB, |i| i as u8) {
+            Ok(x) => kept.push(x),
+            Err(e) => break e,
+        }
+        assert!(kept.len() < 7, "a limit of 200 MiB");
+    };
+    assert!(matches!(e, Error::OutOfHostMemory { .. }), "{e:?}");
+    assert!(kept.len() >= 3, "only {} of 32 MiB", kept.len());
+    // What has storage is not asked for again, and what was there is as it was.
+    let mut last = kept.pop().unwrap();
+    last.fill_with(|_| 5).unwrap();
+    assert!(kept.iter().all(|x| x.iter().enumerate().all(|(i, v)| *v == i as u8)) && last.iter().all(|v| *v == 5));
+    drop(last);
+    right(&rt);
+}
+
+#[test]
+fn moves_in_a_full_control_group_end() {
+    let name = "moves_in_a_full_control_group_end";
+    let _limit = limit();
+    if !is_child() {
+        let Some(group) = Group::new("moves", 200 << 20) else { return };
+        under_each_mechanism(name, |c| group.join(c.env("STERNA_DEVICE_MEMORY", "100MiB")));
+        return;
+    }
+    enter();
+    let rt = Runtime::new().unwrap();
+    // Host storage for most of what there is; devices need frames beside it.
+    let mut many: Vec<_> = (0..4).map(|k| rt.shared_with(8 * MIB, move |i| i as u32 + k).unwrap()).collect();
+    let mut done = [0; 4];
+    for _ in 0..4 {
+        for (x, n) in many.iter_mut().zip(&mut done) {
+            match rt.launch(&add(1), (&mut *x,)).and_then(|p| p.wait()) {
+                Ok(()) => *n += 1,
+                Err(e) => {
+                    let told = matches!(
+                        e,
+                        Error::OutOfDeviceMemory { .. } | Error::OutOfHostMemory { .. } | Error::WorkingSet { .. }
+                    );
+                    assert!(told, "{e:?}");
+                    let k = *n;
+                    x.fill_with(|i| i as u32 + k).unwrap(); // what a failed launch would have written is nobody's
+                }
+            }
+        }
+    }
+    assert!(done.iter().sum::<u32>() > 0, "not one launch ran");
+    rt.sync().unwrap_or_default();
+}
+
+// ───────────── what others see ─────────────
+
+#[test]
+fn settings_beyond_what_there_is_name_their_variable() {
+    let name = "settings_beyond_what_there_is_name_their_variable";
+    let _limit = limit();
+    if is_child() {
+        let e = Runtime::new().expect_err("too much");
+        let (variable, value) = (std::env::var("NAME").unwrap(), std::env::var("VALUE").unwrap());
+        assert!(e.to_string().contains(&format!("{variable}={value}")), "{e}");
+        assert!(matches!(e, Error::Environment { .. }), "{e:?}");
+        return;
+    }
+    for (variable, value) in [
+        ("STERNA_DEVICE_MEMORY", "215TiB"),
+        ("STERNA_DEVICE_MEMORY", "16777215TiB"),
+        ("STERNA_DEVICE_MEMORY", "18446744073709551615"),
+        ("STERNA_DEVICE_MEMORY", "-1"),
+        ("STERNA_CPU_WORKERS", "1025"),
+        ("STERNA_CPU_WORKERS", "-1"),
+        ("STERNA_DEVICE", "cpu:8"),
+        ("STERNA_DEVICE", "cpu:0,tpu"),
+        ("STERNA_POLICY", "best"),
+        ("STERNA_HOST_FAULTS", "often"),
+    ] {
+        let mut c = child(name);
+        c.env("STERNA_DEVICE", "cpu:0").env("NAME", variable).env("VALUE", value).env(variable, value);
+        succeeds(&mut c);
+    }
+    let e = Runtime::builder().device("cpu:0").memory(1 << 60).build().expect_err("too much");
+    assert!(matches!(e, Error::BudgetTooLarge { budget, .. } if budget == 1 << 60), "{e:?}");
+}
+
+#[test]
+fn a_core_dump_has_the_program_and_not_what_is_shared() {
+    let name = "a_core_dump_has_the_program_and_not_what_is_shared";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(&mut child(name));
+        return;
+    }
+    let device = device(small(64 * MIB));
+    let rt = over(&device);
+    let mut x = rt.shared_with(4 << 20, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    device.lose();
+    // Every large mapping that others could write says that it is in no dump ("dd").
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut mapping = "";
+    for line in text.lines() {
+        if line.split(' ').next().is_some_and(|w| w.contains('-') && !w.ends_with(':')) {
+            mapping = line;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            let (start, end) = mapping.split(' ').next().unwrap().split_once('-').unwrap();
+            let bytes = u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap();
+            let shared = mapping.split(' ').nth(1).unwrap().ends_with('s');
+            let ours = mapping.contains("sterna") || shared && bytes >= 1 << 30;
+            assert!(!ours || flags.split(' ').any(|f| f == "dd"), "{mapping}: {flags}");
+        }
+    }
+}
