@@ -26,7 +26,7 @@ use crate::Error;
 use crate::hmm::addr::{Span, runs_of};
 use crate::hmm::devmem::keep;
 use crate::hmm::hold;
-use crate::hmm::inflight::{InFlight, RAW, Touch};
+use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{self, Borders, Home};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
@@ -223,9 +223,7 @@ impl<'a> Cut<'a> {
             let own = if last {
                 Arc::clone(record)
             } else {
-                let (kernel, mirror) = (&self.prepared.kernel, Arc::clone(self.mirror));
-                // Nobody asks these errors but the launch itself.
-                InFlight::new(RAW, kernel, mirror, self.touches(&groups), Arc::default())
+                InFlight::part(&self.prepared.kernel, Arc::clone(self.mirror), self.touches(&groups))
             };
             let by = if last { By::Scheduler(unscheduled) } else { By::Caller };
             let mut there = self.part(free, record, &own, &groups, parts, by)?;
@@ -336,7 +334,7 @@ fn settle(free: &mut Free, parts: &mut Vec<Arc<InFlight>>, all: bool) -> Result<
     for part in parts.iter().filter(|p| all || p.has_ended()) {
         part.wait(free, None);
         if let Some(e) = part.error() {
-            return Err(e.clone());
+            return Err(Error::clone(e));
         }
     }
     parts.retain(|p| !p.has_ended());

@@ -175,9 +175,9 @@ pub enum Error {
     Upstream {
         /// The kernel that was not run, or whose result does not count.
         kernel: &'static str,
-        /// The failure.
+        /// The failure itself, however many launches lie between.
         #[source]
-        source: Box<Error>,
+        source: Arc<Error>,
     },
     /// The policy panicked when it was asked about a launch; its message went where panics go.
     #[error("kernel `{kernel}` was not run: the policy panicked when it was asked where its memory should be")]
@@ -335,6 +335,15 @@ fn remedy(mechanism: Mechanism) -> &'static str {
 }
 
 impl Error {
+    /// The error of a launch that reads what `before` says is not to be had: names what went wrong first, not each launch between.
+    pub(crate) fn upstream(kernel: &'static str, before: &Arc<Self>) -> Self {
+        let source = match &**before {
+            Self::Upstream { source, .. } => Arc::clone(source),
+            _ => Arc::clone(before),
+        };
+        Self::Upstream { kernel, source }
+    }
+
     /// A device's error, with the device's name.
     pub(crate) fn device(device: &Arc<dyn Device>, source: DeviceError) -> Self {
         let id = device.info().id.clone();

@@ -58,7 +58,7 @@ impl Pending {
         match self.0.error() {
             Some(e) => {
                 self.0.mark_seen();
-                Err(e.clone())
+                Err(Error::clone(e))
             }
             None => Ok(()),
         }

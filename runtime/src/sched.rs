@@ -28,7 +28,7 @@ use crate::hmm::os;
 use crate::hmm::range::populate;
 use crate::hmm::reaper;
 use crate::hmm::schedule::{self, Server, Serving};
-use crate::hmm::segment::overlap;
+use crate::hmm::uses::Of;
 use crate::hmm::{Mechanism, PAGE, Pages, Segment, Space};
 use crate::launch::{Prepared, at_edges, may_fault};
 use crate::policy::{ArgEvent, Hints, LaunchEvent, Place, Policy};
@@ -352,9 +352,8 @@ fn populate_parts(free: &mut Free, record: &InFlight, t: &Touch, place: Place, n
 /// Whether an earlier launch on the same device uses the bytes and is not done.
 fn used_before(t: &Touch, record: &InFlight) -> bool {
     let slot = record.mirror().slot();
-    t.seg.uses.lock().iter().any(|u| {
-        u.launch.id < record.id && u.launch.mirror().slot() == slot && overlap(&u.bytes, &t.bytes) && !u.launch.poll_only()
-    })
+    let uses = t.seg.uses.lock();
+    uses.overlapping(Of::Slot(slot), &t.bytes, true).any(|u| u.launch.id < record.id && !u.launch.poll_only())
 }
 
 /// Waits for earlier launches of other devices that conflict with this use.
@@ -365,18 +364,11 @@ fn wait_elsewhere(free: &mut Free, t: &Touch, record: &Arc<InFlight>) {
     }
     loop {
         let slot = record.mirror().slot();
-        let next = t
-            .seg
-            .uses
-            .lock()
-            .iter()
-            .find(|u| {
-                u.launch.id < record.id
-                    && u.launch.mirror().slot() != slot
-                    && (u.writes || t.access.writes())
-                    && overlap(&u.bytes, &t.bytes)
-            })
-            .map(|u| Arc::clone(&u.launch));
+        let uses = t.seg.uses.lock();
+        let mut others = uses.overlapping(Of::Others(slot), &t.bytes, t.access.writes());
+        let next = others.find(|u| u.launch.id < record.id).map(|u| Arc::clone(&u.launch));
+        drop(others);
+        drop(uses);
         match next {
             Some(l) => {
                 l.wait(free, None);

@@ -479,7 +479,7 @@ impl Attached {
                     drop(gathers); // its uses keep what it has
                     record.wait(&mut free, None);
                     record.mark_seen();
-                    return record.error().map_or(Ok(batches), |e| Err(e.clone()));
+                    return record.error().map_or(Ok(batches), |e| Err(Error::clone(e)));
                 }
                 Err(NotYet::Failed(e)) => {
                     let e = self.mirror.noticed(e);

@@ -31,6 +31,7 @@ use super::parts::{MAX_DEVICES, Slots};
 use super::range::{in_place, map_remote};
 use super::schedule::{Server, Serving};
 use super::space::Space;
+use super::uses::Of;
 use crate::Error;
 use crate::stats::Cause;
 
@@ -357,18 +358,25 @@ fn give_up(free: &mut Free, seg: &super::segment::Segment, id: super::addr::Bloc
         return;
     }
     let first = id.first_page().0;
-    let uses: Vec<_> = seg.uses.lock().iter().filter(|u| u.launch.mirror().slot() == slot && !u.replaces).cloned().collect();
+    let bytes = bytes_of(seg, id);
+    let uses: Vec<_> = seg.uses.lock().overlapping(Of::Slot(slot), &bytes, true).filter(|u| !u.replaces).cloned().collect();
     for u in uses.iter().filter(|u| seg.pages_of(&u.bytes).part_of(id).meets(lost)) {
         u.launch.spoil(seg.loss(&Pages(first..first + PAGES_PER_BLOCK as u64)));
     }
     seg.claim(id).lock(free).forgive(lost);
 }
 
+/// The bytes of the segment that a block holds.
+fn bytes_of(seg: &super::segment::Segment, id: super::addr::BlockId) -> std::ops::Range<u64> {
+    let start = id.offset() - seg.offset();
+    start..start + super::addr::BLOCK
+}
+
 /// The pages of a block that unfinished launches on device `slot` were given.
 fn launched(seg: &super::segment::Segment, id: super::addr::BlockId, slot: usize) -> Mask {
     let uses = seg.uses.lock();
-    let mine = uses.iter().filter(|u| u.launch.mirror().slot() == slot);
-    mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
+    let bytes = bytes_of(seg, id);
+    uses.overlapping(Of::Slot(slot), &bytes, true).fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }
 
 /// What an attempt came to.

@@ -26,7 +26,8 @@ use super::arrivals::Grain;
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
-use super::segment::{Segment, overlap};
+use super::segment::Segment;
+use super::uses::Of;
 use crate::Error;
 use crate::stats::Cause;
 
@@ -154,10 +155,8 @@ pub(crate) fn unseat_another(
         if mirror.gathering.is_kept(number, &seg.pages()) {
             continue;
         }
-        let in_use = seg.uses.lock().iter().any(|u| {
-            let l = &u.launch;
-            l.mirror().slot() == slot && l.is_submitted() && !l.poll_only()
-        });
+        let all = 0..seg.pages().bytes();
+        let in_use = seg.uses.lock().overlapping(Of::Slot(slot), &all, true).any(|u| u.launch.is_running());
         let seated = {
             let _driver = mirror.pods().lock.hold();
             seg.is_seated(slot)
@@ -399,9 +398,6 @@ fn used(seg: &Segment, id: BlockId, slot: usize) -> Mask {
     let start = id.offset() - seg.offset();
     let bytes = start..start + BLOCK;
     let uses = seg.uses.lock();
-    let mine = uses.iter().filter(|u| {
-        let l = &u.launch;
-        l.mirror().slot() == slot && overlap(&u.bytes, &bytes) && l.is_submitted() && !l.poll_only()
-    });
+    let mine = uses.overlapping(Of::Slot(slot), &bytes, true).filter(|u| u.launch.is_running());
     mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }

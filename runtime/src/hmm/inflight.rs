@@ -25,7 +25,8 @@ use super::mirror::{DeviceMirror, Loaded};
 use super::park::{self, Pauses};
 use super::pin;
 use super::schedule;
-use super::segment::{Segment, Use, overlap, without};
+use super::segment::Segment;
+use super::uses::Use;
 use super::watch::Awaited;
 use crate::Error;
 use crate::wakers::Wakers;
@@ -58,10 +59,12 @@ pub(crate) struct InFlight {
     state: AtomicU32,
     ticket: TicketCell,
     /// How it failed, and whether somebody has been told.
-    error: OnceLock<(Error, Arc<AtomicBool>)>,
+    error: OnceLock<(Arc<Error>, Arc<AtomicBool>)>,
     lists: Mutex<Lists>,
     /// It reads what a failed launch would have written: that launch's error. Known when it is recorded.
-    tainted: OnceLock<Error>,
+    tainted: OnceLock<Arc<Error>>,
+    /// It is a part of another launch, which answers for it.
+    part: bool,
     /// Its own copies of pages that stay at home, from before it is submitted until it ends.
     borders: Mutex<Option<Borders>>,
     /// Whether it was submitted with such.
@@ -105,6 +108,8 @@ impl TicketCell {
 #[derive(Debug, Default)]
 struct Lists {
     touches: SmallVec<[Touch; 4]>,
+    /// Their numbers in the segments' lists.
+    numbers: SmallVec<[u64; 4]>,
     /// Launches before it that write what it reads: if one of them fails, so does it.
     upstream: SmallVec<[Arc<InFlight>; 2]>,
     /// Keeps the kernel loaded.
@@ -115,17 +120,17 @@ struct Lists {
 /// whoever awaits one.
 #[derive(Debug, Default)]
 pub(crate) struct ErrorSink {
-    errors: Mutex<Vec<(Error, Arc<AtomicBool>)>>,
+    errors: Mutex<Vec<(Arc<Error>, Arc<AtomicBool>)>>,
     pub(crate) wakers: Wakers,
 }
 
 impl ErrorSink {
     const KEPT: usize = 64;
 
-    fn add(&self, error: Error, seen: &Arc<AtomicBool>) {
+    fn add(&self, error: &Arc<Error>, seen: &Arc<AtomicBool>) {
         let mut list = self.errors.lock();
         if list.len() < Self::KEPT {
-            list.push((error, Arc::clone(seen)));
+            list.push((Arc::clone(error), Arc::clone(seen)));
         }
     }
 
@@ -133,7 +138,7 @@ impl ErrorSink {
     pub(crate) fn first_unseen(&self) -> Option<Error> {
         let mut list = self.errors.lock();
         list.retain(|(_, seen)| !seen.load(Ordering::Acquire));
-        (!list.is_empty()).then(|| list.remove(0).0)
+        (!list.is_empty()).then(|| Error::clone(&list.remove(0).0))
     }
 }
 
@@ -145,20 +150,36 @@ impl InFlight {
         touches: SmallVec<[Touch; 4]>,
         sink: Arc<ErrorSink>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::made(id, kernel, mirror, touches, sink))
+    }
+
+    /// A part of a launch that was cut. Nobody asks its errors but the launch itself, which answers for what it writes.
+    pub(crate) fn part(kernel: &Arc<Loaded>, mirror: Arc<DeviceMirror>, touches: SmallVec<[Touch; 4]>) -> Arc<Self> {
+        Arc::new(Self { part: true, ..Self::made(RAW, kernel, mirror, touches, Arc::default()) })
+    }
+
+    fn made(
+        id: u64,
+        kernel: &Arc<Loaded>,
+        mirror: Arc<DeviceMirror>,
+        touches: SmallVec<[Touch; 4]>,
+        sink: Arc<ErrorSink>,
+    ) -> Self {
+        Self {
             id,
             kernel: kernel.name,
             mirror,
             state: AtomicU32::new(QUEUED),
             ticket: TicketCell::empty(),
             error: OnceLock::new(),
-            lists: Mutex::new(Lists { touches, upstream: SmallVec::new(), _kernel: Some(Arc::clone(kernel)) }),
+            lists: Mutex::new(Lists { touches, _kernel: Some(Arc::clone(kernel)), ..Lists::default() }),
             tainted: OnceLock::new(),
+            part: false,
             borders: Mutex::new(None),
             bordered: AtomicBool::new(false),
             sink,
             awaited: Awaited::default(),
-        })
+        }
     }
 
     /// What it uses, until it has ended.
@@ -180,7 +201,7 @@ impl InFlight {
 
     /// Raises the gates and lists the uses. Once, before the call that launches returns.
     pub(crate) fn record(self: &Arc<Self>) {
-        let Lists { touches, upstream, .. } = &mut *self.lists.lock();
+        let Lists { touches, numbers, upstream, .. } = &mut *self.lists.lock();
         for t in touches.iter() {
             let rec = t.seg.rec();
             // With the gate open no launch that writes is unfinished, and nothing is tainted.
@@ -194,38 +215,41 @@ impl InFlight {
             let writes = t.access.writes();
             let mut uses = t.seg.uses.lock();
             if asks {
-                // Newest first, as far as one that wrote all of it: that one answers for those before it.
-                for u in uses.iter().rev() {
-                    if u.writes && overlap(&u.bytes, &t.bytes) && !Arc::ptr_eq(&u.launch, self) {
-                        upstream.push(Arc::clone(&u.launch));
-                        if u.bytes.start <= t.bytes.start && t.bytes.end <= u.bytes.end {
-                            break;
-                        }
+                // Those who wrote it last answer for those before them.
+                let before = uses.last_writers(&t.bytes).map(|(_, l)| l).filter(|l| !Arc::ptr_eq(l, self));
+                for l in before {
+                    if !upstream.last().is_some_and(|u| Arc::ptr_eq(u, l)) {
+                        upstream.push(Arc::clone(l));
                     }
                 }
             }
             if asks && t.seg.has_taints() {
-                // A taint that a launch under way will heal does not count: if that one fails it says so itself.
-                let healing = uses.iter().filter(|u| u.replaces).map(|u| u.bytes.clone());
-                let left = healing.fold(vec![t.bytes.clone()], |left, r| left.iter().flat_map(|l| without(l, &r)).collect());
-                if let Some(e) = left.iter().find_map(|bytes| t.seg.taint(bytes)) {
+                // Where a launch under way writes, that one answers for taints, too: it heals them, or fails of them.
+                let written = uses.last_writers(&t.bytes).filter(|(_, l)| l.id != RAW && !Arc::ptr_eq(l, self));
+                let (mut at, mut left) = (t.bytes.start, SmallVec::<[Range<u64>; 4]>::new());
+                for (w, _) in written {
+                    left.push(at..w.start.max(at));
+                    at = w.end;
+                }
+                left.push(at..t.bytes.end);
+                if let Some(e) = left.iter().filter(|r| r.start < r.end).find_map(|bytes| t.seg.tainted(bytes)) {
                     let _ = self.tainted.set(e);
                 }
             }
             let replaces = t.access == Access::Write;
-            uses.push_back(Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self) });
+            let used = Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self) };
+            numbers.push(uses.add(used, !self.part));
         }
     }
 
     /// Whether what it reads was good when it was asked for.
     pub(crate) fn untainted(&self) -> Result<(), Error> {
-        let upstream = |e: &Error| Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) };
-        self.tainted.get().map_or(Ok(()), |e| Err(upstream(e)))
+        self.tainted.get().map_or(Ok(()), |e| Err(Error::upstream(self.kernel, e)))
     }
 
     /// It has read what `error` says is not to be had: it fails, however it ends.
     pub(crate) fn spoil(&self, error: Error) {
-        let _ = self.tainted.set(error);
+        let _ = self.tainted.set(Arc::new(error));
     }
 
     /// The device has it.
@@ -259,7 +283,7 @@ impl InFlight {
         self.state.load(Ordering::Acquire) == ENDED
     }
 
-    pub(crate) fn error(&self) -> Option<&Error> {
+    pub(crate) fn error(&self) -> Option<&Arc<Error>> {
         if self.has_ended() { self.error.get().map(|(e, _)| e) } else { None }
     }
 
@@ -373,12 +397,12 @@ impl InFlight {
         if result.is_ok() {
             result = self.untainted();
         }
-        let Lists { touches, upstream, _kernel } = std::mem::take(&mut *self.lists.lock());
+        let Lists { touches, numbers, upstream, _kernel } = std::mem::take(&mut *self.lists.lock());
         for before in upstream {
             // It ended before this one did: on this device by order, elsewhere because the scheduler waited.
             before.wait(&mut Free::at_entry(), None);
             if let (Ok(()), Some(e)) = (&result, before.error()) {
-                result = Err(Error::Upstream { kernel: self.kernel, source: Box::new(e.clone()) });
+                result = Err(Error::upstream(self.kernel, e));
             }
         }
         // Before the gates are lowered. What a launch wrote that has failed is not to be seen.
@@ -387,21 +411,20 @@ impl InFlight {
             result = own.copy_out(&mut Free::at_entry());
         }
         drop(own);
+        // One value, however many are told of it.
+        let result = result.map_err(Arc::new);
         if let Err(e) = &result {
-            let _ = self.error.set((e.clone(), Arc::default()));
+            let _ = self.error.set((Arc::clone(e), Arc::default()));
         }
+        let mut numbers = numbers.into_iter();
         for t in &touches {
             match &result {
-                Err(e) if t.access.writes() => t.seg.add_taint(t.bytes.clone(), e.clone(), self.id),
+                Err(e) if t.access.writes() => t.seg.add_taint(&t.bytes, e, self.id),
                 Ok(()) if t.access == Access::Write => t.seg.heal_but_lost(&t.bytes, self.id),
                 _ => {}
             }
-            {
-                // Launches retire oldest first, so it stands near the front.
-                let mut uses = t.seg.uses.lock();
-                if let Some(i) = uses.iter().position(|u| Arc::ptr_eq(&u.launch, self)) {
-                    uses.remove(i);
-                }
+            if let Some(n) = numbers.next() {
+                t.seg.uses.lock().remove(n, self.mirror.slot(), &t.bytes, t.access.writes());
             }
             let rec = t.seg.rec();
             rec.view[self.mirror.slot()].active.fetch_sub(1, Ordering::AcqRel);
@@ -410,7 +433,7 @@ impl InFlight {
         // The last Arc of a dropped segment may be among them: no lock is held here.
         drop(touches);
         if let Some((e, seen)) = self.error.get() {
-            self.sink.add(e.clone(), seen);
+            self.sink.add(e, seen);
         }
         self.advance(ENDED);
         self.awaited.tell(&self.sink.wakers);

@@ -1,17 +1,19 @@
 //! Pages of one block that nobody else may move, map or unmap: what every change of the space itself begins with.
 //!
 //! **Guarantee.** While a [`Lease`] lives its pages are `busy`: faults on them are parked, migrations skip them, and a launch that
-//! was submitted before has ended. When it is dropped, whoever waited goes on.
+//! was submitted before and may touch one of them has ended. When it is dropped, whoever waited goes on.
 //!
-//! **Waiting.** For other batches, and for launches, with nothing held. One block at a time.
+//! **Waiting.** For other batches, and for launches over these pages, with nothing held. One block at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::addr::{BlockId, Mask, Pages, Span};
+use super::addr::{BlockId, Mask, PAGE, Span};
+use super::inflight::InFlight;
 use super::lock::Free;
 use super::migrate;
-use super::segment::{Segment, overlap};
+use super::segment::Segment;
+use super::uses::Of;
 
 /// Pages that are ours. See the module.
 pub(crate) struct Lease {
@@ -26,7 +28,9 @@ impl Lease {
         let block = seg.claim(id);
         loop {
             // A launch that lacks pages may be waiting for these: it has to end before they are ours.
-            wait_launches(free, seg, id);
+            while let Some(l) = running(seg, id, mask) {
+                l.wait(free, None);
+            }
             let blocked = {
                 let mut body = block.lock(free);
                 if body.busy.meets(mask) {
@@ -41,7 +45,7 @@ impl Lease {
                 continue;
             }
             let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
-            if running(seg, id).is_none() {
+            if running(seg, id, mask).is_none() {
                 return lease;
             }
         }
@@ -52,10 +56,10 @@ impl Lease {
     /// As [`take`](Self::take), if that needs no waiting.
     pub(crate) fn try_take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask) -> Option<Self> {
         let block = seg.claim(id);
-        if running(seg, id).is_some() {
+        let mask = mask.widened(widest(seg));
+        if running(seg, id, mask).is_some() {
             return None;
         }
-        let mask = mask.widened(widest(seg));
         {
             let mut body = block.lock(free);
             if body.busy.meets(mask) {
@@ -64,7 +68,7 @@ impl Lease {
             body.busy |= mask;
         }
         let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
-        running(seg, id).is_none().then_some(lease)
+        running(seg, id, mask).is_none().then_some(lease)
     }
 }
 
@@ -79,19 +83,12 @@ impl Drop for Lease {
     }
 }
 
-/// A launch that some device has, and has not finished, on bytes of the block.
-fn running(seg: &Segment, id: BlockId) -> Option<Arc<super::inflight::InFlight>> {
-    let first = id.first_page().0;
-    let pages = Pages(first..first + super::addr::PAGES_PER_BLOCK as u64);
-    let start = id.offset() - seg.offset();
-    let bytes = start..start + pages.bytes();
+/// A launch that some device has, and has not finished, on bytes of these pages.
+fn running(seg: &Segment, id: BlockId, mask: Mask) -> Option<Arc<InFlight>> {
     let uses = seg.uses.lock();
-    let found = uses.iter().find(|u| overlap(&u.bytes, &bytes) && u.launch.is_submitted() && !u.launch.poll_only());
-    found.map(|u| Arc::clone(&u.launch))
-}
-
-fn wait_launches(free: &mut Free, seg: &Segment, id: BlockId) {
-    while let Some(l) = running(seg, id) {
-        l.wait(free, None);
-    }
+    mask.runs().find_map(|r| {
+        let bytes = seg.view_offset(id, r.start)..seg.view_offset(id, r.start) + r.len() as u64 * PAGE;
+        let found = uses.overlapping(Of::Any, &bytes, true).find(|u| u.launch.is_running());
+        found.map(|u| Arc::clone(&u.launch))
+    })
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use sterna_hal::Access;
 
-use super::addr::{Mask, Pages, Span};
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::host::coherent::resident;
 use super::inflight::InFlight;
 use super::lock::Free;
@@ -29,6 +29,7 @@ use super::prot;
 use super::running;
 use super::segment::Segment;
 use super::space::Space;
+use super::uses::Of;
 use crate::Error;
 use crate::stats::Cause;
 
@@ -140,7 +141,11 @@ fn barred(free: &mut Free, seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>
         }
     }
     let uses = seg.uses.lock();
-    let found = uses.iter().find(|u| {
+    // Entries are for whole grains, of which none is longer than a block.
+    let near = pages.widened(PAGES_PER_BLOCK as u64);
+    let start = (near.0.start * PAGE).saturating_sub(seg.offset());
+    let bytes = start..(near.0.end * PAGE).saturating_sub(seg.offset());
+    let found = uses.overlapping(Of::Any, &bytes, true).find(|u| {
         let m = u.launch.mirror();
         let per = m.pods().pages_per_grain() as u64;
         let meet = || seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per));

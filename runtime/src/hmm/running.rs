@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::addr::{BlockId, Mask};
 use super::inflight::InFlight;
 use super::segment::Segment;
+use super::uses::Of;
 
 /// Pages of a block that launches use.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +29,9 @@ pub(crate) fn used(seg: &Segment, id: BlockId, slot: usize) -> Used {
     if !is_active(seg, slot) {
         return used;
     }
-    for u in seg.uses.lock().iter() {
+    for u in seg.uses.lock().overlapping(Of::Slot(slot), &seg.bytes_of(id), true) {
         let pages = seg.pages_of(&u.bytes).part_of(id);
-        if !pages.is_empty() && u.launch.mirror().slot() == slot && u.launch.is_running() {
+        if u.launch.is_running() {
             used.any |= pages;
             used.written |= if u.writes { pages } else { Mask::EMPTY };
         }
@@ -44,12 +45,8 @@ pub(crate) fn user(seg: &Segment, id: BlockId, slot: usize, pages: Mask, writes:
         return None;
     }
     let uses = seg.uses.lock();
-    let found = uses.iter().find(|u| {
-        (u.writes || !writes)
-            && u.launch.mirror().slot() == slot
-            && seg.pages_of(&u.bytes).part_of(id).meets(pages)
-            && u.launch.is_running()
-    });
+    let mut near = uses.overlapping(Of::Slot(slot), &seg.bytes_of(id), !writes);
+    let found = near.find(|u| seg.pages_of(&u.bytes).part_of(id).meets(pages) && u.launch.is_running());
     found.map(|u| Arc::clone(&u.launch))
 }
 

@@ -180,8 +180,12 @@ impl DeviceMirror {
         let home = Home::off(self.slot(), true);
         loop {
             self.reap();
-            let mine = |l: &Arc<super::inflight::InFlight>| l.mirror().slot() == self.slot() && l.is_submitted();
-            let running = seg.uses.lock().iter().map(|u| &u.launch).find(|l| mine(l) && !l.poll_only()).cloned();
+            let all = 0..seg.pages().bytes();
+            let uses = seg.uses.lock();
+            let mut mine = uses.overlapping(super::uses::Of::Slot(self.slot()), &all, true).map(|u| &u.launch);
+            let running = mine.find(|l| l.is_running()).cloned();
+            drop(mine);
+            drop(uses);
             if let Some(launch) = running {
                 launch.wait(free, None);
                 continue;

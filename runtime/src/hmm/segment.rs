@@ -12,7 +12,7 @@
 //! [`InFlight`](super::inflight::InFlight) when it is recorded and when it retires. `uses`, `taints`, `pins`: under their mutex,
 //! held for word operations.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
@@ -25,7 +25,6 @@ use smallvec::SmallVec;
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::block::{Block, Grow};
 use super::gate::Gate;
-use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::os;
@@ -35,6 +34,7 @@ use super::seat::Addresses;
 use super::source::Sources;
 use super::space::Space;
 use super::taint::Taint;
+use super::uses::{Of, Uses};
 use crate::policy::{FaultRule, HintMap, Hints, Side};
 
 /// The part of a segment that lives in a table and never moves. All zero: no segment.
@@ -93,16 +93,6 @@ pub(crate) struct ViewRec {
     pub(super) seated: AtomicU32,
 }
 
-/// A use of a segment's bytes by a launch, from its recording until it retires.
-#[derive(Clone, Debug)]
-pub(crate) struct Use {
-    pub(crate) bytes: Range<u64>,
-    pub(crate) writes: bool,
-    /// It writes all of them and reads none.
-    pub(crate) replaces: bool,
-    pub(crate) launch: Arc<InFlight>,
-}
-
 /// What a segment's bytes are.
 #[derive(Debug)]
 pub(crate) enum Kind {
@@ -133,8 +123,8 @@ pub struct Segment {
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
     views: RwLock<SmallVec<[View; 1]>>,
-    pub(crate) uses: Mutex<VecDeque<Use>>,
-    pub(crate) taints: Mutex<Vec<Taint>>,
+    pub(crate) uses: Mutex<Uses>,
+    pub(crate) taints: Mutex<BTreeMap<u64, Taint>>,
     pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
@@ -382,6 +372,12 @@ impl Segment {
         Some(range)
     }
 
+    /// The bytes of the segment that a block holds.
+    pub(crate) fn bytes_of(&self, block: BlockId) -> Range<u64> {
+        let start = u64::from(block.0 - self.first.0) * BLOCK;
+        start..start + BLOCK
+    }
+
     /// Which byte of the segment a page of a block begins with.
     pub(crate) fn view_offset(&self, block: BlockId, page: usize) -> u64 {
         u64::from(block.0 - self.first.0) * BLOCK + page as u64 * PAGE
@@ -390,8 +386,7 @@ impl Segment {
     /// Waits for unfinished launches that write bytes of `bytes`, with `write` also for those that read them.
     pub(crate) fn wait_unused(&self, free: &mut Free, bytes: &Range<u64>, write: bool) {
         loop {
-            let conflict = |u: &&Use| (write || u.writes) && overlap(&u.bytes, bytes);
-            let next = self.uses.lock().iter().find(conflict).map(|u| Arc::clone(&u.launch));
+            let next = self.uses.lock().overlapping(Of::Any, bytes, write).next().map(|u| Arc::clone(&u.launch));
             match next {
                 Some(l) => {
                     l.wait(free, None);

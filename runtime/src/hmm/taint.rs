@@ -6,19 +6,31 @@
 //! **Lock**: `taints` of the segment, held for word operations.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::addr::{PAGE, Pages};
 use super::lock::Free;
-use super::segment::{Segment, overlap, without};
+use super::segment::{Segment, without};
+use crate::Error;
 
-/// Bytes that a failed launch would have written.
+/// Bytes that failed launches would have written, from the number under which it stands to its end. No two overlap.
 #[derive(Clone, Debug)]
 pub(crate) struct Taint {
-    pub(crate) bytes: Range<u64>,
-    pub(crate) error: crate::Error,
-    /// The launch's number; 0 for what was lost with a device.
-    pub(crate) by: u64,
+    end: u64,
+    /// The first failure.
+    error: Arc<Error>,
+    /// The number of the last launch that failed to write them; 0 for what was lost with a device.
+    by: u64,
+}
+
+type Taints = std::collections::BTreeMap<u64, Taint>;
+
+/// The starts of those that overlap `bytes`.
+fn within<'a>(taints: &'a Taints, bytes: &Range<u64>) -> impl Iterator<Item = u64> + use<'a> {
+    let first = taints.range(..=bytes.start).next_back().map_or(bytes.start, |(start, _)| *start);
+    let start = bytes.start;
+    taints.range(first..bytes.end.max(first)).filter(move |(_, t)| t.end > start).map(|(start, _)| *start)
 }
 
 impl Segment {
@@ -26,24 +38,48 @@ impl Segment {
         !self.taints.lock().is_empty()
     }
 
+    /// The error of a failed launch that would have written some of `bytes`, shared.
+    pub(crate) fn tainted(&self, bytes: &Range<u64>) -> Option<Arc<Error>> {
+        let taints = self.taints.lock();
+        let first = within(&taints, bytes).next();
+        first.map(|start| Arc::clone(&taints[&start].error))
+    }
+
     /// The error of a failed launch that would have written some of `bytes`.
-    pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<crate::Error> {
-        self.taints.lock().iter().find(|t| overlap(&t.bytes, bytes)).map(|t| t.error.clone())
+    pub(crate) fn taint(&self, bytes: &Range<u64>) -> Option<Error> {
+        self.tainted(bytes).map(|e| Error::clone(&e))
     }
 
     /// The error of pages that were lost with their device.
-    pub(crate) fn loss(&self, pages: &Pages) -> crate::Error {
+    pub(crate) fn loss(&self, pages: &Pages) -> Error {
         let at = |page: u64| (page * PAGE).saturating_sub(self.offset());
         let known = self.taint(&(at(pages.0.start)..at(pages.0.end)));
-        known.unwrap_or_else(|| crate::Error::Lost { device: "a device".into() })
+        known.unwrap_or_else(|| Error::Lost { device: "a device".into() })
     }
 
-    /// Marks what a failed launch would have written. The gate stays up until it is healed.
-    pub(crate) fn add_taint(&self, bytes: Range<u64>, error: crate::Error, by: u64) {
+    /// Marks what a failed launch would have written. The gate stays up until it is healed. Where an earlier failure stands already,
+    /// that remains what is told of.
+    pub(crate) fn add_taint(&self, bytes: &Range<u64>, error: &Arc<Error>, by: u64) {
         debug_assert!(bytes.start < bytes.end, "{bytes:?} could not be healed");
-        let gate = &self.rec().gate;
-        gate.raise(true);
-        self.taints.lock().push(Taint { bytes, error, by });
+        let mut taints = self.taints.lock();
+        let before = taints.len();
+        let mut at = bytes.start;
+        for start in within(&taints, bytes).collect::<Vec<_>>() {
+            let Some(old) = taints.remove(&start) else { continue };
+            let both = start.max(bytes.start)..old.end.min(bytes.end);
+            for outside in without(&(start..old.end), bytes) {
+                taints.insert(outside.start, Taint { end: outside.end, ..old.clone() });
+            }
+            if at < both.start {
+                taints.insert(at, Taint { end: both.start, error: Arc::clone(error), by });
+            }
+            at = both.end;
+            taints.insert(both.start, Taint { end: both.end, by: old.by.max(by), ..old });
+        }
+        if at < bytes.end {
+            taints.insert(at, Taint { end: bytes.end, error: Arc::clone(error), by });
+        }
+        self.count(before, taints.len());
     }
 
     /// `bytes` have been written whole: what was tainted there no longer is.
@@ -56,22 +92,23 @@ impl Segment {
     fn heal_before(&self, bytes: &Range<u64>, by: u64) {
         let mut taints = self.taints.lock();
         let before = taints.len();
-        let mut left = Vec::new();
-        for t in taints.drain(..) {
-            if t.by >= by {
-                left.push(t);
+        for start in within(&taints, bytes).collect::<Vec<_>>() {
+            if taints[&start].by >= by {
                 continue;
             }
-            left.extend(without(&t.bytes, bytes).map(|part| Taint { bytes: part, error: t.error.clone(), by: t.by }));
+            let Some(old) = taints.remove(&start) else { continue };
+            for part in without(&(start..old.end), bytes) {
+                taints.insert(part.start, Taint { end: part.end, ..old.clone() });
+            }
         }
-        *taints = left;
+        self.count(before, taints.len());
+    }
+
+    /// Each taint keeps the gate up once. Under the mutex of the taints.
+    fn count(&self, before: usize, now: usize) {
         let gate = &self.rec().gate;
-        for _ in taints.len()..before {
-            gate.lower(true);
-        }
-        for _ in before..taints.len() {
-            gate.raise(true);
-        }
+        (before..now).for_each(|_| gate.raise(true));
+        (now..before).for_each(|_| gate.lower(true));
     }
 
     /// As [`heal`](Self::heal), for launch number `by`, which has ended: what it wrote may have been lost since, with its device or

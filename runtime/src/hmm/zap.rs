@@ -31,7 +31,8 @@ use super::mirror::{Action, DeviceMirror};
 use super::park::Pauses;
 use super::running;
 use super::schedule;
-use super::segment::{Segment, Use, overlap};
+use super::segment::{Segment, overlap};
+use super::uses::{Of, Use};
 use crate::Error;
 
 /// Entries that a window removes, between its two passes.
@@ -124,7 +125,10 @@ impl DeviceMirror {
             false => overlap(&u.bytes, &bytes),
         };
         let uses = seg.uses.lock();
-        let mine = uses.iter().filter(|u| u.launch.mirror().slot() == self.slot() && u.launch.is_submitted());
+        let near = run.widened(per as u64);
+        let start = (near.0.start * PAGE).saturating_sub(seg.offset());
+        let near = start..(near.0.end * PAGE).saturating_sub(seg.offset());
+        let mine = uses.overlapping(Of::Slot(self.slot()), &near, true).filter(|u| u.launch.is_submitted());
         zap.after.extend(mine.filter(|u| loses(u)).map(|u| Arc::clone(&u.launch)));
     }
 

@@ -123,7 +123,7 @@ impl DeviceMirror {
             for run in runs_of(&lost) {
                 let start = run.0.start * PAGE - seg.offset();
                 let bytes = start..(start + run.bytes()).min(seg.used());
-                seg.add_taint(bytes, Error::Lost { device: self.device.info().id.clone() }, 0);
+                seg.add_taint(&bytes, &Arc::new(Error::Lost { device: self.device.info().id.clone() }), 0);
             }
         }
         segs
