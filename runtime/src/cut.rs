@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 use sterna_hal::Groups;
@@ -186,17 +186,10 @@ impl<'a> Cut<'a> {
         }
     }
 
-    /// Carries the launch out, in parts of at most `most` groups. The last part is submitted as `record`, with which `unscheduled`
-    /// is lowered.
-    pub(crate) fn run(
-        &self,
-        free: &mut Free,
-        record: &Arc<InFlight>,
-        most: u32,
-        unscheduled: &AtomicUsize,
-    ) -> Result<(), Error> {
+    /// Carries the launch out, in parts of at most `most` groups. The last part is submitted as `record`.
+    pub(crate) fn run(&self, free: &mut Free, record: &Arc<InFlight>, most: u32) -> Result<(), Error> {
         let mut parts = Vec::new();
-        let done = self.submit(free, record, most, unscheduled, &mut parts);
+        let done = self.submit(free, record, most, &mut parts);
         if done.is_err() {
             // What it would have written is the host's to look at as soon as it is refused.
             for part in &parts {
@@ -211,7 +204,6 @@ impl<'a> Cut<'a> {
         free: &mut Free,
         record: &Arc<InFlight>,
         most: u32,
-        unscheduled: &AtomicUsize,
         parts: &mut Vec<Arc<InFlight>>,
     ) -> Result<(), Error> {
         let (mut first, mut most) = (0, most.max(1));
@@ -225,7 +217,7 @@ impl<'a> Cut<'a> {
             } else {
                 InFlight::part(&self.prepared.kernel, Arc::clone(self.mirror), self.touches(&groups))
             };
-            let by = if last { By::Scheduler(unscheduled) } else { By::Caller };
+            let by = if last { By::Scheduler } else { By::Caller };
             let mut there = self.part(free, record, &own, &groups, parts, by)?;
             if !there && !parts.is_empty() {
                 settle(free, parts, true)?;
@@ -277,7 +269,7 @@ impl<'a> Cut<'a> {
         own: &Arc<InFlight>,
         groups: &Range<u32>,
         running: &[Arc<InFlight>],
-        by: By<'_>,
+        by: By,
     ) -> Result<bool, Error> {
         let mirror = self.mirror;
         let touches = self.touches(groups);

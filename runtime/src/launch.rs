@@ -17,6 +17,7 @@ use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
 use crate::hmm::os;
+use crate::hmm::uses::Of;
 use crate::hmm::watch;
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
@@ -151,13 +152,7 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// Submits it if everything is ready, or with `faults`, if the device may fault the rest in; `by` says who asks.
-    pub(crate) fn submit(
-        &self,
-        mirror: &DeviceMirror,
-        record: &Arc<InFlight>,
-        faults: bool,
-        by: By<'_>,
-    ) -> Result<(), NotYet> {
+    pub(crate) fn submit(&self, mirror: &DeviceMirror, record: &Arc<InFlight>, faults: bool, by: By) -> Result<(), NotYet> {
         self.submit_groups(mirror, record, (Groups::All, &self.touches), faults, by)
     }
 
@@ -168,7 +163,7 @@ impl Prepared {
         record: &Arc<InFlight>,
         (groups, needs): (Groups<'_>, &[Touch]),
         faults: bool,
-        by: By<'_>,
+        by: By,
     ) -> Result<(), NotYet> {
         let Self { ref kernel, grid, ref value, ref params, ref touches, .. } = *self;
         let call = Call { kernel: kernel.id, grid, value, params, touches };
@@ -212,7 +207,7 @@ impl Runtime {
         let (touches, kernel) = (prepared.touches.clone(), &prepared.kernel);
         let record = InFlight::new(self.next_launch(), kernel, Arc::clone(mirror), touches, sink);
         let waits = |t: &Touch| used_elsewhere(t, mirror.slot()) || is_tainted(t);
-        let alone = inner.sched.is_idle() && !prepared.touches.iter().any(waits);
+        let alone = !inner.sched.holds_back(&prepared.touches, mirror.slot()) && !prepared.touches.iter().any(waits);
         if alone {
             match prepared.submit(mirror, &record, false, By::Caller) {
                 Ok(()) => {
@@ -315,10 +310,9 @@ impl Runtime {
     }
 }
 
-/// Whether a launch on another device uses the segment: order between devices is the scheduler's.
+/// Whether it conflicts with a launch on another device: order between devices is the scheduler's.
 fn used_elsewhere(t: &Touch, slot: usize) -> bool {
-    let rec = t.seg.rec();
-    rec.devices().any(|d| d != slot && rec.view[d].active.load(std::sync::atomic::Ordering::Acquire) > 0)
+    t.seg.uses.lock().overlapping(Of::Others(slot), &t.bytes, t.access.writes()).next().is_some()
 }
 
 /// Whether it reads what a failed launch would have written: the scheduler refuses it.

@@ -161,6 +161,7 @@ impl Builder {
                 }
             }
         }
+        let slots: Vec<usize> = devices.iter().map(|m| m.slot()).collect();
         let policy_name = policy.name();
         let policy = Arc::new(Mutex::new(policy));
         let rt = Runtime(Arc::new(Inner {
@@ -168,7 +169,7 @@ impl Builder {
             devices,
             policy: Arc::clone(&policy),
             policy_name,
-            sched: Scheduler::new(space, policy),
+            sched: Scheduler::new(space, policy, &slots),
             errors: Arc::default(),
             launches: AtomicU64::new(1),
         }));

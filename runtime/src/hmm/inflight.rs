@@ -187,6 +187,11 @@ impl InFlight {
         self.lists.lock().touches.clone()
     }
 
+    /// The numbers of its uses in the segments' lists, until it has ended.
+    pub(crate) fn numbers(&self) -> SmallVec<[u64; 4]> {
+        self.lists.lock().numbers.clone()
+    }
+
     pub(crate) fn mirror(&self) -> &Arc<DeviceMirror> {
         &self.mirror
     }

@@ -123,6 +123,8 @@ pub struct Segment {
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
     views: RwLock<SmallVec<[View; 1]>>,
+    /// Jobs of schedulers that are about it: launches look for what stands before them while there are some.
+    queued: AtomicU32,
     pub(crate) uses: Mutex<Uses>,
     pub(crate) taints: Mutex<BTreeMap<u64, Taint>>,
     pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
@@ -212,6 +214,7 @@ impl Segment {
             kind,
             used: AtomicU64::new(bytes),
             views: RwLock::default(),
+            queued: AtomicU32::new(0),
             uses: Mutex::default(),
             taints: Mutex::default(),
             pins: Mutex::default(),
@@ -361,6 +364,21 @@ impl Segment {
     /// Whether somebody is bringing pages to its addresses. Under the driver lock.
     pub(crate) fn is_seated(&self, slot: usize) -> bool {
         self.rec().view[slot].seated.load(Ordering::Acquire) > 0
+    }
+
+    /// A scheduler has a job more that is about it.
+    pub(crate) fn queue(&self) {
+        self.queued.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// … or one less.
+    pub(crate) fn unqueue(&self) {
+        self.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether something asked for, which has to do with it, was not carried out.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.queued.load(Ordering::Acquire) > 0
     }
 
     /// Takes its addresses away: the device is detached, or it has nothing of the segment any more.

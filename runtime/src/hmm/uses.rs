@@ -145,6 +145,16 @@ impl Uses {
         self.pieces_in(bytes).map(|(start, p)| (start..p.end, &p.launch))
     }
 
+    /// The newest use before number `before` that overlaps `bytes`.
+    pub(crate) fn newest(&self, of: Of, bytes: &Range<u64>, reads: bool, before: u64) -> Option<&Arc<InFlight>> {
+        let devices = self.devices.iter().filter(|(slot, _)| of.has(*slot)).map(|(_, d)| d);
+        let newest = devices.filter_map(|d| {
+            let read = if reads { d.reads.newest(bytes, before) } else { None };
+            d.writes.newest(bytes, before).into_iter().chain(read).max_by_key(|(n, _)| *n)
+        });
+        newest.max_by_key(|(n, _)| *n).map(|(_, u)| &u.launch)
+    }
+
     /// The uses that overlap `bytes`, readers only with `reads`.
     pub(crate) fn overlapping(&self, of: Of, bytes: &Range<u64>, reads: bool) -> impl Iterator<Item = &Use> {
         let devices = self.devices.iter().filter(move |(slot, _)| of.has(*slot));

@@ -214,11 +214,11 @@ impl<T: Pod> Handle<T> {
         let mut free = Free::at_entry();
         core.wait(&mut free, true);
         if core.seg.space().mechanism() == Mechanism::None {
-            core.rt.0.sched.drain(); // moves asked for: nothing would notice them under way
+            core.rt.0.sched.forget_moves(&core.seg, &core.seg.pages_of(&part)); // nothing would notice them under way
         }
         let pages = core.seg.pages_of(&part);
         // A launch on a neighbour, or a move asked for, may need pages meanwhile: then they are written through the window.
-        let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && core.rt.0.sched.is_idle();
+        let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && !core.seg.is_awaited();
         let filling = if quiet { Pin::filling(&mut free, &core.seg, &pages)? } else { None };
         if filling.is_none() {
             core.home(&mut free, &pages, true)?;
@@ -255,17 +255,16 @@ impl Core {
         self.seg.wait_unused(free, &self.bytes, write);
     }
 
-    /// Waits for everything that may use `bytes`, launches and moves asked for, and drops the contents of the whole pages in them;
+    /// Waits for the launches that use `bytes`, has moves asked for leave their pages alone, and drops the contents of the whole pages in them;
     /// the pages are the answer.
     pub(crate) fn discard(&self, bytes: &Range<u64>) -> Result<Range<u64>, Error> {
         let mut free = Free::at_entry();
         self.seg.wait_unused(&mut free, bytes, true);
-        if !self.rt.0.sched.is_idle() {
-            self.rt.0.sched.drain();
-        }
         let inner = self.whole_pages(bytes);
         if inner.start < inner.end {
-            discard(&mut free, &self.seg, &self.seg.pages_of(&inner))?;
+            let pages = self.seg.pages_of(&inner);
+            self.rt.0.sched.forget_moves(&self.seg, &pages);
+            discard(&mut free, &self.seg, &pages)?;
         }
         Ok(inner)
     }
@@ -296,10 +295,10 @@ impl Core {
             return Err(e);
         }
         if self.seg.space().mechanism() == Mechanism::None {
-            if write {
-                self.rt.0.sched.drain(); // moves asked for
-            }
             let pages = self.seg.pages_of(&self.bytes);
+            if write {
+                self.rt.0.sched.forget_moves(&self.seg, &pages);
+            }
             self.home(&mut free, &pages, write)?.complete(&self.seg, &pages)?;
             if self.bytes == (0..self.seg.used()) {
                 self.seg.rec().gate.all_home(write);

@@ -29,7 +29,7 @@ use super::super::segment::Segment;
 use super::super::source;
 use super::super::space::Space;
 use super::copy::by_grain;
-use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
+use super::{Batch, Collected, Copying, Core, Home, Moved, Pace, release};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -56,11 +56,23 @@ pub(crate) fn to_device(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
+    to_device_paced(free, mirror, seg, pages, want, Pace::ALL).map(|(moved, _)| moved)
+}
+
+/// As [`to_device`], at this pace; says also up to which page it went.
+pub(crate) fn to_device_paced(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    want: Want,
+    pace: Pace<'_>,
+) -> Result<(Moved, u64), Error> {
     let (_seat, view) = match mirror.seat(free, seg, pages, want.rank) {
         Ok(seated) => seated,
         // Where addresses are memory, there is room for all of the segment or for none.
         Err(Error::OutOfDeviceMemory { .. }) => {
-            return Ok(Moved { full: true, refused: pages.len(), ..Moved::default() });
+            return Ok((Moved { full: true, refused: pages.len(), ..Moved::default() }, pages.0.end));
         }
         Err(e) => return Err(e),
     };
@@ -68,9 +80,9 @@ pub(crate) fn to_device(
     keep(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
-    let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
+    let step = pace.blocks * PAGES_PER_BLOCK as u64;
     let mut at = pages.0.start;
-    while at < pages.0.end {
+    while at < pages.0.end && (at == pages.0.start || (pace.go_on)()) {
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
         at = end;
@@ -119,7 +131,7 @@ pub(crate) fn to_device(
     if let Some(b) = under_way {
         total.add(b.finalize_and_map(free)?);
     }
-    Ok(total)
+    Ok((total, at))
 }
 
 /// [`to_device`] block by block, until there is no room.

@@ -16,7 +16,7 @@ use super::super::os;
 use super::super::segment::Segment;
 use super::super::source;
 use super::super::space::Space;
-use super::{BATCH_BLOCKS, Batch, Collected, Copying, Core, Home, Moved, release};
+use super::{Batch, Collected, Copying, Core, Home, Moved, Pace, release};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -28,11 +28,23 @@ pub(crate) fn bring_home(
     home: Home,
     cause: Cause,
 ) -> Result<Moved, Error> {
+    bring_home_paced(free, seg, pages, home, cause, Pace::ALL).map(|(moved, _)| moved)
+}
+
+/// As [`bring_home`], at this pace; says also up to which page it went.
+pub(crate) fn bring_home_paced(
+    free: &mut Free,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+    home: Home,
+    cause: Cause,
+    pace: Pace<'_>,
+) -> Result<(Moved, u64), Error> {
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
-    let step = BATCH_BLOCKS * PAGES_PER_BLOCK as u64;
+    let step = pace.blocks * PAGES_PER_BLOCK as u64;
     let mut at = pages.0.start;
-    while at < pages.0.end {
+    while at < pages.0.end && (at == pages.0.start || (pace.go_on)()) {
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
         // Who maps pages on the host lets it write them.
@@ -72,7 +84,7 @@ pub(crate) fn bring_home(
     if home.wait {
         total.blocked = None;
     }
-    Ok(total)
+    Ok((total, at))
 }
 
 /// The pages that are to come, busy from now on, and for how many bytes of them the host has no storage yet.

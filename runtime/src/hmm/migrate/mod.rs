@@ -42,12 +42,26 @@ use crate::Error;
 use crate::stats::Cause;
 
 pub(crate) use border::Borders;
-pub(crate) use device::{Want, to_device};
-pub(crate) use home::{bring_home, free_frames, grains, taken};
+pub(crate) use device::{Want, to_device, to_device_paced};
+pub(crate) use home::{bring_home, bring_home_paced, free_frames, grains, taken};
 
 /// Blocks a batch: 128 MiB, so that a copy is long enough for the fastest way of copying, and the table work of one batch
 /// overlaps the copy of the one before.
 const BATCH_BLOCKS: u64 = 64;
+
+/// How many pages go at once, and whether to go on with the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Pace<'a> {
+    /// Blocks a batch.
+    pub(crate) blocks: u64,
+    /// Asked between two batches.
+    pub(crate) go_on: &'a dyn Fn() -> bool,
+}
+
+impl Pace<'_> {
+    /// Everything, by long batches.
+    const ALL: Self = Self { blocks: BATCH_BLOCKS, go_on: &|| true };
+}
 
 /// What a migration did.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId, ParamDesc};
@@ -16,11 +16,11 @@ use crate::Error;
 
 /// Who submits a launch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum By<'a> {
+pub(crate) enum By {
     /// The thread that launches; the launch is recorded with it.
     Caller,
-    /// The scheduler, whose count of what it has still to do is lowered with it.
-    Scheduler(&'a AtomicUsize),
+    /// The scheduler: the segments' counts of what is queued are lowered with it.
+    Scheduler,
 }
 
 /// A launch before the device's addresses are known, which may change until it is submitted.
@@ -75,7 +75,7 @@ impl DeviceMirror {
         (groups, needs): (Groups<'_>, &[Touch]),
         record: &Arc<InFlight>,
         faults: bool,
-        by: By<'_>,
+        by: By,
     ) -> Result<(), NotYet> {
         let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
         args.push(Arg::Plain(call.value));
@@ -104,9 +104,7 @@ impl DeviceMirror {
             By::Caller => record.record(),
             // From here on a launch that finds everything resident comes behind this one, by the driver lock. Lowered before
             // the device can finish it, so that whoever waits for it and launches again finds the way free.
-            By::Scheduler(unscheduled) => {
-                unscheduled.fetch_sub(1, Ordering::AcqRel);
-            }
+            By::Scheduler => call.touches.iter().for_each(|t| t.seg.unqueue()),
         }
         let launch = Launch { kernel: call.kernel, grid: call.grid, groups, args: &args };
         // SAFETY: the arguments were checked against the kernel; their segments live until the launch retires; the gate keeps
@@ -118,8 +116,8 @@ impl DeviceMirror {
                 Ok(())
             }
             Err(e) => {
-                if let By::Scheduler(unscheduled) = by {
-                    unscheduled.fetch_add(1, Ordering::AcqRel);
+                if let By::Scheduler = by {
+                    call.touches.iter().for_each(|t| t.seg.queue());
                 }
                 Err(NotYet::Failed(e))
             }

@@ -17,11 +17,13 @@ pub use turns::{Report, point, run};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Server {
     /// The service thread of host faults.
-    Host = 1,
+    Host,
     /// The thread that serves device faults.
-    Devices = 2,
-    /// A runtime's scheduler.
-    Scheduler = 3,
+    Devices,
+    /// A runtime's scheduler: the thread of its device of this number.
+    Scheduler(
+        #[cfg_attr(not(feature = "planted"), expect(dead_code, reason = "without schedules there are no seats"))] usize,
+    ),
 }
 
 /// For the first line of a thread of the engine; it takes part in every schedule until the value is dropped.
@@ -65,6 +67,10 @@ mod without {
         changed.wait(state);
     }
 
+    pub(crate) fn wait_for<T>(changed: &Condvar, state: &mut MutexGuard<'_, T>, timeout: Duration) {
+        changed.wait_for(state, timeout);
+    }
+
     #[inline(always)]
     pub(crate) fn gives_way<T>(_: &mut MutexGuard<'_, T>) -> bool {
         false
@@ -75,4 +81,4 @@ mod without {
 pub(crate) use without::*;
 
 #[cfg(feature = "planted")]
-pub(crate) use turns::{clock, gives_way, sleeps, until, wait};
+pub(crate) use turns::{clock, gives_way, sleeps, until, wait, wait_for};

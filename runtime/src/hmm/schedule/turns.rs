@@ -179,8 +179,13 @@ fn die(seed: u64) -> ! {
 
 impl Serving {
     pub(crate) fn begin(who: Server) -> Self {
-        RESERVED.set(who as usize);
-        SERVING.fetch_or(1 << who as u32, SeqCst);
+        let seat = match who {
+            Server::Host => 1,
+            Server::Devices => 2,
+            Server::Scheduler(n) => (3 + n).min(FIRST - 1),
+        };
+        RESERVED.set(seat);
+        SERVING.fetch_or(1 << seat, SeqCst);
         Self
     }
 }
@@ -373,6 +378,17 @@ pub(crate) fn wait<T>(changed: &Condvar, state: &mut MutexGuard<'_, T>) {
         changed.wait_for(state, NAP);
     } else {
         changed.wait(state);
+    }
+}
+
+/// As [`wait`], for a while at most.
+pub(crate) fn wait_for<T>(changed: &Condvar, state: &mut MutexGuard<'_, T>, timeout: Duration) {
+    if gives_way(state) {
+    } else if RESERVED.get() != 0 {
+        nap(false);
+        changed.wait_for(state, NAP.min(timeout));
+    } else {
+        changed.wait_for(state, timeout);
     }
 }
 
