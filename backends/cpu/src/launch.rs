@@ -38,6 +38,9 @@ const COPIES: usize = 16;
 /// What a group has of stack beside that.
 const STACK: usize = 2 << 20;
 
+/// Launches for which there is room without asking for memory, once the queue has been empty.
+const KEPT: usize = 256;
+
 /// An argument, copied.
 #[derive(Debug)]
 pub(crate) enum OwnArg {
@@ -195,6 +198,8 @@ impl Compute {
                 match queue.tasks.pop_front() {
                     Some(task) => task,
                     None => {
+                        // What a flood of launches needed is not kept.
+                        queue.tasks.shrink_to(KEPT);
                         queue.active = false;
                         return;
                     }

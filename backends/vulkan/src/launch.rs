@@ -236,7 +236,12 @@ impl Compute {
     }
 
     pub(crate) fn outcome(&self, done: Ticket) -> Outcome {
-        let complaint = self.state.lock().slots.complaint(done.id());
+        let complaint = {
+            let mut state = self.state.lock();
+            let complaint = state.slots.complaint(done.id());
+            state.slots.trim(&self.raw.device, &self.done);
+            complaint
+        };
         let Some(Complaint { kernel, words }) = complaint else { return Outcome::Done };
         let kernel = self.kernels.get(kernel).expect("what was launched stays loaded");
         Outcome::Failed(KernelError::Refused(kernel.form.complaint(words)))

@@ -1,7 +1,8 @@
 //! Slots: a command buffer each, with a block of arguments and status words.
 //!
 //! **States of a slot:** free, then in flight until its value is reached, then free again. They are kept in the order of their
-//! values. What a launch complained of is taken from its slot before the slot is used again, and kept until somebody asks.
+//! values, [`KEPT`] of them; what a flood of launches needed beyond is given back as its launches are asked after. What a launch
+//! complained of is taken from its slot before the slot is used again or given back, and kept until somebody asks.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,11 +17,13 @@ use crate::raw::Raw;
 use crate::signals::Semaphore;
 
 /// Bytes of a slot's block: status words, then arguments that do not fit push constants.
-const BLOCK: u64 = 4096;
+const BLOCK: u64 = 1024;
 /// Where arguments begin in it: what every device takes as the begin of a uniform buffer.
 const SPILL: u64 = 256;
 /// Slots whose blocks share a buffer.
-const SLOTS: u64 = 16;
+const SLOTS: u64 = 64;
+/// Slots that are kept for the next launches; more only while that many launches have not ended.
+const KEPT: usize = 256;
 /// Arguments that do not fit the block are in a buffer of the slot's own, up to this many bytes.
 pub(crate) const MOST_VALUE: usize = 1 << 20;
 
@@ -73,6 +76,18 @@ impl Slot {
         Ok(place)
     }
 
+    /// Destroys what it has of the driver's.
+    ///
+    /// # Safety
+    /// It is not in flight, and not used again.
+    unsafe fn destroy(&self, device: &ash::Device) {
+        // SAFETY: the caller's.
+        unsafe {
+            device.destroy_command_pool(self.pool, None);
+            device.destroy_descriptor_pool(self.sets, None);
+        }
+    }
+
     /// Takes what the launch that used it last complained of, which nobody else has asked after.
     fn harvest(&mut self) -> Option<Complaint> {
         let kernel = self.kernel.take()?;
@@ -96,8 +111,8 @@ pub(crate) struct Slots {
     list: VecDeque<Box<Slot>>,
     /// What launches whose slots are used again complained of, by their values.
     complaints: HashMap<u64, Complaint>,
-    blocks: Vec<Arc<Buffer>>,
-    used: u64,
+    /// Where the next new slots get their blocks, and how many have. A buffer lives as long as slots have parts of it.
+    block: Option<(Arc<Buffer>, u64)>,
 }
 
 impl Slots {
@@ -112,13 +127,13 @@ impl Slots {
             }
             return Ok(slot);
         }
-        if self.used == self.blocks.len() as u64 * SLOTS {
+        if self.block.as_ref().is_none_or(|(_, used)| *used == SLOTS) {
             let block = pool.buffer(SLOTS * BLOCK, MemoryLocation::CpuToGpu, "arguments")?;
             let mapped =
                 block.mapped.ok_or_else(|| invalid("submit", "the device has no memory that the host can reach"))?;
             // SAFETY: a new buffer of so many bytes.
             unsafe { mapped.as_ptr().write_bytes(0, (SLOTS * BLOCK) as usize) };
-            self.blocks.push(Arc::new(block));
+            self.block = Some((Arc::new(block), 0));
         }
         let device = &raw.device;
         let info = vk::CommandPoolCreateInfo::default()
@@ -136,9 +151,9 @@ impl Slots {
                 }
             }
         };
-        let (block, offset) = (&self.blocks[(self.used / SLOTS) as usize], self.used % SLOTS * BLOCK);
-        self.used += 1;
-        let block = Arc::clone(block);
+        let (block, used) = self.block.as_mut().expect("made just now");
+        let (block, offset) = (Arc::clone(block), *used * BLOCK);
+        *used += 1;
         let sets = vk::DescriptorPool::null();
         Ok(Box::new(Slot { pool, cmd, block, offset, value: 0, kernel: None, large: None, sets }))
     }
@@ -163,6 +178,26 @@ impl Slots {
         said.or_else(|| if self.complaints.is_empty() { None } else { self.complaints.remove(&value) })
     }
 
+    /// Gives back slots that are not in flight, as long as there are more than are kept: two at a time, so that they go faster than they
+    /// came and nobody waits.
+    pub(crate) fn trim(&mut self, device: &ash::Device, done: &Semaphore) {
+        for _ in 0..2 {
+            let free = |s: &Slot| done.is_reached(s.value);
+            if self.list.len() <= KEPT || !self.list.front().is_some_and(|s| free(s)) {
+                return;
+            }
+            let Some(mut slot) = self.list.pop_front() else { return };
+            if let Some(complaint) = slot.harvest() {
+                self.complaints.insert(slot.value, complaint);
+            }
+            // SAFETY: its launch has ended; it is in the list no more.
+            unsafe { slot.destroy(device) };
+            if self.list.len() == KEPT {
+                self.list.shrink_to(2 * KEPT);
+            }
+        }
+    }
+
     /// Destroys what the slots have.
     ///
     /// # Safety
@@ -170,10 +205,7 @@ impl Slots {
     pub(crate) unsafe fn destroy(&mut self, device: &ash::Device) {
         for slot in self.list.drain(..) {
             // SAFETY: the caller's; each is destroyed once.
-            unsafe {
-                device.destroy_command_pool(slot.pool, None);
-                device.destroy_descriptor_pool(slot.sets, None);
-            }
+            unsafe { slot.destroy(device) };
         }
     }
 }
