@@ -1,0 +1,180 @@
+//! Chains and backlogs: what a launch costs does not depend on how many are on their way, and a failure costs each of those behind it the
+//! same. Times of one run are compared with each other.
+
+mod common;
+
+use std::error::Error as _;
+use std::time::{Duration, Instant};
+
+use common::*;
+use sterna::kernel::{EachMut, Group, Kernel, each_mut};
+use sterna::{Error, Pending, Runtime, Shared};
+
+/// How many times the launches of the first round the second has.
+const MORE: usize = 8;
+
+/// As `add`, of a few elements a group, and holds the device up until the hold is opened.
+fn blocks(hold: &'static Hold) -> Kernel<(EachMut<u32>,)> {
+    fn body(_: Group, at: usize, y: &mut [u32]) {
+        // SAFETY: the address of a static.
+        unsafe { &*std::ptr::with_exposed_provenance::<Hold>(at) }.wait();
+        y.iter_mut().for_each(|y| *y += 1);
+    }
+    Kernel::new("blocks", std::ptr::from_ref(hold).expose_provenance(), (each_mut(1 << 20),), body)
+}
+
+/// What a program with a backlog has.
+struct Parts {
+    rt: Runtime,
+    x: Shared<u32>,
+    y: Shared<u32>,
+    tiles: Shared<u32>,
+}
+
+const TILE: usize = 32;
+const TILES: usize = 1 << 12;
+
+/// Asks for `n` launches with `ask` while the first device is held up, and has them done: seconds a launch for both.
+fn backlog(parts: &mut Parts, n: usize, ask: fn(&mut Parts, usize)) -> (f64, f64) {
+    let hold: &'static Hold = Box::leak(Box::new(Hold::new()));
+    let mut first = parts.rt.shared::<u32>(100).unwrap();
+    let blocker = parts.rt.launch(&blocks(hold), (&mut first,)).unwrap();
+    hold.entered();
+    let start = Instant::now();
+    (0..n).for_each(|i| ask(parts, i));
+    let asked = start.elapsed();
+    assert!(!blocker.is_done());
+    hold.release();
+    let start = Instant::now();
+    parts.rt.sync().unwrap();
+    let each = |t: Duration| t.as_secs_f64() / n as f64;
+    (each(asked), each(start.elapsed()))
+}
+
+/// The same for many times as many: neither asking nor retiring may cost a launch much more.
+#[track_caller]
+fn is_linear(how: &str, n: usize, ask: fn(&mut Parts, usize)) {
+    let _alone = alone();
+    let rt = runtime_of(&[small(32 * MIB), small(32 * MIB)]);
+    let (x, y) = (rt.shared_with(64, |i| i as u32).unwrap(), rt.shared::<u32>(64).unwrap());
+    let tiles = rt.shared::<u32>(TILE * TILES).unwrap();
+    let mut parts = Parts { rt, x, y, tiles };
+    backlog(&mut parts, n / 4, ask); // everything is resident, and what grows has grown
+    // What disturbs one pair of rounds does not disturb three.
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let (few, many) = (backlog(&mut parts, n, ask), backlog(&mut parts, n * MORE, ask));
+        seen.push(format!(
+            "asking {:.2} and {:.2} µs, retiring {:.2} and {:.2} µs",
+            few.0 * 1e6,
+            many.0 * 1e6,
+            few.1 * 1e6,
+            many.1 * 1e6
+        ));
+        // Caches alone make for some of it; what is quadratic is eight times as much.
+        if many.0 < few.0 * 3.0 && many.1 < few.1 * 3.0 {
+            println!("{how}: {n} and {} launches: {}", n * MORE, seen.join("; "));
+            return;
+        }
+    }
+    panic!("{how}: {n} and {} launches: {}", n * MORE, seen.join("; "));
+}
+
+#[test]
+fn launches_on_the_same_bytes_cost_the_same_however_many_wait() {
+    let _limit = limit();
+    is_linear("same bytes", 3000, |p, _| drop(p.rt.launch(&copy_add(1), (&p.x, &mut p.y)).unwrap()));
+}
+
+#[test]
+fn launches_on_many_small_ranges_cost_the_same_however_many_wait() {
+    let _limit = limit();
+    is_linear("small ranges", 3000, |p, i| {
+        let at = i * 2654435761 % TILES * TILE;
+        drop(p.rt.launch(&add(1), (&mut p.tiles.range_mut(at..at + TILE).unwrap(),)).unwrap());
+    });
+}
+
+/// All read what the first wrote, and each writes a part of its own; now and then one reads all parts.
+#[test]
+fn launches_that_read_what_one_wrote_cost_the_same_however_many_wait() {
+    let _limit = limit();
+    is_linear("one writer, many readers", 3000, |p, i| {
+        if i == 0 {
+            p.rt.launch(&add(1), (&mut p.x,)).unwrap();
+        }
+        let at = i % TILES * TILE;
+        let read = p.x.range(..TILE).unwrap();
+        drop(p.rt.launch(&copy_add(1), (&read, &mut p.tiles.range_mut(at..at + TILE).unwrap())).unwrap());
+    });
+}
+
+/// They cannot be submitted before a launch of the other device has ended.
+#[test]
+fn launches_behind_another_device_cost_the_same_however_many_wait() {
+    let _limit = limit();
+    is_linear("behind another device", 1500, |p, i| {
+        if i == 0 {
+            p.rt.launch(&add(1), (&mut p.y,)).unwrap(); // on the device that is held up
+        }
+        drop(p.rt.on(&p.rt.devices()[1]).launch(&add(1), (&mut p.y,)).unwrap());
+    });
+}
+
+/// Asks for `n` launches, each reading what the one before wrote, of which the first fails; gives the last, and the time for all.
+fn failing_chain(rt: &Runtime, n: usize) -> (Pending, Duration) {
+    let mut x = rt.shared::<u32>(64).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    let start = Instant::now();
+    rt.launch(&panics(), (&mut x,)).unwrap();
+    let mut last = None;
+    for _ in 0..n {
+        last = Some(rt.launch(&add(1), (&mut x,)).unwrap());
+    }
+    let last = last.unwrap();
+    last.wait().unwrap_err();
+    let took = start.elapsed();
+    assert!(x.try_read().is_err());
+    (last, took)
+}
+
+#[test]
+fn the_end_of_a_long_chain_is_told_what_went_wrong_first() {
+    let _limit = limit();
+    let _alone = alone();
+    let rt = runtime(small(8 * MIB));
+    let (last, _) = failing_chain(&rt, 3000);
+    let e = last.wait().unwrap_err();
+    let Error::Upstream { kernel: "add", source } = &e else { panic!("{e:?}") };
+    assert!(matches!(**source, Error::Kernel { kernel: "panics", .. }), "{source:?}");
+    assert!(e.to_string().contains("as planned") && e.to_string().len() < 300, "{e}");
+    let depth = std::iter::successors(e.source(), |e| e.source()).count();
+    assert!(depth <= 3, "{depth} causes");
+    rt.sync().unwrap_err();
+}
+
+#[test]
+fn a_failure_costs_each_launch_behind_it_the_same() {
+    let _limit = limit();
+    let _alone = alone();
+    let rt = runtime(small(8 * MIB));
+    failing_chain(&rt, 1000);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let (n, before) = (3000, resident());
+        let few = failing_chain(&rt, n).1.as_secs_f64() / n as f64;
+        let many = failing_chain(&rt, n * MORE).1.as_secs_f64() / (n * MORE) as f64;
+        let grown = resident().saturating_sub(before) / (n * MORE) as u64;
+        seen.push(format!("{:.2} and {:.2} µs, {grown} bytes", few * 1e6, many * 1e6));
+        if many < few * 3.0 && grown < 3000 {
+            return;
+        }
+    }
+    panic!("each of many costs more than each of few: {}", seen.join("; "));
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).expect("a number") * 4096
+}
