@@ -148,7 +148,7 @@ fn the_end_of_a_long_chain_is_told_what_went_wrong_first() {
     let Error::Upstream { kernel: "add", source } = &e else { panic!("{e:?}") };
     assert!(matches!(**source, Error::Kernel { kernel: "panics", .. }), "{source:?}");
     assert!(e.to_string().contains("as planned") && e.to_string().len() < 300, "{e}");
-    let depth = std::iter::successors(e.source(), |e| e.source()).count();
+    let depth = std::iter::successors(e.source(), |&e| e.source()).count();
     assert!(depth <= 3, "{depth} causes");
     rt.sync().unwrap_err();
 }

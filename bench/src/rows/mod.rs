@@ -1,6 +1,7 @@
 //! The rows of the table, one file each.
 
 mod allocation;
+mod backlog;
 mod bulk;
 mod host_fault;
 mod idle;
@@ -8,6 +9,7 @@ mod indexing;
 mod launch;
 mod one_element;
 mod oversubscription;
+mod strangers;
 mod vulkan;
 mod vulkan_bulk;
 mod vulkan_part;
@@ -27,7 +29,7 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
-pub(crate) const ALL: [Row; 11] = [
+pub(crate) const ALL: [Row; 13] = [
     indexing::ROW,
     host_fault::ROW,
     bulk::ROW,
@@ -35,6 +37,8 @@ pub(crate) const ALL: [Row; 11] = [
     one_element::ROW,
     allocation::ROW,
     oversubscription::ROW,
+    strangers::ROW,
+    backlog::ROW,
     vulkan::ROW,
     vulkan_bulk::ROW,
     vulkan_part::ROW,

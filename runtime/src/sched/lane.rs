@@ -18,7 +18,7 @@ use super::{carry, moves};
 use crate::hmm::inflight::InFlight;
 use crate::hmm::lock::Free;
 use crate::hmm::os;
-use crate::hmm::schedule::{self, Server, Serving};
+use crate::hmm::schedule::{Server, Serving};
 use crate::policy::Policy;
 
 /// After how many other jobs a move gets a step.
@@ -123,10 +123,9 @@ impl Worker {
             if let Some(task) = state.pick(self.lane, &mut self.turns) {
                 drop(state);
                 self.carry_out(&mut free, task);
-            } else if self.aside.is_empty() {
-                schedule::wait(&self.queue.changed, &mut state);
             } else {
-                schedule::wait_for(&self.queue.changed, &mut state, self.aside.pause());
+                let most = if self.aside.is_empty() { None } else { Some(self.aside.pause()) };
+                self.queue.sleep(&mut state, self.lane, most);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The scheduler: what could not be done by the calling thread, carried out by a thread for each device that needs one.
+//! The scheduler: what could not be done by the calling thread, carried out by a thread for each device that needs one, and one for what
+//! comes home.
 //!
 //! **Guarantee.** Who waits, waits for its own bytes. Launches that share bytes, one of them writing, are carried out in the order in
 //! which they were asked for; a launch is submitted when every earlier launch of another device that it conflicts with has ended and
@@ -88,8 +89,7 @@ impl Scheduler {
                 }
             }
         }
-        drop(state);
-        self.queue.changed.notify_all();
+        self.queue.tell(state);
     }
 
     fn worker(&self, lane: Option<usize>) -> Worker {
@@ -113,8 +113,7 @@ impl Scheduler {
             schedule::wait(&self.queue.changed, &mut state);
         }
         state.no_longer(seg, pages);
-        drop(state);
-        self.queue.changed.notify_all();
+        self.queue.tell(state);
     }
 
     /// Waits until everything asked for so far was carried out (launches: submitted or refused).
@@ -128,8 +127,7 @@ impl Scheduler {
 
     /// Carries out what is left and ends the threads.
     pub(crate) fn stop(&self) {
-        let threads = self.queue.state.lock().stop();
-        self.queue.changed.notify_all();
+        let threads = self.queue.change(|state| state.stop());
         for t in threads {
             if t.thread().id() != std::thread::current().id() {
                 // It panics only for a defect of ours, whose message is out already.

@@ -16,13 +16,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::moves::Move;
 use crate::hmm::inflight::{InFlight, Touch};
+use crate::hmm::schedule;
 use crate::hmm::stretches::Stretches;
 use crate::hmm::{PAGE, Pages, Segment};
 use crate::launch::Prepared;
@@ -123,19 +125,25 @@ struct Running {
 
 /// The jobs of one thread.
 struct Lane {
-    slot: usize,
+    /// The device's; nothing for what comes home and what is dropped.
+    slot: Option<usize>,
     /// Jobs that are not gone.
     left: usize,
     ready: BTreeSet<u64>,
     moves: BTreeSet<u64>,
     thread: Option<JoinHandle<()>>,
+    /// Its thread sleeps.
+    asleep: bool,
     /// Somebody waits for the step of a move to end.
     hurry: Arc<AtomicBool>,
 }
 
 pub(super) struct Queue {
     pub(super) state: Mutex<State>,
+    /// For whoever waits for jobs to be gone, or for steps to end.
     pub(super) changed: Condvar,
+    /// For the thread of each lane.
+    work: Box<[Condvar]>,
 }
 
 pub(super) struct State {
@@ -151,32 +159,63 @@ pub(super) struct State {
 
 impl Queue {
     pub(super) fn new(slots: &[usize]) -> Self {
-        let lane = |slot: &usize| Lane {
-            slot: *slot,
+        let lane = |slot| Lane {
+            slot,
             left: 0,
             ready: BTreeSet::new(),
             moves: BTreeSet::new(),
             thread: None,
+            asleep: false,
             hurry: Arc::default(),
         };
         let state = State {
             asked: 0,
             jobs: BTreeMap::new(),
             segments: FxHashMap::default(),
-            lanes: slots.iter().map(lane).collect(),
+            lanes: slots.iter().map(|slot| Some(*slot)).chain([None]).map(lane).collect(),
             running: SmallVec::new(),
             kept: Vec::new(),
             stop: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        let work = state.lanes.iter().map(|_| Condvar::new()).collect();
+        Self { state: Mutex::new(state), changed: Condvar::new(), work }
     }
 
-    /// Changes the state and tells everybody. What `change` gives back is dropped with the lock open: it may be the last that keeps a
-    /// segment.
+    /// Changes the state and tells everybody whom that concerns. What `change` gives back is dropped with the lock open: it may be the
+    /// last that keeps a segment.
     pub(super) fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let done = change(&mut self.state.lock());
-        self.changed.notify_all();
+        let mut state = self.state.lock();
+        let done = change(&mut state);
+        self.tell(state);
         done
+    }
+
+    /// As [`change`](Self::change), of what was changed already.
+    pub(super) fn tell(&self, mut state: MutexGuard<'_, State>) {
+        let stop = state.stop;
+        for (lane, work) in state.lanes.iter_mut().zip(&self.work) {
+            if lane.asleep && (stop || !lane.ready.is_empty() || !lane.moves.is_empty()) {
+                lane.asleep = false;
+                work.notify_one();
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until there may be something to do for `lane`, or for anybody; a while at most, if that is given.
+    pub(super) fn sleep(&self, state: &mut MutexGuard<'_, State>, lane: Option<usize>, most: Option<Duration>) {
+        let work = lane.map_or(&self.changed, |l| &self.work[l]);
+        if let Some(lane) = lane {
+            state.lanes[lane].asleep = true;
+        }
+        match most {
+            Some(most) => schedule::wait_for(work, state, most),
+            None => schedule::wait(work, state),
+        }
+        if let Some(lane) = lane {
+            state.lanes[lane].asleep = false;
+        }
     }
 }
 
@@ -247,7 +286,7 @@ impl State {
         self.jobs.get(&number).map(|e| Arc::clone(&self.lanes[e.lane].hurry))
     }
 
-    /// Adds a job; says its number and its lane. What comes home, or is dropped, goes with the first device's.
+    /// Adds a job; says its number and its lane.
     pub(super) fn push(&mut self, job: Job) -> (u64, usize) {
         self.asked += 1;
         let number = self.asked;
@@ -256,7 +295,7 @@ impl State {
             Job::Move(m) => m.to.as_ref().map(|m| m.slot()),
             Job::Discard { .. } => None,
         };
-        let lane = slot.and_then(|s| self.lanes.iter().position(|l| l.slot == s)).unwrap_or(0);
+        let lane = self.lanes.iter().position(|l| l.slot == slot).unwrap_or(0);
         let claims = claims(&job);
         self.jobs.insert(number, Entry { lane, job: Some(job), claims: claims.clone(), behind: SmallVec::new() });
         self.lanes[lane].left += 1;
