@@ -207,7 +207,9 @@ impl Runtime {
         let (touches, kernel) = (prepared.touches.clone(), &prepared.kernel);
         let record = InFlight::new(self.next_launch(), kernel, Arc::clone(mirror), touches, sink);
         let waits = |t: &Touch| used_elsewhere(t, mirror.slot()) || is_tainted(t);
-        let alone = !inner.sched.holds_back(&prepared.touches, mirror.slot()) && !prepared.touches.iter().any(waits);
+        let alone = mirror.crowded().is_none()
+            && !inner.sched.holds_back(&prepared.touches, mirror.slot())
+            && !prepared.touches.iter().any(waits);
         if alone {
             match prepared.submit(mirror, &record, false, By::Caller) {
                 Ok(()) => {

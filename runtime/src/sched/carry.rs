@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use sterna_hal::panics::caught;
@@ -64,6 +65,20 @@ pub(super) fn launch(
 ) -> Result<(), Error> {
     let mirror = record.mirror();
     record.untainted()?;
+    // What finds everything as it must be goes without asking anybody, as on the caller's thread.
+    match p.submit(mirror, record, false, By::Scheduler) {
+        Ok(()) => {
+            mirror.pods().counters.resident_launches.fetch_add(1, Ordering::Relaxed);
+            let tick = mirror.space().tick();
+            let due = p.touches.iter().fold(false, |due, t| mirror.note_use(&t.seg.pages_of(&t.bytes), tick) || due);
+            if due {
+                mirror.settle_ranks(free);
+            }
+            return Ok(());
+        }
+        Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
+        Err(NotYet::Populate | NotYet::Held | NotYet::Pinned) => {}
+    }
     // An argument of which the program says different things is placed in parts.
     let parts = |t: &Touch| {
         let seg = Arc::clone(&t.seg);

@@ -40,6 +40,8 @@ pub(super) struct Worker {
 struct Aside {
     /// By device, queue and value: of each queue only the first is looked at, since a device ends its launches in order.
     points: BTreeMap<(usize, u32, u64), (Arc<InFlight>, SmallVec<[u64; 1]>)>,
+    /// The device has as many launches as it gets at once, until this one has ended.
+    crowd: Option<Arc<InFlight>>,
     /// Those of launches that are only being submitted.
     coming: Vec<(Arc<InFlight>, u64)>,
     since: Instant,
@@ -47,7 +49,16 @@ struct Aside {
 
 impl Aside {
     fn is_empty(&self) -> bool {
-        self.points.is_empty() && self.coming.is_empty()
+        self.points.is_empty() && self.coming.is_empty() && self.crowd.is_none()
+    }
+
+    /// Whether the device may not get another launch yet.
+    fn is_crowded(&mut self, free: &mut Free) -> bool {
+        if self.crowd.as_ref().is_some_and(|l| l.wait(free, Some(Duration::ZERO))) {
+            self.crowd = None;
+            self.since = Instant::now();
+        }
+        self.crowd.is_some()
     }
 
     fn add(&mut self, launch: Arc<InFlight>, number: u64) {
@@ -89,7 +100,7 @@ impl Aside {
 
 impl Worker {
     pub(super) fn new(queue: Arc<Queue>, lane: Option<usize>, policy: Arc<Mutex<Box<dyn Policy>>>) -> Self {
-        let aside = Aside { points: BTreeMap::new(), coming: Vec::new(), since: Instant::now() };
+        let aside = Aside { points: BTreeMap::new(), crowd: None, coming: Vec::new(), since: Instant::now() };
         Self { queue, lane, policy, aside, turns: 0 }
     }
 
@@ -115,12 +126,13 @@ impl Worker {
         loop {
             let mut free = Free::at_entry();
             let ended = if self.aside.is_empty() { Vec::new() } else { self.aside.ended(&mut free) };
+            let crowded = self.aside.is_crowded(&mut free);
             let mut state = self.queue.state.lock();
             ended.into_iter().for_each(|n| state.ready(n));
             if over(&state) {
                 return;
             }
-            if let Some(task) = state.pick(self.lane, &mut self.turns) {
+            if let Some(task) = state.pick(self.lane, &mut self.turns, crowded) {
                 drop(state);
                 self.carry_out(&mut free, task);
             } else {
@@ -140,6 +152,17 @@ impl Worker {
         if let Some(launch) = waits_for {
             self.aside.add(launch, number);
             drop(self.queue.change(|state| state.set_aside(task)));
+            return;
+        }
+        if let (Task::Launch(_, _, record), Some(_)) = (&task, self.lane)
+            && let Some(launch) = record.mirror().crowded()
+        {
+            self.aside.crowd = Some(launch);
+            self.aside.since = Instant::now();
+            self.queue.change(|state| {
+                drop(state.set_aside(task));
+                state.ready(number);
+            });
             return;
         }
         match task {

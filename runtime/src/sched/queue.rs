@@ -367,11 +367,13 @@ impl State {
         })
     }
 
-    /// The next task of a lane, or of any.
-    pub(super) fn pick(&mut self, lane: Option<usize>, turns: &mut u32) -> Option<Task> {
+    /// The next task of a lane, or of any: only steps of moves, if the device is `crowded`.
+    pub(super) fn pick(&mut self, lane: Option<usize>, turns: &mut u32, crowded: bool) -> Option<Task> {
         let lanes = lane.map_or(0..self.lanes.len(), |l| l..l + 1);
         lanes.into_iter().find_map(|l| {
-            if *turns < super::lane::TURNS {
+            if crowded {
+                self.pick_step(l, turns)
+            } else if *turns < super::lane::TURNS {
                 self.pick_ready(l, turns).or_else(|| self.pick_step(l, turns))
             } else {
                 self.pick_step(l, turns).or_else(|| self.pick_ready(l, turns))

@@ -14,6 +14,9 @@ use super::super::segment::Segment;
 use super::{DeviceMirror, Loaded};
 use crate::Error;
 
+/// Launches that a device has at once, but for those that were submitted at the same moment; the others wait with the scheduler.
+const MOST_AT_ONCE: usize = 1024;
+
 /// Who submits a launch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum By {
@@ -161,6 +164,13 @@ impl DeviceMirror {
     /// Launches submitted and not retired, oldest first.
     pub(crate) fn live(&self) -> Vec<Arc<InFlight>> {
         self.live.lock().iter().cloned().collect()
+    }
+
+    /// Where the device has as many launches as it gets at once: the one with whose end there is room for many again. A device keeps a
+    /// command buffer for each, and the system what a flood of them took.
+    pub(crate) fn crowded(&self) -> Option<Arc<InFlight>> {
+        let live = self.live.lock();
+        if live.len() < MOST_AT_ONCE { None } else { Some(Arc::clone(&live[live.len() - MOST_AT_ONCE / 2])) }
     }
 
     /// The oldest launch that has not retired.
