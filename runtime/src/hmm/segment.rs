@@ -558,6 +558,7 @@ impl Segment {
             blocks,
             bytes,
             kind: std::mem::replace(&mut self.kind, Kind::Private),
+            queued: std::mem::take(&mut self.queued),
             used: std::mem::take(&mut self.used),
             views: std::mem::take(&mut self.views),
             uses: std::mem::take(&mut self.uses),

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::mirror::DeviceMirror;
 use crate::hmm::os;
+use crate::hmm::reaper;
 use crate::hmm::schedule;
 use crate::hmm::{Mechanism, Pages, Segment, Space};
 use crate::launch::Prepared;
@@ -38,6 +39,7 @@ use lane::Worker;
 use moves::Move;
 use queue::{Job, Queue};
 
+#[derive(Clone)]
 pub(crate) struct Scheduler {
     queue: Arc<Queue>,
     space: &'static Space,
@@ -84,7 +86,12 @@ impl Scheduler {
                 Err(_) => {
                     // Without a thread (ulimit -u) the caller carries it out, and what it stands behind: slower, but right.
                     drop(state);
-                    self.worker(None).until_done(number);
+                    let worker = self.worker(None);
+                    if sterna_hal::in_kernel() {
+                        // Not here: it may wait for this kernel.
+                        return reaper::end(move || worker.until_done(number));
+                    }
+                    worker.until_done(number);
                     return;
                 }
             }
@@ -107,7 +114,8 @@ impl Scheduler {
         loop {
             let (under_way, ended) = state.cut_moves(seg, pages);
             over.extend(ended);
-            if !under_way {
+            // A kernel waits for nothing: the step may have to wait for it.
+            if !under_way || sterna_hal::in_kernel() {
                 break;
             }
             schedule::wait(&self.queue.changed, &mut state);
