@@ -45,7 +45,8 @@ pub(crate) fn user(seg: &Segment, id: BlockId, slot: usize, pages: Mask, writes:
         return None;
     }
     let uses = seg.uses.lock();
-    let mut near = uses.overlapping(Of::Slot(slot), &seg.bytes_of(id), !writes);
+    let bytes = seg.bytes_of(id);
+    let mut near = uses.overlapping(Of::Slot(slot), &bytes, !writes);
     let found = near.find(|u| seg.pages_of(&u.bytes).part_of(id).meets(pages) && u.launch.is_running());
     found.map(|u| Arc::clone(&u.launch))
 }

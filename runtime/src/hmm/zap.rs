@@ -125,7 +125,7 @@ impl DeviceMirror {
             false => overlap(&u.bytes, &bytes),
         };
         let uses = seg.uses.lock();
-        let near = run.widened(per as u64);
+        let near = run.widened(self.pods().pages_per_grain() as u64);
         let start = (near.0.start * PAGE).saturating_sub(seg.offset());
         let near = start..(near.0.end * PAGE).saturating_sub(seg.offset());
         let mine = uses.overlapping(Of::Slot(self.slot()), &near, true).filter(|u| u.launch.is_submitted());

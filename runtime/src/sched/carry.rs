@@ -18,7 +18,7 @@ use crate::hmm::discard::discard;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::Want;
+use crate::hmm::migrate::{Borders, Want};
 use crate::hmm::mirror::{By, NotYet};
 use crate::hmm::range::populate;
 use crate::hmm::uses::Of;
@@ -44,7 +44,7 @@ pub(super) fn waits_for(p: &Prepared, record: &InFlight) -> Option<Arc<InFlight>
 /// the same grains.
 pub(super) fn keeps_from_dropping(seg: &Segment, pages: &Pages, bytes: &Range<u64>) -> Option<Arc<InFlight>> {
     let used = seg.uses.lock().newest(Of::Any, bytes, true, u64::MAX).map(Arc::clone);
-    used.or_else(|| running_on_rigid(seg, pages, Of::Any))
+    used.or_else(|| running_on_rigid(seg, pages, Of::Any, true))
 }
 
 /// Drops a part of an allocation, which nobody uses.
@@ -124,7 +124,12 @@ pub(super) fn launch(
             demand |= *place == Place::Demand;
             full |= populate_touch(free, record, t, *place, now)?;
         }
+        match if full { Ok(()) } else { Borders::prepare(free, record, &p.touches, now) } {
+            Err(Error::OutOfDeviceMemory { .. }) if !faults => full = true,
+            done => done?,
+        }
         if full && !faults {
+            record.keep(None);
             // It would fit, but for something else that stays.
             drop(gathers);
             return cut.run(free, record, p.groups / 2);
@@ -135,10 +140,10 @@ pub(super) fn launch(
         match p.submit(mirror, record, may, By::Scheduler) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
-            Err(NotYet::Pinned) => return Err(Error::Pinned),
+            Err(NotYet::Pinned) if faults => return Err(Error::Pinned),
             Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
-            Err(NotYet::Populate) => {}
+            Err(NotYet::Populate | NotYet::Pinned) => {}
         }
         if may || mirror.caps().absent != Absent::Faults {
             for t in &p.touches {
