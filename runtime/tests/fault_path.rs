@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
+use sterna::cpu::CpuConfig;
 use sterna::kernel::{Group, Kernel, each_mut};
 use sterna::{Mechanism, Pending, Runtime, Shared, ViewMut};
-use support::{child, plain, tick, under_each};
+use support::{child, plain, runtime, tick, under_each};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const LEN: usize = 32 << 10;
@@ -236,6 +237,86 @@ fn many_threads_touch_one_page_at_once() {
                 assert_eq!(fetched, 64 << 10, "one granule");
             }
         }
+    });
+}
+
+fn until_told_quietly(_: Group, _: u32, _: &mut [u64]) {
+    let start = Instant::now();
+    while GO_ON.load(Ordering::Acquire) == 0 && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How long `threads` threads take for one touch of each of `granules` granules that only the device has, while a kernel uses other
+/// bytes of the allocation, so that all of them are fetched by another thread; all begin at once.
+fn all_at_once(rt: &Runtime, granules: usize, threads: usize) -> Duration {
+    const EACH: usize = (64 << 10) / 8;
+    let mut y = rt.shared::<u64>((granules + 32) * EACH).unwrap();
+    rt.launch(&tick(EACH), (&mut y,)).unwrap().wait().unwrap();
+    let (mut used, rest) = y.split_at_mut(32 * EACH).unwrap();
+    GO_ON.store(0, Ordering::Release);
+    let kernel = Kernel::new("until_told_quietly", 0_u32, (each_mut(32 * EACH),), until_told_quietly);
+    let pending = rt.launch(&kernel, (&mut used,)).unwrap();
+    let (rest, per): (&[u64], _) = (&rest, granules / threads);
+    let barrier = Barrier::new(threads + 1);
+    let took = std::thread::scope(|s| {
+        let touch = |i: usize| {
+            barrier.wait();
+            assert!((0..per).all(|k| rest[(k * threads + i) * EACH + 5] == 1));
+        };
+        let touch = &touch;
+        let start = |i| std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(s, move || touch(i)).unwrap();
+        let all: Vec<_> = (0..threads).map(start).collect();
+        barrier.wait();
+        let start = Instant::now();
+        all.into_iter().for_each(|t| t.join().unwrap());
+        start.elapsed()
+    });
+    GO_ON.store(1, Ordering::Release);
+    pending.wait().unwrap();
+    took
+}
+
+/// Fails if a thread that has to wait looks again and again, or wakes those that wait for something else: then a thousand of them leave
+/// nothing for the one that serves them.
+#[test]
+fn fifteen_hundred_threads_fault_at_once() {
+    under_each("fifteen_hundred_threads_fault_at_once", Duration::from_secs(120), |m| {
+        if m == Mechanism::None {
+            return; // nothing faults
+        }
+        let rt = runtime("declared", [CpuConfig { memory: 512 << 20, workers: 2, ..CpuConfig::default() }]);
+        let _ = all_at_once(&rt, 600, 600);
+        let mut ratios: Vec<f64> = (0..3)
+            .map(|_| all_at_once(&rt, 3000, 600))
+            .map(|few| all_at_once(&rt, 3000, 1500).as_secs_f64() / few.as_secs_f64())
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        println!("1500 threads beside 600, {m}: {ratios:.2?}");
+        assert!(ratios[1] <= 3.0, "{ratios:?}");
+        let took = all_at_once(&rt, 5000, 5000);
+        println!("5000 threads, {m}: {took:?}");
+    });
+}
+
+/// Fails if a device's worker that faults while many others do is turned away.
+#[test]
+fn a_thousand_workers_fault_at_once() {
+    under_each("a_thousand_workers_fault_at_once", Duration::from_secs(120), |_| {
+        let time = |workers: usize| {
+            let rt = runtime("demand", [CpuConfig { memory: 1 << 30, workers, ..CpuConfig::default() }]);
+            let mut y = rt.shared::<u64>(2048 << 13).unwrap();
+            let start = Instant::now();
+            rt.launch(&tick(1 << 13), (&mut y,)).unwrap().wait().unwrap();
+            let took = start.elapsed();
+            assert!(y.iter().step_by(1 << 13).all(|v| *v == 1));
+            took
+        };
+        let _ = time(64);
+        let mut ratios: Vec<f64> = (0..3).map(|_| time(200)).map(|few| time(1024).as_secs_f64() / few.as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        println!("1024 workers beside 200: {ratios:.2?}");
+        assert!(ratios[1] <= 3.0, "{ratios:?}");
     });
 }
 

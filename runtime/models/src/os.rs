@@ -19,6 +19,16 @@ pub fn futex_wait(word: &AtomicU32, expected: u32, _: Option<Duration>) {
     }
 }
 
+/// As [`futex_wait`]; who is woken for nothing looks again.
+pub fn futex_wait_for(word: &AtomicU32, expected: u32, timeout: Option<Duration>, _: u32) {
+    futex_wait(word, expected, timeout);
+}
+
+/// As [`futex_wake`].
+pub fn futex_wake_for(word: &AtomicU32, _: u32) {
+    futex_wake(word, i32::MAX);
+}
+
 /// Wakes every sleeper.
 pub fn futex_wake(_: &AtomicU32, _: i32) {
     let held = BUCKET.0.lock().unwrap();

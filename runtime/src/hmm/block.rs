@@ -34,6 +34,7 @@ use std::time::Duration;
 use sterna_hal::Access;
 
 use super::addr::{BlockId, GRANULE, GRANULES_PER_BLOCK, Mask, PAGE, PAGES_PER_BLOCK, PAGES_PER_GRANULE};
+use super::host::{Parked, QUEUES};
 use super::lock::{Free, Futex};
 use super::park;
 use super::parts::{self, Parts, Slots};
@@ -48,6 +49,8 @@ pub(crate) struct Block {
     epoch: AtomicU32,
     /// Threads that sleep there.
     sleepers: AtomicU32,
+    /// The next block in each queue of parked faults (see `host/queue`).
+    pub(crate) asked_next: [AtomicU32; QUEUES],
     /// Segment slot plus one; 0: no segment.
     seg: AtomicU32,
     /// Pages that belong to the segment, whole granules.
@@ -89,6 +92,8 @@ pub(crate) struct Body {
     pub(crate) busy: Mask,
     /// A host fault is parked here.
     pub(crate) wanted: Mask,
+    /// What is asked for in each queue of parked faults.
+    pub(crate) asked: [Parked; QUEUES],
     /// No copy is left.
     pub(crate) lost: Mask,
     /// No storage behind these pages (exact only while `missing`).
@@ -326,6 +331,7 @@ impl Body {
         for mask in masks.into_iter().chain(more) {
             *mask = Mask::EMPTY;
         }
+        self.asked.iter_mut().for_each(Parked::reset);
         (self.arrived, self.side, self.slice, self.moves, self.known, self.mappings) = (0, 0, 0, 0, 0, 0);
         (self.missing, self.full, self.huge, self.was_framed) = (false, false, false, false);
         (self.read_mostly, self.stores_watched, self.collapses, self.in_place) = (false, false, 0, 0);
@@ -515,10 +521,15 @@ impl Block {
         park::wait(&self.epoch, seen, &self.sleepers, timeout);
     }
 
-    /// Tells whoever waits that `busy` shrank, or that a parked fault was served. Signal-safe.
-    pub(crate) fn bump(&self) {
+    /// As [`wait_epoch`](Self::wait_epoch), for a thread that waits for page `p` alone: it sleeps on while other granules come.
+    pub(crate) fn wait_for_page(&self, seen: u32, p: usize, timeout: Option<Duration>) {
+        park::wait_for(&self.epoch, seen, &self.sleepers, timeout, Mask::page(p).granules());
+    }
+
+    /// Tells whoever waits that `busy` shrank by pages of `mask`, or that a fault parked on one of them was served. Signal-safe.
+    pub(crate) fn bump(&self, mask: Mask) {
         self.epoch.fetch_add(1, Ordering::Release);
-        park::wake(&self.epoch, &self.sleepers);
+        park::wake_for(&self.epoch, &self.sleepers, mask.granules());
     }
 }
 

@@ -9,12 +9,11 @@
 //! goes first: why every instruction, and so every launch, ends is argued in [`arrivals`](super::arrivals). Who asks for the same page
 //! again and again is told of after five seconds, as one that waits.
 //!
-//! **Lock**: the queue's futex, held for word operations; the signal handler takes it.
+//! **Lock**: none of its own; the signal handler puts its request into a list that is taken as a whole.
 
-use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sterna_hal::{Access, DevAddr};
@@ -23,7 +22,7 @@ use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, grow};
 use super::arrivals::{Asked, LONG_NS};
 use super::hold;
 use super::host::{Mechanism, chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
-use super::lock::{Free, Futex};
+use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
@@ -35,10 +34,9 @@ use super::uses::Of;
 use crate::Error;
 use crate::stats::Cause;
 
-const CAPACITY: usize = 256;
 const AGAIN_NS: u64 = 200_000;
 
-/// A thread that sleeps in its handler. `answer` lives on that thread's stack.
+/// A thread that sleeps in its handler, on whose stack this and `answer` live until it is answered.
 #[derive(Clone, Copy)]
 struct Request {
     slot: usize,
@@ -50,16 +48,18 @@ struct Request {
     answer: *const AtomicU32,
     /// When it is told of, in nanoseconds of the monotonic clock; once.
     told_at: u64,
+    /// The one that was asked before it.
+    next: *const Request,
 }
 
 const WAITING: u32 = 0;
 const SERVED: u32 = 1;
 const NOT_OURS: u32 = 2;
 
-/// The queue of device faults and the windows they come from.
+/// The queue of device faults and the windows they come from. The queue is a list of what lies on the stacks of those who ask: it is
+/// never full, however many workers a device has.
 pub(crate) struct DeviceFaults {
-    lock: Futex,
-    queue: UnsafeCell<(usize, [Request; CAPACITY])>,
+    newest: AtomicPtr<Request>,
     rung: AtomicU32,
     /// Faults set aside.
     waiting: AtomicU32,
@@ -67,11 +67,6 @@ pub(crate) struct DeviceFaults {
     /// Bit `d`: device `d` has a window.
     watched: AtomicU64,
 }
-
-// SAFETY: the queue is only touched under its lock; an `answer` outlives its request, since its thread sleeps until answered.
-unsafe impl Sync for DeviceFaults {}
-// SAFETY: as above.
-unsafe impl Send for DeviceFaults {}
 
 impl std::fmt::Debug for DeviceFaults {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,11 +76,8 @@ impl std::fmt::Debug for DeviceFaults {
 
 impl DeviceFaults {
     pub(crate) fn new() -> Self {
-        let (access, answer) = (Access::Read, std::ptr::null());
-        let none = Request { slot: 0, at: 0, access, thread: 0, fresh: true, answer, told_at: 0 };
         Self {
-            lock: Futex::new(),
-            queue: UnsafeCell::new((0, [none; CAPACITY])),
+            newest: AtomicPtr::new(std::ptr::null_mut()),
             rung: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             windows: [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; MAX_DEVICES],
@@ -127,30 +119,30 @@ impl DeviceFaults {
         }
     }
 
-    /// Queues a fault; false when the queue is full. Signal-safe.
-    fn ask(&self, request: Request) -> bool {
-        let room = {
-            let _held = self.lock.hold();
-            // SAFETY: under the lock.
-            let (n, queue) = unsafe { &mut *self.queue.get() };
-            let room = *n < CAPACITY;
-            if room {
-                queue[*n] = request;
-                *n += 1;
+    /// Queues a fault, whose thread sleeps until it is answered. Signal-safe.
+    fn ask(&self, request: &mut Request) {
+        let mut newest = self.newest.load(Ordering::Relaxed);
+        loop {
+            request.next = newest;
+            match self.newest.compare_exchange_weak(newest, request, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => newest = now,
             }
-            room
-        };
+        }
         self.rung.fetch_add(1, Ordering::Release);
         os::futex_wake(&self.rung, 1);
-        room
     }
 
+    /// Takes what was asked since, in its order.
     fn drain(&self, into: &mut Vec<Request>) {
-        let _held = self.lock.hold();
-        // SAFETY: under the lock.
-        let (n, queue) = unsafe { &mut *self.queue.get() };
-        into.extend_from_slice(&queue[..*n]);
-        *n = 0;
+        let known = into.len();
+        let mut next = self.newest.swap(std::ptr::null_mut(), Ordering::Acquire).cast_const();
+        // SAFETY: a request lives until it is answered, which is after this; nobody writes it once it is in the list.
+        while let Some(request) = unsafe { next.as_ref() } {
+            into.push(*request);
+            next = request.next;
+        }
+        into[known..].reverse();
     }
 }
 
@@ -177,16 +169,15 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let answer = AtomicU32::new(WAITING);
     let told_at = os::now_ns() + LONG_NS;
     let (access, thread) = (wanted(context), os::thread_id());
-    let request = Request { slot, at, access, thread, fresh: true, answer: &answer, told_at };
-    if space.device_faults.ask(request) {
-        while answer.load(Ordering::Acquire) == WAITING {
-            os::futex_wait(&answer, WAITING, None);
-        }
-        if answer.load(Ordering::Acquire) == NOT_OURS {
-            chain_sigsegv(signal, info, context);
-        }
+    let next = std::ptr::null();
+    let mut request = Request { slot, at, access, thread, fresh: true, answer: &answer, told_at, next };
+    space.device_faults.ask(&mut request);
+    while answer.load(Ordering::Acquire) == WAITING {
+        os::futex_wait(&answer, WAITING, None);
     }
-    // A full queue: the instruction runs again and asks again.
+    if answer.load(Ordering::Acquire) == NOT_OURS {
+        chain_sigsegv(signal, info, context);
+    }
     os::set_errno(errno);
 }
 
@@ -196,7 +187,7 @@ fn run(space: &'static Space) {
     let _serving = Serving::begin(Server::Devices);
     let faults = &space.device_faults;
     let mut free = Free::at_entry();
-    let mut waiting: Vec<Request> = Vec::with_capacity(CAPACITY);
+    let mut waiting: Vec<Request> = Vec::new();
     loop {
         let rung = faults.rung.load(Ordering::Acquire);
         faults.drain(&mut waiting);

@@ -143,7 +143,7 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     debug_assert!(body.check(true).is_ok());
     drop(body);
     if !copied.is_empty() {
-        block.bump();
+        block.bump(copied);
         space.host.wake(space, id, wanted);
         space.device_faults.retry();
     }
@@ -263,11 +263,11 @@ fn park(
     page: Page,
     fetch: Option<Access>,
 ) -> Served {
-    body.wanted |= Mask::page(page.in_block());
+    let mask = Mask::page(page.in_block());
+    body.wanted |= mask;
     let epoch = block.epoch();
-    drop(body);
     if let Some(access) = fetch {
-        space.host.service.ask(space, page, access.writes());
+        space.host.service.ask((page.block(), block), body, mask, access.writes());
     }
     Served::Parked(block, epoch)
 }

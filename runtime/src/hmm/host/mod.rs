@@ -24,6 +24,7 @@ mod duplicate;
 mod fault;
 mod guard;
 mod mechanism;
+mod queue;
 mod service;
 mod signal;
 mod transparent;
@@ -43,6 +44,7 @@ use crate::Error;
 use guard::Guard;
 
 pub use mechanism::Mechanism;
+pub(crate) use queue::{Parked, QUEUES};
 pub(crate) use signal::{chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
 
 /// What keeps the program out of pages that are away.

@@ -4,17 +4,17 @@
 //! devices that cannot fault after the launches submitted before ([`hold`]). A fault that cannot go on is set aside and looked
 //! at again; the thread never waits for a kernel.
 //!
-//! **Lock**: the queue's futex, held for word operations; fault handlers take it.
+//! **Lock**: none of its own; what is asked of it stands in the blocks ([`queue`](super::queue)).
 
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sterna_hal::Access;
 
 use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Page, Pages};
+use super::super::block::{Block, BlockGuard};
 use super::super::hold;
-use super::super::lock::{Free, Futex};
+use super::super::lock::Free;
 use super::super::migrate::{self, Home};
 use super::super::os;
 use super::super::running;
@@ -23,72 +23,34 @@ use super::super::source;
 use super::super::space::Space;
 use super::super::walk;
 use super::coherent::resident;
+use super::queue::{self, Queue};
 use crate::Error;
 use crate::stats::Cause;
 
-/// Each entry belongs to a thread that sleeps; more than this and the rest try again by themselves.
-const CAPACITY: usize = 1024;
 /// How soon a fault that cannot go on is looked at again.
 const AGAIN_NS: u64 = 100_000;
+/// Where many faults cannot go on, looking at them takes half of the time at most, up to this.
+const MOST_AGAIN_NS: u64 = 2_000_000;
 
 /// A page that a thread sleeps for, and whether that is to store to it.
 type Parked = (Page, bool);
 
-/// The queue of parked faults.
-pub(crate) struct Service {
-    lock: Futex,
-    queue: UnsafeCell<(usize, [Parked; CAPACITY])>,
-    /// Bumped at every entry; the thread sleeps here.
-    rung: AtomicU32,
-}
-
-// SAFETY: the queue is only touched under its lock.
-unsafe impl Sync for Service {}
-// SAFETY: as above.
-unsafe impl Send for Service {}
-
-impl std::fmt::Debug for Service {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Service")
-    }
-}
+/// The thread's queue.
+#[derive(Debug)]
+pub(crate) struct Service(Queue);
 
 impl Service {
     pub(super) fn new() -> Self {
-        Self { lock: Futex::new(), queue: UnsafeCell::new((0, [(Page(0), false); CAPACITY])), rung: AtomicU32::new(0) }
+        Self(Queue::new(queue::SERVICE))
     }
 
     pub(super) fn start(&self, space: &'static Space) -> Result<(), Error> {
         os::spawn("sterna-host", move || run(space)).map(drop).map_err(Error::System)
     }
 
-    /// Asks for a page, to store to it or not. Signal-safe.
-    pub(super) fn ask(&self, space: &Space, page: Page, store: bool) {
-        let room = {
-            let _held = self.lock.hold();
-            // SAFETY: under the lock.
-            let (n, pages) = unsafe { &mut *self.queue.get() };
-            if *n < CAPACITY {
-                pages[*n] = (page, store);
-                *n += 1;
-            }
-            *n < CAPACITY
-        };
-        self.rung.fetch_add(1, Ordering::Release);
-        os::futex_wake(&self.rung, 1);
-        if !room {
-            let block = space.block(page.block());
-            block.bump();
-            space.host.wake(space, page.block(), Mask::page(page.in_block()));
-        }
-    }
-
-    fn drain(&self, into: &mut Vec<Parked>) {
-        let _held = self.lock.hold();
-        // SAFETY: under the lock.
-        let (n, pages) = unsafe { &mut *self.queue.get() };
-        into.extend_from_slice(&pages[..*n]);
-        *n = 0;
+    /// Asks for pages of a block, to store to them or not. Signal-safe.
+    pub(super) fn ask(&self, of: (BlockId, &Block), body: BlockGuard<'_>, pages: Mask, store: bool) {
+        self.0.ask(of, body, pages, store);
     }
 }
 
@@ -96,31 +58,36 @@ fn run(space: &'static Space) {
     os::leave_signals_to_the_program();
     let _or_die = os::OrDie;
     let _serving = Serving::begin(Server::Host);
-    let service = &space.host.service;
+    let queue = &space.host.service.0;
     let mut free = Free::at_entry();
-    let mut waiting: Vec<Parked> = Vec::with_capacity(CAPACITY);
+    // What cannot go on yet, and when to look again.
+    let mut waiting: Vec<(Parked, u64)> = Vec::new();
     loop {
-        let rung = service.rung.load(Ordering::Acquire);
-        service.drain(&mut waiting);
+        let rung = queue.rung();
+        queue.drain(space, &mut free, |page, store| waiting.push(((page, store), 0)));
         waiting.sort_unstable();
         // Who stores may load as well.
         waiting.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            kept.1 |= same && next.1;
+            let same = next.0.0 == kept.0.0;
+            if same {
+                *kept = ((kept.0.0, kept.0.1 | next.0.1), kept.1.min(next.1));
+            }
             same
         });
-        let mut due = u64::MAX;
-        let pages = std::mem::take(&mut waiting);
-        for parked in pages {
-            if let Err(at) = fetch(space, &mut free, parked) {
-                due = due.min(at);
-                waiting.push(parked);
+        let began = os::now_ns();
+        let first = waiting.len();
+        for (parked, at) in std::mem::take(&mut waiting) {
+            if at > began {
+                waiting.push((parked, at));
+            } else if let Err(at) = fetch(space, &mut free, parked) {
+                waiting.push((parked, at));
             }
         }
-        let timeout = (due != u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(os::now_ns()).max(1_000)));
-        if service.rung.load(Ordering::Acquire) == rung {
-            os::futex_wait(&service.rung, rung, timeout);
-        }
+        let now = os::now_ns();
+        // Nothing of what was looked at has come: the rest of the machine has its turn.
+        let pause = if waiting.len() == first { (now - began).min(MOST_AGAIN_NS) } else { 0 };
+        let due = waiting.iter().map(|(_, at)| *at).min();
+        queue.wait(rung, due.map(|at| Duration::from_nanos(at.saturating_sub(now).max(pause).max(1_000))));
     }
 }
 
@@ -199,7 +166,7 @@ fn woken(space: &Space, free: &mut Free, page: Page) {
     }
     drop(body);
     if !parked_elsewhere {
-        block.bump();
+        block.bump(Mask::page(p));
         space.host.wake(space, id, Mask::page(p));
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use sterna_hal::Access;
 
+use super::super::addr::Page;
 use super::super::os;
 use super::super::space::Space;
 use super::Mechanism;
@@ -122,9 +123,11 @@ pub(crate) fn wanted(context: *mut libc::c_void) -> Access {
 pub(crate) fn in_window(space: &'static Space, at: usize, access: Access) -> bool {
     match serve(space, at, access) {
         Served::Mapped => true,
-        // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only.
+        // The instruction runs again and, if it must, faults again. The timeout is a net under a lost wake-up only, and long: a
+        // thousand threads that look again ten times a second leave nothing for the one that serves them.
         Served::Parked(block, epoch) => {
-            block.wait_epoch(epoch, Some(Duration::from_millis(100)));
+            let p = space.page_at(at).map_or(0, Page::in_block);
+            block.wait_for_page(epoch, p, Some(Duration::from_secs(1)));
             true
         }
         Served::Foreign => false,

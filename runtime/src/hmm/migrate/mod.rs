@@ -213,7 +213,7 @@ pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
     let wanted = body.wanted & s.mask;
     body.wanted &= !s.mask;
     drop(body);
-    block.bump();
+    block.bump(s.mask);
     if !wanted.is_empty() {
         space.host.wake(space, s.block, wanted);
     }

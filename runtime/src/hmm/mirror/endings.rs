@@ -118,7 +118,7 @@ impl DeviceMirror {
                 });
                 self.set_rank(id, &mut body, 0);
                 drop(body);
-                block.bump();
+                block.bump(Mask::FULL);
             }
             for run in runs_of(&lost) {
                 let start = run.0.start * PAGE - seg.offset();

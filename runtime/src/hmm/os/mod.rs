@@ -106,12 +106,29 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, mut timeout: Option<Du
     }
 }
 
-/// As [`futex_wait`], whatever a schedule says.
-pub(super) fn futex_sleep(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
-    let ts = timeout.map(|t| libc::timespec {
+/// As [`futex_wait`], until one of `bits` is woken ([`futex_wake_for`]). Signal-safe.
+pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, mut timeout: Option<Duration>, bits: u32) {
+    if schedule::sleeps(word, expected, &mut timeout) {
+        return;
+    }
+    // This form of the call takes the time at which it ends.
+    let end = timeout.map(|t| timespec(Duration::from_nanos(real_ns()).saturating_add(t)));
+    let end = end.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (call, none) = (libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG, ptr::null::<u32>());
+    // SAFETY: the word outlives the call; the kernel reads `end` only.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), call, expected, end, none, bits) };
+}
+
+fn timespec(t: Duration) -> libc::timespec {
+    libc::timespec {
         tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(t.subsec_nanos()),
-    });
+    }
+}
+
+/// As [`futex_wait`], whatever a schedule says.
+pub(super) fn futex_sleep(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let ts = timeout.map(timespec);
     let ts = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the word outlives the call; the kernel reads `ts` only.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, expected, ts) };
@@ -120,6 +137,13 @@ pub(super) fn futex_sleep(word: &AtomicU32, expected: u32, timeout: Option<Durat
 /// Wakes up to `n` sleepers on `word`. Signal-safe.
 pub(crate) fn futex_wake(word: &AtomicU32, n: i32) {
     futex_wake_at(word, n);
+}
+
+/// Wakes every sleeper on `word` that waits for one of `bits`, and those that wait for any. Signal-safe.
+pub(crate) fn futex_wake_for(word: &AtomicU32, bits: u32) {
+    let (call, none) = (libc::FUTEX_WAKE_BITSET | libc::FUTEX_PRIVATE_FLAG, ptr::null::<u32>());
+    // SAFETY: the kernel uses the address as a key only.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), call, i32::MAX, none, none, bits) };
 }
 
 /// As [`futex_wake`], for a word that may be gone: nothing is read there.
