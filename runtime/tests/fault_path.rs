@@ -259,12 +259,12 @@ fn all_at_once(rt: &Runtime, granules: usize, threads: usize) -> Duration {
     let pending = rt.launch(&kernel, (&mut used,)).unwrap();
     let (rest, per): (&[u64], _) = (&rest, granules / threads);
     let barrier = Barrier::new(threads + 1);
+    let touch = |i: usize| {
+        barrier.wait();
+        assert!((0..per).all(|k| rest[(k * threads + i) * EACH + 5] == 1));
+    };
+    let touch = &touch;
     let took = std::thread::scope(|s| {
-        let touch = |i: usize| {
-            barrier.wait();
-            assert!((0..per).all(|k| rest[(k * threads + i) * EACH + 5] == 1));
-        };
-        let touch = &touch;
         let start = |i| std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(s, move || touch(i)).unwrap();
         let all: Vec<_> = (0..threads).map(start).collect();
         barrier.wait();
