@@ -299,24 +299,15 @@ fn fifteen_hundred_threads_fault_at_once() {
     });
 }
 
-/// Fails if a device's worker that faults while many others do is turned away.
+/// Fails if a device's worker that faults while many others do is turned away: it would fault again and again.
 #[test]
 fn a_thousand_workers_fault_at_once() {
     under_each("a_thousand_workers_fault_at_once", Duration::from_secs(120), |_| {
-        let time = |workers: usize| {
-            let rt = runtime("demand", [CpuConfig { memory: 1 << 30, workers, ..CpuConfig::default() }]);
-            let mut y = rt.shared::<u64>(2048 << 13).unwrap();
-            let start = Instant::now();
-            rt.launch(&tick(1 << 13), (&mut y,)).unwrap().wait().unwrap();
-            let took = start.elapsed();
-            assert!(y.iter().step_by(1 << 13).all(|v| *v == 1));
-            took
-        };
-        let _ = time(64);
-        let mut ratios: Vec<f64> = (0..3).map(|_| time(200)).map(|few| time(1024).as_secs_f64() / few.as_secs_f64()).collect();
-        ratios.sort_by(f64::total_cmp);
-        println!("1024 workers beside 200: {ratios:.2?}");
-        assert!(ratios[1] <= 3.0, "{ratios:?}");
+        let rt = runtime("demand", [CpuConfig { memory: 512 << 20, workers: 1024, ..CpuConfig::default() }]);
+        let mut y = rt.shared::<u64>(1024 << 13).unwrap();
+        rt.launch(&tick(1 << 13), (&mut y,)).unwrap().wait().unwrap();
+        assert!(rt.stats().devices[0].device_faults > 0);
+        assert!(y.iter().step_by(1 << 12).all(|v| *v == 1));
     });
 }
 
