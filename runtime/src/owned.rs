@@ -126,7 +126,8 @@ impl<T: Pod + Send + Sync> Shared<T> {
         let tail = (((to.min(bytes.end) - base) / size) as usize).max(head.end)..range.end;
         for edge in [head, tail] {
             if !edge.is_empty() {
-                self.0.replace(edge, |to| to.fill(T::zeroed()))?;
+                // Not by value: an element may be larger than a stack.
+                self.0.replace(edge, bytemuck::fill_zeroes)?;
             }
         }
         self.0.core.seg.heal(&bytes);

@@ -209,9 +209,9 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Length`](Error::Length) for zero or overflowing lengths; [`Alignment`](Error::Alignment) for elements aligned to more than 2 MiB;
-    /// [`TooBig`](Error::TooBig) beyond the arena; [`InsideKernel`](Error::InsideKernel); [`Forked`](Error::Forked) in a forked child.
+    /// [`TooBig`](Error::TooBig) beyond the arena; [`Forked`](Error::Forked) in a forked child.
     pub fn shared<T: Pod + Send + Sync>(&self, len: usize) -> Result<Shared<T>, Error> {
-        entry::check()?;
+        fork::check()?;
         let bytes = self.bytes_of::<T>(len)?;
         let seg = Segment::with(self.0.space, bytes, Kind::Private)?;
         self.advise_new(&seg);

@@ -55,7 +55,6 @@ type Call = fn(&mut World) -> Result<(), Error>;
 /// Calls that a kernel is refused.
 const REFUSED: &[(&str, Call)] = &[
     ("build", |_| Runtime::builder().device("cpu:1").build().map(drop)),
-    ("shared", |w| w.rt.shared::<u32>(10).map(drop)),
     ("shared_from", |w| w.rt.shared_from(&[1_u32]).map(drop)),
     ("shared_with", |w| w.rt.shared_with(10, |i| i).map(drop)),
     ("read_file", |w| w.rt.read_file::<u8>("/proc/self/cmdline").map(drop)),
@@ -111,8 +110,6 @@ const REFUSED: &[(&str, Call)] = &[
     ("Space::discard", |w| unsafe { w.space().discard(&w.own.pages()) }),
     ("remap", |w| unsafe { w.space().remap(&Pages(0..16), &Pages(16..32), false) }),
     ("map", |w| w.space().map(&w.pages())),
-    ("Segment::new", |w| Segment::new(w.space(), 4096).map(drop)),
-    ("Segment::shared", |w| Segment::shared(w.space(), 4096).map(drop)),
     ("imported", |w| Segment::imported(w.space(), &[1, 2, 3]).map(drop)),
     ("of_file", |w| {
         let file = std::fs::File::open("/proc/self/exe").unwrap();
@@ -181,6 +178,13 @@ const ALLOWED: &[(&str, Call)] = &[
         w.mirror.unregister();
         let _ = other.notifier();
         drop(w.space().lock());
+        Ok(())
+    }),
+    ("allocates", |w| {
+        let mut mine = w.rt.shared::<u32>(100_000)?;
+        mine[99_999] = 7;
+        assert_eq!((mine[0], mine[99_999]), (0, 7));
+        drop((Segment::new(w.space(), 4096)?, Segment::shared(w.space(), 4096)?));
         Ok(())
     }),
     ("drops a device", |w| {

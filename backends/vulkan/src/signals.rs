@@ -190,8 +190,13 @@ impl Signals {
 impl Owner for Signals {
     fn wait_all(&self, points: &[Point]) {
         for p in points {
-            // A lost device ends the wait with an error, which the copier sees for itself.
-            while let Ok(false) = self.wait(*p, Duration::from_secs(3600)) {}
+            // A lost device ends the wait, which the copier sees for itself; whatever else keeps this thread from sleeping in the
+            // driver does not.
+            while !self.reached(*p) && !self.raw.is_lost() {
+                if self.wait(*p, Duration::from_secs(3600)).is_err() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 mod allocation;
 mod backlog;
 mod bulk;
+mod futures;
 mod host_fault;
 mod idle;
 mod indexing;
@@ -29,11 +30,16 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
+<<<<<<< HEAD
 pub(crate) const ALL: [Row; 13] = [
+=======
+pub(crate) const ALL: [Row; 12] = [
+>>>>>>> 429d611 (The pages say what kernels may call and who wakes futures; a row for it)
     indexing::ROW,
     host_fault::ROW,
     bulk::ROW,
     launch::ROW,
+    futures::ROW,
     one_element::ROW,
     allocation::ROW,
     oversubscription::ROW,

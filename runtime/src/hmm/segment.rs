@@ -166,6 +166,7 @@ impl Segment {
     /// # Errors
     /// As [`new`](Self::new); [`Invalid`](crate::Error::Invalid) for no bytes at all.
     pub fn imported(space: &'static Space, contents: &[u8]) -> Result<Arc<Self>, crate::Error> {
+        super::entry::check()?;
         if contents.is_empty() {
             return Err(crate::Error::Invalid { what: "importing nothing" });
         }
@@ -190,7 +191,6 @@ impl Segment {
     }
 
     pub(crate) fn with(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
-        super::entry::check()?;
         let this = Self::unpublished(space, bytes, kind)?;
         space.publish(&this);
         Ok(this)
