@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sterna_hal::{Caps, DeviceInfo, Memory};
 
+use crate::hmm::fork;
 use crate::hmm::mirror::DeviceMirror;
 
 /// A device of a [`Runtime`](crate::Runtime). Cheap to clone.
@@ -30,9 +31,13 @@ impl Device {
         self.0.caps()
     }
 
-    /// Its memory now, in bytes.
+    /// Its memory now, in bytes; none in a forked child.
     #[must_use]
     pub fn memory(&self) -> Memory {
+        // In a forked child the device's locks may be held for ever.
+        if fork::forked() {
+            return Memory { budget: 0, in_use: 0 };
+        }
         self.0.device().memory()
     }
 }

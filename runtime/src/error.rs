@@ -354,6 +354,7 @@ impl Error {
             DeviceError::TooBig { requested, limit } => {
                 Self::TooBig { requested, limit, what: "what the device can reserve in one piece" }
             }
+            DeviceError::Forked => Self::Forked,
             source => Self::Device { device: id, source },
         }
     }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sterna::Mechanism;
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::{Access, Device as _};
-use sterna::hmm::{Action, Attached, Mirror, MirrorOps, PAGE, Pages, Pfn, PfnFlags, PinKind, Prot, Range, Segment, Space};
+use sterna::hmm::{
+    Action, Attached, Mirror, MirrorOps, PAGE, Page, Pages, Pfn, PfnFlags, PinKind, Prot, Range, Segment, Space,
+};
 use sterna::policy::Place;
+use sterna::{Error, Mechanism};
 use support::{runtime, tick, under_each};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -383,5 +385,159 @@ fn shared_memory_does_not_migrate() {
             assert_eq!((done.moved, done.refused, cpu.memory().in_use), (0, 16, 0));
             assert_eq!(word(&seg, 2), 7);
         }
+    });
+}
+
+/// A segment of `granules` granules, whose page `p` begins with the number `p + 1`, some of it on the device.
+fn half_away(space: &'static Space, dev: &Attached, granules: u64) -> Arc<Segment> {
+    let seg = filled(space, 16 * granules);
+    dev.migrate(&pages(&seg, 8..16 * granules - 8)).unwrap();
+    seg
+}
+
+/// Fails if remapping does not wait for a pin that is short.
+#[test]
+fn remapping_waits_for_a_short_pin() {
+    served("remapping_waits_for_a_short_pin", |space| {
+        let (dev, _) = attached(space, by_page());
+        for pinned in [3..5, 16..17, 40..41] {
+            let seg = half_away(space, &dev, 4);
+            let pin = space.pin(&pages(&seg, pinned.clone()), PinKind::Short, true).unwrap();
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    drop(pin);
+                });
+                // SAFETY: nobody uses the pages meanwhile.
+                unsafe { space.remap(&pages(&seg, 0..32), &pages(&seg, 32..64), true) }
+                    .unwrap_or_else(|e| panic!("{pinned:?}: {e}"));
+            });
+            for p in 0..32 {
+                assert_eq!((word(&seg, p), word(&seg, 32 + p)), (0, p as u32 + 1), "page {p}, {pinned:?}");
+            }
+        }
+    });
+}
+
+/// Fails if a call that could not remap has moved or dropped something.
+#[test]
+fn remapping_moves_all_or_nothing() {
+    served("remapping_moves_all_or_nothing", |space| {
+        let (dev, _) = attached(space, by_page());
+        for pinned in [20, 60] {
+            for kind in [PinKind::Short, PinKind::Long] {
+                let seg = half_away(space, &dev, 4);
+                let pin = space.pin(&pages(&seg, pinned..pinned + 1), kind, true).unwrap();
+                for keep_old in [true, false] {
+                    // SAFETY: nobody uses the pages meanwhile.
+                    let done = unsafe { space.remap(&pages(&seg, 0..32), &pages(&seg, 32..64), keep_old) };
+                    assert!(matches!(done, Err(Error::Pinned)), "{done:?}");
+                }
+                drop(pin);
+                let there = dev.mapped(&pages(&seg, 17..19), false).unwrap();
+                for p in 0..64 {
+                    assert_eq!(word(&seg, p), p as u32 + 1, "page {p}, pinned {pinned} {kind:?}");
+                    set(&seg, p, p as u32 + 7);
+                }
+                println!("on the device after a refusal: {there:?}");
+                // SAFETY: as above.
+                unsafe { space.remap(&pages(&seg, 0..32), &pages(&seg, 32..64), false) }.unwrap();
+                assert!((0..32).all(|p| word(&seg, 32 + p) == p as u32 + 7));
+                assert!(
+                    dev.snapshot(&pages(&seg, 0..32)).unwrap().iter().all(|pfn| pfn.is_error()),
+                    "the old place is unmapped"
+                );
+                space.map(&pages(&seg, 0..32)).unwrap();
+                assert!((0..32).all(|p| word(&seg, p) == 0));
+            }
+        }
+    });
+}
+
+/// Fails if whoever needs pages elsewhere fails at once beside a pin that is short.
+#[test]
+fn who_needs_pages_elsewhere_waits_for_a_short_pin() {
+    served("who_needs_pages_elsewhere_waits_for_a_short_pin", |space| {
+        for map_host in [true, false] {
+            let (dev, _) = attached(space, CpuConfig { map_host, ..by_page() });
+            let seg = filled(space, 32);
+            let beside = |f: &dyn Fn() -> Result<(), Error>| {
+                let pin = space.pin(&pages(&seg, 3..5), PinKind::Short, true).unwrap();
+                std::thread::scope(|s| {
+                    s.spawn(|| {
+                        std::thread::sleep(Duration::from_millis(100));
+                        drop(pin);
+                    });
+                    f().unwrap_or_else(|e| panic!("map_host {map_host}: {e}"));
+                });
+            };
+            beside(&|| dev.make_exclusive(&pages(&seg, 0..16)));
+            assert_eq!(dev.exclusive(&pages(&seg, 0..16)).unwrap(), 16);
+            beside(&|| dev.populate(&pages(&seg, 0..32), Access::ReadWrite, Place::Migrate, None));
+            let pin = space.pin(&pages(&seg, 3..5), PinKind::Short, true).unwrap();
+            let told = dev.make_exclusive(&pages(&seg, 0..16));
+            assert!(matches!(told, Err(Error::Pinned)), "after a second it is told: {told:?}");
+            drop(pin);
+        }
+    });
+}
+
+/// Fails if numbers that make no sense end in a panic, in work without end, or in anything but an error.
+#[test]
+fn ranges_that_make_no_sense_are_refused() {
+    served("ranges_that_make_no_sense_are_refused", |space| {
+        let (dev, _) = attached(space, by_page());
+        let mirror = Mirror::register(space, Nothing);
+        let seg = filled(space, 16);
+        let (first, all) = (seg.pages().0.start, space.bytes() / PAGE);
+        let bad = [
+            (first, first),
+            (first + 5, first),
+            (all, all + 5),
+            (0, u64::MAX),
+            (u64::MAX - 1, u64::MAX),
+            (u64::MAX, 0),
+            (first, u64::MAX),
+            (1 << 31, (1 << 31) + 1),
+            (1 << 40, (1 << 40) + 1),
+            (first, first + 300),
+            (first, all),
+            (0, all),
+        ];
+        for p in bad.map(|(a, b)| Pages(a..b)) {
+            let refused = |r: Result<(), Error>| {
+                assert!(matches!(r, Err(Error::Invalid { .. } | Error::Fault { .. })), "{p:?}: {r:?}");
+            };
+            refused(dev.populate(&p, Access::Read, Place::Migrate, None));
+            refused(dev.mapped(&p, false).map(drop));
+            refused(dev.migrate(&p).map(drop));
+            refused(dev.migrate_home(&p).map(drop));
+            refused(dev.make_exclusive(&p));
+            refused(dev.exclusive(&p).map(drop));
+            refused(space.pin(&p, PinKind::Short, false).map(drop));
+            refused(space.pin(&p, PinKind::Long, true).map(drop));
+            refused(space.map(&p));
+            // SAFETY: the calls are refused.
+            unsafe {
+                refused(space.protect(&p, Prot::Read));
+                refused(space.unmap(&p));
+                refused(space.discard(&p));
+                refused(space.remap(&p, &seg.pages(), false));
+                refused(space.remap(&seg.pages(), &p, false));
+            }
+            // A look-up has an entry for each page that there is.
+            for looked in [
+                dev.snapshot(&p).map(|v| v.len()),
+                Range::new(&mirror, p.clone()).map(|mut r| {
+                    r.get_pfns();
+                    r.pfns().count()
+                }),
+            ] {
+                let fits = looked.as_ref().is_ok_and(|n| *n as u64 == p.len());
+                assert!(fits || matches!(looked, Err(Error::Invalid { .. } | Error::TooBig { .. })), "{p:?}: {looked:?}");
+            }
+            let _ = (p.len(), p.bytes(), p.widened(16), p.widened(0), space.find(Page(p.0.start)));
+        }
+        assert_eq!((0..16).map(|p| word(&seg, p)).sum::<u32>(), 136, "nothing has changed");
     });
 }

@@ -3,6 +3,15 @@
 mod common;
 
 use common::*;
+use std::future::Future as _;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hal::{self, Absent, Access, DevAddr, Device as _, DeviceError};
+use sterna::hmm::{Action, Attached, Mirror, MirrorOps, Operand, Page, Pages, PinKind, Prot, Range, Segment, Space};
+use sterna::policy::Place;
 use sterna::{Error, ForkPolicy, Runtime};
 
 /// Forks; the child runs `f` and ends with what it returns. Gives the wait status.
@@ -179,5 +188,190 @@ fn children_find_what_was_asked_for() {
             drop((kept, wiped, copy));
             assert_eq!(forked(|| 0), 0);
         }
+    });
+}
+
+struct Nothing;
+
+impl MirrorOps for Nothing {
+    fn update(&self, _: Action, _: &Pages) {}
+}
+
+/// What a child is told by every call of a device that it inherited; the number of the first that is wrong.
+fn device_is_inert(d: &dyn hal::Device) -> i32 {
+    let forked = |r: Result<(), DeviceError>| r == Err(DeviceError::Forked);
+    let mut frames = Vec::new();
+    let somewhere = hal::DevRange { at: DevAddr(0), bytes: 65536 };
+    let launch = hal::Launch { kernel: hal::KernelId(0), grid: [1, 1, 1], groups: hal::Groups::All, args: &[] };
+    let ticket = hal::Ticket::new(1, hal::Point { queue: 0, value: 1 });
+    // SAFETY: the calls are refused before they look at what they are given.
+    let calls = unsafe {
+        [
+            forked(d.reserve(65536).map(drop)),
+            forked(d.alloc(DevAddr(0), 1, &mut frames)),
+            forked(d.edit(&[], &[]).map(drop)),
+            forked(d.copy(&[], &[]).map(drop)),
+            forked(d.submit(&launch, &[]).map(drop)),
+            forked(d.wait(ticket.point(), Duration::from_secs(3600)).map(drop)),
+            matches!(d.outcome(ticket, &mut Vec::new()), hal::Outcome::Failed(_)),
+            d.memory().budget == 0,
+        ]
+    };
+    // SAFETY: does nothing here.
+    unsafe {
+        d.free(&[hal::Frames { first: 0, grains: 1 }]);
+        d.unreserve(somewhere);
+    }
+    let _ = (d.info(), d.caps(), d.reached(ticket.point()), d.window(), d.frames_base());
+    calls.iter().position(|ok| !ok).map_or(0, |i| i as i32 + 1)
+}
+
+#[test]
+fn a_child_may_drop_devices() {
+    in_a_child("a_child_may_drop_devices", || {
+        for absent in [Absent::Faults, Absent::Undefined] {
+            let config = CpuConfig { absent, ..small(8 * MIB) };
+            let unused = CpuDevice::new(0, config.clone()).unwrap();
+            let used = Arc::new(CpuDevice::new(1, config.clone()).unwrap());
+            let rt = Runtime::builder().open_device(Arc::clone(&used) as _).build().unwrap();
+            let mut x = rt.shared_with(MIB, |i| i as u32).unwrap();
+            let p = rt.launch(&add(1), (&mut x,)).unwrap(); // perhaps running at the fork
+            let status = forked(|| {
+                let wrong = device_is_inert(&unused).max(device_is_inert(&*used));
+                unused.lose();
+                used.lose();
+                drop((unused, used));
+                drop((p, x, rt));
+                // One of its own is as good as any.
+                let own = CpuDevice::new(0, config).unwrap();
+                let mut frames = Vec::new();
+                let ok = own.alloc(DevAddr(0), 1, &mut frames).is_ok() && own.memory().in_use > 0;
+                // SAFETY: allocated above, and nobody uses them.
+                unsafe { own.free(&frames) };
+                drop(own);
+                if ok { wrong } else { 50 }
+            });
+            assert_eq!(status, 0, "{absent:?}: exit code {} (signal {})", status >> 8, status & 127);
+        }
+    });
+}
+
+#[cfg(feature = "vulkan")]
+#[test]
+fn a_child_may_drop_a_vulkan_device() {
+    in_a_child("a_child_may_drop_a_vulkan_device", || {
+        for table in vulkan::TABLES {
+            let open = || vulkan::vulkan(table, 64 << 20, None);
+            let (Ok(device), Ok(unused)) = (open(), open()) else { continue };
+            let device: Arc<dyn hal::Device> = Arc::new(device);
+            let rt = Runtime::builder().open_device(Arc::clone(&device)).build().unwrap();
+            let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+            let p = rt.launch(&add(1), (&mut x,)).unwrap(); // perhaps running at the fork
+            let status = forked(|| {
+                let wrong = device_is_inert(&*device);
+                drop((unused, device));
+                drop((p, x, rt));
+                let refused = sterna::vulkan::VulkanDevice::open("0", &sterna::vulkan::VulkanConfig::default()).is_err();
+                if refused { wrong } else { 50 }
+            });
+            assert_eq!(status, 0, "{table}: exit code {} (signal {})", status >> 8, status & 127);
+        }
+    });
+}
+
+#[test]
+fn a_child_is_told_by_what_drivers_use_and_may_drop_it() {
+    in_a_child("a_child_is_told_by_what_drivers_use_and_may_drop_it", || {
+        let space = Space::process(None).unwrap();
+        for absent in [Absent::Faults, Absent::Undefined] {
+            let device = Arc::new(CpuDevice::new(0, CpuConfig { absent, ..small(8 * MIB) }).unwrap());
+            let dev = Attached::new(space, device).unwrap();
+            let seg = Segment::new(space, MIB as u64).unwrap();
+            let mirror = Mirror::register(space, Nothing);
+            let mut range = Range::new(&mirror, seg.pages()).unwrap();
+            range.fault(true, true).unwrap();
+            dev.migrate(&Pages(seg.pages().0.start + 32..seg.pages().0.end)).unwrap();
+            let pin = space.pin(&Pages(seg.pages().0.start..seg.pages().0.start + 1), PinKind::Short, true).unwrap();
+            let locked = space.lock();
+            let status = forked(move || {
+                drop(locked);
+                drop(space.lock().register(Nothing));
+                0
+            });
+            assert_eq!(status, 0, "{absent:?}, locked: exit code {} (signal {})", status >> 8, status & 127);
+            let status = forked(|| {
+                let pages = seg.pages();
+                let part = |from: u64| Pages(pages.0.start + from..pages.0.start + from + 16);
+                let operand = Operand { segment: Arc::clone(&seg), bytes: 0..4096 };
+                // SAFETY: the calls are refused; nobody uses the pages.
+                let calls = unsafe {
+                    [
+                        is_forked(Space::process(None)),
+                        is_forked(Segment::new(space, 1)),
+                        is_forked(Segment::shared(space, 1)),
+                        is_forked(Segment::imported(space, &[1])),
+                        is_forked(seg.flush()),
+                        is_forked(seg.set_fork_policy(ForkPolicy::Wipe)),
+                        is_forked(Attached::new(space, Arc::clone(dev.device()))),
+                        is_forked(dev.populate(&pages, Access::Read, Place::Migrate, None)),
+                        is_forked(dev.mapped(&pages, true)),
+                        is_forked(dev.migrate(&pages)),
+                        is_forked(dev.migrate_vma(&pages)),
+                        is_forked(dev.migrate_home(&pages)),
+                        is_forked(dev.snapshot(&pages)),
+                        is_forked(dev.make_exclusive(&pages)),
+                        is_forked(dev.exclusive(&pages)),
+                        is_forked(dev.release_memory()),
+                        is_forked(dev.run(&add(1), &[operand], Place::Migrate, None)),
+                        is_forked(space.protect(&pages, Prot::Read)),
+                        is_forked(space.unmap(&pages)),
+                        is_forked(space.discard(&pages)),
+                        is_forked(space.map(&pages)),
+                        is_forked(space.remap(&part(0), &part(16), true)),
+                        is_forked(space.pin(&pages, PinKind::Long, true)),
+                        is_forked(Range::new(&mirror, pages.clone())),
+                        is_forked(range.fault(false, true)),
+                        space.find(Page(pages.0.start)).is_none(),
+                        !range.done(),
+                    ]
+                };
+                range.get_pfns();
+                seg.prefer_huge();
+                mirror.unregister();
+                let another = space.lock().register(Nothing);
+                drop((another, range, mirror, pin));
+                drop(seg);
+                drop(dev);
+                calls.iter().position(|ok| !ok).map_or(0, |i| i as i32 + 1)
+            });
+            assert_eq!(status, 0, "{absent:?}: exit code {} (signal {})", status >> 8, status & 127);
+        }
+    });
+}
+
+#[test]
+fn a_child_may_drop_every_handle_and_await_a_launch() {
+    in_a_child("a_child_may_drop_every_handle_and_await_a_launch", || {
+        let rt = runtime(small(8 * MIB));
+        let mut x = rt.shared_with(300_000, |i| i as u32).unwrap();
+        let mut y = rt.shared_with(300_000, |i| i as u32).unwrap();
+        let mut p = rt.launch(&add(1), (&mut x,)).unwrap();
+        let copy = y.cow_clone().unwrap();
+        let half = y.split_off(150_000).unwrap();
+        let constant = rt.shared_with(10, |_| 1_u32).unwrap().into_read_only();
+        let another = constant.clone();
+        let status = forked(|| {
+            let on = rt.on(&rt.devices()[0]);
+            let poll = std::pin::Pin::new(&mut p).poll(&mut Context::from_waker(Waker::noop()));
+            let told = matches!(poll, Poll::Ready(Err(Error::Forked)))
+                && is_forked(y.cow_clone())
+                && is_forked(on.launch(&add(1), (&mut x,)));
+            let memory = rt.devices()[0].memory();
+            drop((half, copy, constant, another));
+            drop((p, x, y));
+            drop(rt);
+            if told && memory.budget == 0 { 0 } else { 1 }
+        });
+        assert_eq!(status, 0, "exit code {} (signal {})", status >> 8, status & 127);
     });
 }

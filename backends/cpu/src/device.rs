@@ -10,7 +10,7 @@
 //! **Locks:** those of the parts, none held across two parts.
 
 use std::error::Error as _;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, forget};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -22,9 +22,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
-    HostAt, KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
+    HostAt, KernelError, KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
 };
 use sterna_host::copy::{Copier, INLINE, Owner};
+use sterna_host::fork::Origin;
 use sterna_host::mmu::{Mmu, min_frames};
 use sterna_host::sys;
 use sterna_host::timeline::Waited;
@@ -57,6 +58,7 @@ pub struct CpuDevice {
     pool: Option<ThreadPool>,
     workers: Vec<JoinHandle<()>>,
     mmu: Arc<Mmu>,
+    origin: Origin,
 }
 
 impl CpuDevice {
@@ -113,6 +115,7 @@ impl CpuDevice {
             pool: Some(pool),
             workers,
             mmu,
+            origin: Origin::here(),
         })
     }
 
@@ -130,10 +133,13 @@ impl CpuDevice {
     /// run to their ends, with every page that they need, before the loss comes; no further one starts. Where none runs it comes at
     /// once. This call does not wait for it.
     pub fn lose(&self) {
-        self.signals.lose();
+        if !self.origin.is_left() {
+            self.signals.lose();
+        }
     }
 
     fn present(&self) -> Result<(), DeviceError> {
+        self.origin.check()?;
         if self.signals.inject.loss_fires() {
             self.lose();
         }
@@ -180,7 +186,7 @@ unsafe impl Device for CpuDevice {
     }
 
     fn memory(&self) -> Memory {
-        self.mmu.memory()
+        if self.origin.is_left() { Memory { budget: 0, in_use: 0 } } else { self.mmu.memory() }
     }
 
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
@@ -199,6 +205,9 @@ unsafe impl Device for CpuDevice {
     }
 
     unsafe fn unreserve(&self, range: DevRange) {
+        if self.origin.is_left() {
+            return;
+        }
         // SAFETY: the caller's.
         unsafe { self.mmu.unreserve(range) }
     }
@@ -216,8 +225,10 @@ unsafe impl Device for CpuDevice {
     }
 
     unsafe fn free(&self, frames: &[Frames]) {
-        // SAFETY: the caller's.
-        unsafe { self.mmu.free(frames) };
+        if !self.origin.is_left() {
+            // SAFETY: the caller's.
+            unsafe { self.mmu.free(frames) };
+        }
     }
 
     fn frames_base(&self) -> Option<NonNull<u8>> {
@@ -284,7 +295,9 @@ unsafe impl Device for CpuDevice {
     }
 
     unsafe fn unload(&self, kernel: KernelId) {
-        self.compute.unload(kernel);
+        if !self.origin.is_left() {
+            self.compute.unload(kernel);
+        }
     }
 
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
@@ -311,14 +324,19 @@ unsafe impl Device for CpuDevice {
     }
 
     unsafe fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+        if let Err(e) = self.origin.check() {
+            return Outcome::Failed(KernelError::Lost(e.to_string()));
+        }
         self.compute.outcome(done)
     }
 
     fn reached(&self, point: Point) -> bool {
-        self.signals.queue(point).is_some_and(|q| q.is_reached(point.value))
+        // In a forked child nothing is under way.
+        self.origin.is_left() || self.signals.queue(point).is_some_and(|q| q.is_reached(point.value))
     }
 
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        self.origin.check()?;
         self.signals.check_points("wait", &[point])?;
         if self.reached(point) {
             return Ok(true);
@@ -345,6 +363,12 @@ unsafe impl Device for CpuDevice {
 
 impl Drop for CpuDevice {
     fn drop(&mut self) {
+        if self.origin.is_left() {
+            // Threads, and whatever they have in hand, are the parent's.
+            forget((self.pool.take(), std::mem::take(&mut self.workers), Arc::clone(&self.mmu)));
+            forget((Arc::clone(&self.compute), Arc::clone(&self.copier), Arc::clone(&self.signals)));
+            return;
+        }
         let end = Ending {
             signals: Arc::clone(&self.signals),
             compute: Arc::clone(&self.compute),

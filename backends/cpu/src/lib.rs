@@ -18,7 +18,8 @@
 //! them first (a copy from [`Place::Zero`](sterna_hal::Place)).
 //!
 //! **Fork.** A forked child inherits neither the window nor the mapping of device memory that copies go through: an access
-//! there is a crash in the child, and nothing that the parent does later is seen by it.
+//! there is a crash in the child, and nothing that the parent does later is seen by it. A device that the parent has says
+//! [`Forked`](sterna_hal::DeviceError::Forked) there, and dropping it does nothing; the child may make devices of its own.
 //!
 //! Linux only. Elsewhere [`CpuDevice::new`] says so in an error.
 

@@ -25,6 +25,9 @@ pub enum DeviceError {
     /// The device is gone; every later call says so too.
     #[error("device lost: {0}")]
     Lost(String),
+    /// This process was forked from the one that has the device.
+    #[error("this is a forked child: devices stay with the parent; exec, or start a process instead")]
+    Forked,
     /// The kernel has no form that this device can run.
     #[error("kernel `{kernel}` has no {needs} form, which this device needs")]
     NoForm {

@@ -17,6 +17,7 @@
 
 pub mod copy;
 pub mod files;
+pub mod fork;
 pub mod frames;
 pub mod limits;
 pub mod locked;

@@ -8,6 +8,7 @@
 //!
 //! **Locks:** those of the parts, none held across two of them.
 
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use sterna_hal::{
 };
 use sterna_host::copy::{Copier, INLINE, Owner, Pieces};
 use sterna_host::files::Standard;
+use sterna_host::fork::Origin;
 use sterna_host::mmu::{Mmu, min_frames};
 use sterna_host::regions::Regions;
 use sterna_host::sys;
@@ -66,13 +68,14 @@ pub struct VulkanDevice {
     info: DeviceInfo,
     caps: Caps,
     kind: PageTable,
-    mover: Mover,
-    // Before what they use.
-    table: Table,
+    // Both are given back before what they use when the device is dropped, but in a forked child.
+    mover: ManuallyDrop<Mover>,
+    table: ManuallyDrop<Table>,
     regions: Arc<Regions>,
     staged_because: Option<String>,
     signals: Arc<Signals>,
     raw: Arc<Raw>,
+    origin: Origin,
 }
 
 impl VulkanDevice {
@@ -227,7 +230,8 @@ impl VulkanDevice {
             name: format!("{}, {}", gpu.name, gpu.driver),
             kind: gpu.kind,
         };
-        let this = Self { info, caps, kind, mover, table, regions, staged_because, signals, raw };
+        let (mover, table, origin) = (ManuallyDrop::new(mover), ManuallyDrop::new(table), Origin::here());
+        let this = Self { info, caps, kind, mover, table, regions, staged_because, signals, raw, origin };
         probe::run(&this)?;
         Ok(this)
     }
@@ -241,7 +245,7 @@ impl VulkanDevice {
     /// How its copies are made.
     #[must_use]
     pub fn copies(&self) -> Copies {
-        match &self.mover {
+        match &*self.mover {
             Mover::Host(_) => Copies::Mapped,
             Mover::Device(stager) if stager.imports.is_some() => Copies::Imported,
             Mover::Device(_) => Copies::Staged,
@@ -261,7 +265,10 @@ impl VulkanDevice {
     }
 
     fn imports(&self) -> Option<&Arc<Imports>> {
-        if let Mover::Device(stager) = &self.mover { stager.imports.as_ref() } else { None }
+        if self.origin.is_left() {
+            return None;
+        }
+        if let Mover::Device(stager) = &*self.mover { stager.imports.as_ref() } else { None }
     }
 
     /// What the driver says of it.
@@ -274,14 +281,22 @@ impl VulkanDevice {
     ///
     /// Kernels that still run, or stopped at an absent page, go on in memory that is nobody's: the host's they reach no more.
     pub fn lose(&self) {
+        if self.origin.is_left() {
+            return;
+        }
         // First, so that no launch that goes on in other memory ends well.
         self.raw.lose();
         self.quiet();
-        let issued = match &self.mover {
+        let issued = match &*self.mover {
             Mover::Host(copier) => copier.issued(),
             Mover::Device(stager) => stager.issued(),
         };
         self.signals.let_go(issued);
+    }
+
+    fn present(&self) -> Result<(), DeviceError> {
+        self.origin.check()?;
+        self.raw.present()
     }
 
     pub(crate) fn compute(&self) -> &Compute {
@@ -292,7 +307,7 @@ impl VulkanDevice {
     /// is told of the loss: who is told lets the host have what the launch used.
     fn quiet(&self) {
         // Page tables `sparse` and `fixed` name memory of the device alone.
-        if let Table::Mmu(t) = &self.table
+        if let Table::Mmu(t) = &*self.table
             && t.mmu.ruin().is_err()
         {
             // No memory to put in its place: what runs has to end.
@@ -301,7 +316,7 @@ impl VulkanDevice {
     }
 
     fn host_pieces(&self, runs: &[CopyRun]) -> Result<Pieces, DeviceError> {
-        match &self.table {
+        match &*self.table {
             Table::Mmu(t) => t.mmu.pieces(runs),
             Table::Sparse(t) => self
                 .regions
@@ -324,7 +339,10 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn memory(&self) -> Memory {
-        match &self.table {
+        if self.origin.is_left() {
+            return Memory { budget: 0, in_use: 0 };
+        }
+        match &*self.table {
             Table::Mmu(t) => t.mmu.memory(),
             Table::Sparse(t) => t.chunks.memory(),
             Table::Fixed(t) => t.memory(),
@@ -332,8 +350,8 @@ unsafe impl Device for VulkanDevice {
     }
 
     unsafe fn attach_host(&self, base: NonNull<u8>, bytes: u64, memfd: i32) -> Result<RegionId, DeviceError> {
-        self.raw.present()?;
-        let regions = match &self.table {
+        self.present()?;
+        let regions = match &*self.table {
             Table::Mmu(t) => t.mmu.regions(),
             Table::Sparse(_) | Table::Fixed(_) => &self.regions,
         };
@@ -348,8 +366,8 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
-        self.raw.present()?;
-        match &self.table {
+        self.present()?;
+        match &*self.table {
             Table::Mmu(t) => t.reserve(bytes),
             Table::Sparse(t) => t.reserve(bytes),
             Table::Fixed(t) => t.reserve(bytes),
@@ -357,11 +375,14 @@ unsafe impl Device for VulkanDevice {
     }
 
     unsafe fn unreserve(&self, range: DevRange) {
-        if self.raw.is_lost() && !matches!(self.table, Table::Mmu(_)) {
+        if self.origin.is_left() {
+            return;
+        }
+        if self.raw.is_lost() && !matches!(*self.table, Table::Mmu(_)) {
             // Whoever waited was told of the loss, which may be sooner than the last kernel's end. Addresses of page table mmu stay.
             self.raw.settle();
         }
-        match &self.table {
+        match &*self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.unreserve(range) },
             Table::Sparse(t) => t.unreserve(range),
@@ -370,8 +391,8 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn alloc(&self, place: DevAddr, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        self.raw.present()?;
-        match &self.table {
+        self.present()?;
+        match &*self.table {
             Table::Mmu(t) => t.mmu.alloc(grains, out),
             Table::Sparse(t) => t.chunks.alloc(grains, out),
             Table::Fixed(t) => t.alloc(place, grains, out),
@@ -379,7 +400,10 @@ unsafe impl Device for VulkanDevice {
     }
 
     unsafe fn free(&self, frames: &[Frames]) {
-        match &self.table {
+        if self.origin.is_left() {
+            return;
+        }
+        match &*self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.mmu.free(frames) },
             Table::Sparse(t) => t.chunks.free(frames),
@@ -389,39 +413,39 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn frames_base(&self) -> Option<NonNull<u8>> {
-        match &self.table {
+        match &*self.table {
             Table::Mmu(t) => Some(t.mmu.frames_base()),
             Table::Sparse(_) | Table::Fixed(_) => None,
         }
     }
 
     unsafe fn edit(&self, edits: &[Edit], after: &[Point]) -> Result<Point, DeviceError> {
-        self.raw.present()?;
+        self.present()?;
         self.signals.check("edit", after)?;
-        if let Table::Sparse(t) = &self.table {
+        if let Table::Sparse(t) = &*self.table {
             return t.edit(edits, &self.signals.waits(after));
         }
         if !after.iter().all(|p| self.signals.reached(*p)) {
             return Err(sys::invalid("edit", "edits happen at once: every point in `after` must be reached"));
         }
-        match &self.table {
+        match &*self.table {
             // SAFETY: the caller's.
             Table::Mmu(t) => unsafe { t.mmu.edit(edits, |resolve| resolve(), || {})? },
             Table::Sparse(_) => unreachable!("edited above"),
             Table::Fixed(t) => edits.iter().try_for_each(|e| t.check(e))?,
         }
         // Lost meanwhile: the window did not take the edits.
-        self.raw.present()?;
+        self.present()?;
         Ok(Point::REACHED)
     }
 
     unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
-        self.raw.present()?;
+        self.present()?;
         self.signals.check("copy", after)?;
-        let copier = match &self.mover {
+        let copier = match &*self.mover {
             Mover::Host(copier) => copier,
             Mover::Device(stager) => {
-                let cut = if let Table::Sparse(t) = &self.table { Some(t.chunks.cut(runs)) } else { None };
+                let cut = if let Table::Sparse(t) = &*self.table { Some(t.chunks.cut(runs)) } else { None };
                 return stager.copy(&self.table, &self.regions, cut.as_deref().unwrap_or(runs), after);
             }
         };
@@ -439,29 +463,32 @@ unsafe impl Device for VulkanDevice {
     }
 
     unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
-        self.raw.present()?;
+        self.present()?;
         self.signals.compute.load(code)
     }
 
     unsafe fn unload(&self, kernel: KernelId) {
-        self.signals.compute.unload(kernel);
+        if !self.origin.is_left() {
+            self.signals.compute.unload(kernel);
+        }
     }
 
     fn fits(&self, kernel: KernelId, grid: [u32; 3]) -> Result<(), DeviceError> {
+        self.origin.check()?;
         self.signals.compute.fits(kernel, grid)
     }
 
     unsafe fn submit(&self, launch: &Launch<'_>, after: &[Point]) -> Result<Ticket, DeviceError> {
-        self.raw.present()?;
+        self.present()?;
         self.signals.check("submit", after)?;
         for at in launch.args.iter().filter_map(|a| a.touched(launch.groups)) {
-            match &self.table {
+            match &*self.table {
                 Table::Mmu(t) => drop(t.mmu.pointer("submit", at)?),
                 Table::Sparse(t) => drop(t.of("submit", at)?),
                 Table::Fixed(t) => t.covers("submit", at)?,
             }
         }
-        if let Mover::Device(_) = self.mover
+        if let Mover::Device(_) = *self.mover
             && Arc::ptr_eq(&self.raw.compute.1, &self.raw.transfer.1)
         {
             // Staged copies are submitted as they go on. On a queue where a launch waits for them they would never come to that.
@@ -472,6 +499,9 @@ unsafe impl Device for VulkanDevice {
     }
 
     unsafe fn outcome(&self, done: Ticket, _missed: &mut FaultBatch) -> Outcome {
+        if let Err(e) = self.origin.check() {
+            return Outcome::Failed(sterna_hal::KernelError::Lost(e.to_string()));
+        }
         if self.raw.is_lost() {
             return Outcome::Failed(sterna_hal::KernelError::Lost(self.raw.loss().to_string()));
         }
@@ -479,17 +509,19 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn reached(&self, point: Point) -> bool {
-        self.signals.reached(point)
+        // In a forked child nothing is under way.
+        self.origin.is_left() || self.signals.reached(point)
     }
 
     fn wait(&self, point: Point, timeout: Duration) -> Result<bool, DeviceError> {
+        self.origin.check()?;
         self.signals.check("wait", &[point])?;
         let waited = self.signals.wait(point, timeout);
         if waited.is_err() {
             if self.raw.is_lost() {
                 self.quiet();
             }
-            match &self.mover {
+            match &*self.mover {
                 Mover::Host(copier) => copier.settle(),
                 Mover::Device(stager) => stager.settle(),
             }
@@ -498,7 +530,7 @@ unsafe impl Device for VulkanDevice {
     }
 
     fn window(&self) -> Option<Range<usize>> {
-        match &self.table {
+        match &*self.table {
             Table::Mmu(t) => Some(t.mmu.addresses()),
             Table::Sparse(_) | Table::Fixed(_) => None,
         }
@@ -507,11 +539,21 @@ unsafe impl Device for VulkanDevice {
 
 impl Drop for VulkanDevice {
     fn drop(&mut self) {
-        match &self.mover {
+        if self.origin.is_left() {
+            // Threads, and the driver's state, are the parent's.
+            std::mem::forget((Arc::clone(&self.regions), Arc::clone(&self.signals), Arc::clone(&self.raw)));
+            return;
+        }
+        match &*self.mover {
             Mover::Host(copier) => copier.close(),
             Mover::Device(stager) => stager.close(),
         }
         // SAFETY: no other thread has the device now. What fails here is a lost device, which does nothing any more.
         let _ = unsafe { self.raw.device.device_wait_idle() };
+        // SAFETY: each is dropped once, here, and before what it uses.
+        unsafe {
+            ManuallyDrop::drop(&mut self.mover);
+            ManuallyDrop::drop(&mut self.table);
+        }
     }
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use ash::{ext, vk};
 use parking_lot::Mutex;
+use sterna_host::fork::Origin;
 
 use crate::error::{VulkanError, opening};
 
@@ -37,11 +38,16 @@ impl std::fmt::Debug for Instance {
 /// The messages that end nothing: set once, before the layer is loaded.
 static KNOWN: OnceLock<Vec<String>> = OnceLock::new();
 
+/// The process that asked for one first.
+static FIRST: OnceLock<Origin> = OnceLock::new();
+
 static SHARED: Mutex<Weak<Instance>> = Mutex::new(Weak::new());
 
 impl Instance {
     /// The process's instance, made if nobody has it now.
     pub(crate) fn shared() -> Result<Arc<Self>, VulkanError> {
+        // The driver's threads stay with the parent: what it still knows of them would be waited for.
+        FIRST.get_or_init(Origin::here).check()?;
         let mut shared = SHARED.lock();
         if let Some(there) = shared.upgrade() {
             return Ok(there);

@@ -94,7 +94,7 @@ impl Pages {
         self.len() == 0
     }
 
-    /// Length in bytes.
+    /// Length in bytes, at most `u64::MAX`.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.len().saturating_mul(PAGE)
@@ -163,18 +163,20 @@ impl Mask {
         self.0
     }
 
-    /// One page.
+    /// One page; none if a block has none of that number.
     #[must_use]
     pub fn page(page: usize) -> Self {
         let mut m = Self::EMPTY;
-        m.0[page / 64] = 1 << (page % 64);
+        if let Some(word) = m.0.get_mut(page / 64) {
+            *word = 1 << (page % 64);
+        }
         m
     }
 
     /// Whether page `page` is in it.
     #[must_use]
     pub fn has(&self, page: usize) -> bool {
-        self.0[page / 64] >> (page % 64) & 1 == 1
+        self.0.get(page / 64).is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
 
     /// How many pages.

@@ -34,7 +34,7 @@ use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
 use super::pfn::{MigrateFlags, Pfn, PfnFlags};
-use super::range::populate_within;
+use super::range::{self, populate_within};
 use super::segment::{Kind, Segment};
 use super::space::Space;
 use super::{entry, exclusive, host::coherent, pin, prot, reaper, segment};
@@ -149,6 +149,20 @@ impl Attached {
         Ok(populate_within(free, &self.mirror, seg, part, place, want, budget)?.full)
     }
 
+    /// Bytes of device memory that all of it takes at once.
+    fn needs(&self, touches: &[Touch]) -> u64 {
+        let per = self.mirror.pods().pages_per_grain() as u64;
+        let mut all: Vec<Pages> = touches.iter().map(|t| t.seg.pages_of(&t.bytes).widened(per)).collect();
+        all.sort_unstable_by_key(|p| p.0.start);
+        let mut end = 0;
+        let mut fresh = |p: &Pages| {
+            let n = p.0.end.saturating_sub(p.0.start.max(end));
+            end = end.max(p.0.end);
+            n * PAGE
+        };
+        all.iter().map(&mut fresh).sum()
+    }
+
     fn exhausted(&self, requested: u64) -> Error {
         let (memory, device) = (self.device().memory(), self.device().info().id.clone());
         Error::OutOfDeviceMemory { device, requested, in_use: memory.in_use, budget: memory.budget }
@@ -160,8 +174,10 @@ impl Attached {
     /// As [`Space::protect`] for the range.
     pub fn mapped(&self, pages: &Pages, write: bool) -> Result<Vec<bool>, Error> {
         let mut free = Free::at_entry();
+        // Before anything as long as the range is made.
+        let parts = self.parts(pages)?;
         let mut out = Vec::with_capacity(pages.len() as usize);
-        for (seg, part) in self.parts(pages)? {
+        for (seg, part) in parts {
             for (id, mask) in part.blocks() {
                 let body = seg.claim(id).lock(&mut free);
                 let dev = &body.dev[self.mirror.slot()];
@@ -273,13 +289,12 @@ impl Attached {
     ///
     /// # Errors
     /// [`Invalid`](Error::Invalid) for a range that is empty or outside the arena; [`Busy`](Error::Busy) when pages were on
-    /// their way for longer than a second. Pages without a segment are entries of their own, [`Pfn::ERROR`].
+    /// their way for longer than a second; [`TooBig`](Error::TooBig) where the entries would take more than a 16th of the host's
+    /// memory. Pages without a segment are entries of their own, [`Pfn::ERROR`].
     pub fn snapshot(&self, pages: &Pages) -> Result<Vec<Pfn>, Error> {
         const BUDGET: Duration = Duration::from_millis(1000);
         entry::check()?;
-        if pages.is_empty() || pages.0.end > self.space().bytes() / PAGE {
-            return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
-        }
+        range::check(self.space(), pages)?;
         let mut free = Free::at_entry();
         let start = Instant::now();
         loop {
@@ -407,12 +422,12 @@ impl Attached {
 
     /// Runs a kernel to its end over ranges that are populated first, and again whenever one was taken away before the kernel
     /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs, as it does what there is no
-    /// room for; for one that cannot that is [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was
+    /// room for beside others; for one that cannot that is [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was
     /// there. Calls from several threads take turns where there is no room for all of them: who called first goes first.
     ///
     /// # Errors
-    /// As [`populate`](Self::populate), but [`OutOfDeviceMemory`](Error::OutOfDeviceMemory) only on a device that cannot fault, where the
-    /// ranges do not fit into the memory that others will give back; [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
+    /// As [`populate`](Self::populate), but [`OutOfDeviceMemory`](Error::OutOfDeviceMemory) only where the ranges do not fit into the
+    /// device's memory, or, on a device that cannot fault, into what others will give back of it; [`Arguments`](Error::Arguments) where ranges and kernel do not fit; the kernel's failure.
     ///
     /// # Safety
     /// Until it returns nobody else uses the ranges in a way that conflicts with the kernel's accesses.
@@ -515,7 +530,9 @@ impl Attached {
                     full |= self.populate_part(&mut free, (&t.seg, &pages), access, (place, number), budget)?;
                 }
             }
-            if full && self.mirror.caps().absent != Absent::Faults {
+            // What never fits is an error of the call; what would fit without others comes by demand, where there is such.
+            let never = || self.needs(touches) > self.device().memory().budget;
+            if full && (self.mirror.caps().absent != Absent::Faults || never()) {
                 return Err(self.exhausted(touches.iter().map(|t| t.bytes.end - t.bytes.start).sum()));
             }
         }

@@ -90,14 +90,38 @@ fn punch(seg: &Segment, run: Range<u64>) -> Result<(), Error> {
 }
 
 fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error> {
+    drop(seg.space().window(free, Action::Invalidate, &runs_of(spans))?);
+    drop_storage(free, seg, spans, punch)
+}
+
+/// Drops what is in pages that the caller has busy, and for which no device has an entry. Where the system does not take storage
+/// back, it is cleared.
+pub(crate) fn empty(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) {
+    let clear = |seg: &Segment, run: Range<u64>| {
+        if punch(seg, run.clone()).is_err() {
+            let (page, space) = (Page(run.start), seg.space());
+            let at = space.view_at(space.block(page.block()).storage(page.block(), page.in_block()));
+            // SAFETY: storage of pages that are the caller's, in one piece; nobody else looks at it meanwhile.
+            unsafe { at.as_ptr().write_bytes(0, ((run.end - run.start) * PAGE) as usize) };
+        }
+        Ok(())
+    };
+    let _ = drop_storage(free, seg, spans, clear);
+}
+
+fn drop_storage(
+    free: &mut Free,
+    seg: &Arc<Segment>,
+    spans: &[Span],
+    drop_run: impl Fn(&Segment, Range<u64>) -> Result<(), Error>,
+) -> Result<(), Error> {
     let space = seg.space();
-    drop(space.window(free, Action::Invalidate, &runs_of(spans))?);
     let devices = space.devices();
     for s in spans {
         let block = space.block(s.block);
         let first = s.block.first_page().0;
         for (r, _) in block.pieces(s.block, s.mask) {
-            punch(seg, first + r.start as u64..first + r.end as u64)?;
+            drop_run(seg, first + r.start as u64..first + r.end as u64)?;
         }
         let mut body = block.lock(free);
         // The storage is the page from here on, and reads as zeros; the frames are free next.

@@ -37,16 +37,17 @@ pub(crate) fn take(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segmen
             mask.runs().map(|r| Pages(first + r.start as u64..first + r.end as u64)).collect()
         };
         while !held(free, mirror, seg, id).covers(mask) {
+            let mut pinned = false;
             for run in part(mask) {
                 prot::allowed(free, seg, &run, Access::ReadWrite)?;
-                if mirror.may_alias() {
-                    in_place(free, mirror, seg, &run)?;
-                } else {
-                    moved(free, mirror, seg, &run)?;
-                }
+                pinned |=
+                    if mirror.may_alias() { in_place(free, mirror, seg, &run)? } else { moved(free, mirror, seg, &run)? };
             }
             if start.elapsed() > BUDGET {
-                return Err(Error::Busy { budget: BUDGET });
+                return Err(if pinned { Error::Pinned } else { Error::Busy { budget: BUDGET } });
+            }
+            if pinned {
+                std::thread::sleep(Duration::from_micros(100));
             }
         }
     }
@@ -57,8 +58,8 @@ fn held(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, id: BlockId) -> M
     seg.claim(id).lock(free).dev[mirror.slot()].atomic
 }
 
-/// The page moves to the device.
-fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
+/// The page moves to the device. Says whether a short pin was in the way.
+fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<bool, Error> {
     let want = Want { access: Access::ReadWrite, rank: seg.space().tick(), cause: Cause::Mirror, own: true };
     if populate_within(free, mirror, seg, run, Place::Migrate, want, Some(BUDGET))?.full {
         let m = mirror.device().memory();
@@ -69,7 +70,7 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
         if space.block(id).lock(free).held.meets(mask) {
-            return Err(Error::Pinned);
+            return Ok(true);
         }
         // The host's next touch has to be noticed.
         space.host.hide(space, free, &[Span { block: id, mask: lease.span.mask }])?;
@@ -79,11 +80,11 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
         drop(body);
         drop(lease);
     }
-    Ok(())
+    Ok(false)
 }
 
-/// The page stays in the host's storage. `run` lies in one block.
-fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<(), Error> {
+/// The page stays in the host's storage. `run` lies in one block. Says whether a short pin was in the way.
+fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<bool, Error> {
     let (space, slot) = (seg.space(), mirror.slot());
     let (_seat, view) = mirror.seat(free, seg, run, 0)?;
     migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
@@ -93,11 +94,14 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         let mask = mask.widened(mirror.pods().pages_per_grain());
         {
             let body = space.block(id).lock(free);
-            if (body.pinned | body.held).meets(mask) {
+            if body.pinned.meets(mask) {
                 return Err(Error::Pinned);
             }
+            if body.held.meets(mask) {
+                return Ok(true);
+            }
             if body.denied(Access::ReadWrite).meets(mask) || (body.gone | body.replicated() | body.lost).meets(mask) {
-                return Ok(()); // changed meanwhile: the caller looks again
+                return Ok(false); // changed meanwhile: the caller looks again
             }
         }
         let spans = [Span { block: id, mask }];
@@ -130,5 +134,5 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         drop(window);
         drop(lease);
     }
-    Ok(())
+    Ok(false)
 }

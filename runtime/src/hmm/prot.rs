@@ -121,6 +121,7 @@ impl Space {
 
     /// The segments that cover `pages`, with their parts.
     pub(crate) fn segments_in(&self, pages: &Pages) -> Result<Vec<(Arc<Segment>, Pages)>, Error> {
+        super::fork::check()?;
         if pages.is_empty() || pages.0.end > self.bytes() / PAGE {
             return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
         }

@@ -57,20 +57,26 @@ use sterna_hal::{Absent, Access, Edit, HostAt, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
+use super::fork;
 use super::lock::Free;
 use super::migrate::{self, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
 use super::notifier::Seq;
+use super::os;
 use super::pfn::{Pfn, PfnFlags};
 use super::prot;
 use super::segment::Segment;
 use super::source;
+use super::space::Space;
 use crate::Error;
 use crate::policy::Place;
 use crate::stats::Cause;
 
 /// How long a look-up may be overtaken before it says [`Busy`](Error::Busy): the kernel's default.
 const BUDGET: Duration = Duration::from_millis(1000);
+
+/// Entries of fewer bytes than this can always be had.
+const LITTLE: u64 = 16 << 20;
 
 /// One look-up of a range of pages (`hmm_range`).
 #[derive(Debug)]
@@ -81,15 +87,29 @@ pub struct Range {
     pfns: Vec<Pfn>,
 }
 
+/// Whether a look-up of pages can be made: they are in the arena, and there is memory for an entry for each.
+pub(crate) fn check(space: &Space, pages: &Pages) -> Result<(), Error> {
+    fork::check()?;
+    if pages.is_empty() || pages.0.end > space.bytes() / PAGE {
+        return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
+    }
+    let entry = size_of::<Pfn>() as u64;
+    // What the system says could be had without swapping.
+    if pages.len() * entry > LITTLE && pages.len() * entry > os::room::most() / 16 {
+        let (requested, limit) = (pages.bytes(), os::room::most() / 16 / entry * PAGE);
+        return Err(Error::TooBig { requested, limit, what: "what the host has memory to look up at once" });
+    }
+    Ok(())
+}
+
 impl Range {
     /// Begins a look-up: waits until no window over the pages is open.
     ///
     /// # Errors
-    /// [`Invalid`](Error::Invalid) for an empty range; [`Busy`](Error::Busy) if windows stay open for a second.
+    /// [`Invalid`](Error::Invalid) for an empty range; [`TooBig`](Error::TooBig) where its entries would take more than a 16th of the
+    /// host's memory; [`Busy`](Error::Busy) if windows stay open for a second.
     pub fn new(mirror: &Arc<Mirror>, pages: Pages) -> Result<Self, Error> {
-        if pages.is_empty() || pages.0.end > mirror.space().bytes() / PAGE {
-            return Err(Error::Invalid { what: "a range of pages that is empty or outside the arena" });
-        }
+        check(mirror.space(), &pages)?;
         let mut free = super::entry::enter()?;
         let seq = mirror.notifier().read_begin(&mut free, &pages, BUDGET).ok_or(Error::Busy { budget: BUDGET })?;
         Ok(Self { mirror: Arc::clone(mirror), pages, seq, pfns: Vec::new() })
@@ -98,6 +118,9 @@ impl Range {
     /// Looks every page up without changing anything: what is not mapped on the host now is *none*.
     #[doc(alias = "hmm_vma_get_pfns")]
     pub fn get_pfns(&mut self) {
+        if fork::forked() {
+            return self.pfns.clear();
+        }
         let mut free = Free::at_entry();
         self.pfns = look_up(&mut free, &self.mirror, &self.pages);
     }
@@ -159,7 +182,7 @@ impl Range {
     #[doc(alias = "hmm_vma_range_done")]
     #[must_use]
     pub fn done(&self) -> bool {
-        !self.mirror.notifier().read_retry(&self.pages, self.seq)
+        !fork::forked() && !self.mirror.notifier().read_retry(&self.pages, self.seq)
     }
 
     /// The entries by page number.
@@ -264,7 +287,12 @@ pub(crate) fn populate_within(
                     moved.blocked = moved.blocked.or(mapped.blocked);
                 }
             } else if !(mirror.is_rigid() && want.cause == Cause::Launch) {
-                return Err(Error::Pinned);
+                // A short pin is for one operation; a guard or a long one may stay for good.
+                if since.elapsed() > BUDGET || is_barred(free, seg, &pages.widened(per)) {
+                    return Err(Error::Pinned);
+                }
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
             } // else the launch gets copies of its own
         }
         if moved.foreign {
@@ -313,6 +341,11 @@ fn held_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pag
         spans.push(Span { block, mask: mask & body.dev[mirror.slot()].valid & !body.kept_from(mirror.slot()) });
     }
     runs_of(&spans)
+}
+
+/// Whether a guard or a long pin keeps some of the pages at home.
+fn is_barred(free: &mut Free, seg: &Segment, pages: &Pages) -> bool {
+    pages.blocks().any(|(id, mask)| seg.claim(id).lock(free).pinned.meets(mask))
 }
 
 /// The pages of a block that a guard or a pin keeps from device `slot`.

@@ -2,27 +2,32 @@
 //!
 //! **Guarantee.** The bytes of the old place are those of the new one, wherever they are: in storage, which the window shows at
 //! the new place, or in device memory, whose frames go along. What was at the new place is gone. No side uses the old place any
-//! more when the call returns. The two places exchange their storage, so that a segment always has its own.
+//! more when the call returns. The two places exchange their storage, so that a segment always has its own. A call that fails leaves
+//! both places as they were.
 //!
-//! **Order.** Both places are leased; devices lose their entries; the window's new mapping is made and registered, and only then
-//! do the books say what is there: a touch in between finds *busy*.
+//! **Order.** Everything of both places is leased, and nothing there is pinned; devices lose their entries; then granule by granule
+//! the window's mappings and the books are exchanged, with what is at both places, so that an exchange undoes an exchange; then the
+//! old place gets its permissions; and last, where nothing can fail any more, what is at the old place by now is dropped. A touch in
+//! between finds *busy*.
 //!
 //! A device whose grain is larger than a granule gives the pages back first: a frame cannot be cut. So does one whose frames
 //! belong to addresses.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sterna_hal::Access;
 
-use super::addr::{BlockId, GRANULE, Mask, PAGE, PAGES_PER_GRANULE, Page, Pages};
+use super::addr::{BlockId, GRANULE, Mask, PAGE, PAGES_PER_GRANULE, Page, Pages, Span};
 use super::block::Body;
 use super::discard;
 use super::lease::Lease;
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::mirror::Action;
+use super::pin;
 use super::segment::{Kind, Segment};
 use super::space::Space;
 use crate::Error;
@@ -34,6 +39,7 @@ struct Granule {
     gone: Mask,
     lost: Mask,
     hole: Mask,
+    unmapped: Mask,
     unreadable: Mask,
     readonly: Mask,
     storage: u64,
@@ -42,13 +48,14 @@ struct Granule {
 }
 
 impl Space {
-    /// Moves `from` to `to`, of the same segment and equally long: granules of 64 KiB. What is at `to` is dropped first. With
+    /// Moves `from` to `to`, of the same segment and equally long: granules of 64 KiB. What is at `to` is dropped. With
     /// `keep_old` the old place is empty afterwards and reads as zeros; otherwise it is unmapped.
     ///
     /// # Errors
     /// [`Invalid`](Error::Invalid) for ranges that overlap, differ in length, are not whole granules of one segment, or belong to
-    /// one that is a file's or imported; [`Fault`](Error::Fault) where `from` is unmapped; [`Pinned`](Error::Pinned); what system
-    /// or device refuse. Granules before the failing one have moved.
+    /// one that is a file's or imported; [`Fault`](Error::Fault) where `from` is unmapped; [`Pinned`](Error::Pinned) by a guard or a
+    /// long pin, or by a short one for more than a second; [`Busy`](Error::Busy) where others change the pages for as long; what
+    /// system or device refuse. Nothing has moved then, and nothing was dropped.
     ///
     /// # Safety
     /// Nobody uses either place through a reference, and no launch that may fault touches them.
@@ -70,22 +77,86 @@ impl Space {
             return wrong("remapping ranges that overlap, differ in length, or are not whole granules");
         }
         super::prot::present(&mut free, seg, from)?;
-        // A copy finds its pages by where they are.
-        super::source::prepare(&mut free, seg, from, Access::ReadWrite, true)?;
-        // Two leases are held at once, which only this does.
+        // Leases of many blocks are held at once, which only this does.
         let _one = ONE_AT_A_TIME.lock();
-        discard::discard(&mut free, seg, to)?;
-        if self.devices().iter().any(|m| m.caps().grain > GRANULE || m.caps().placed) {
-            migrate::bring_home(&mut free, seg, from, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
-        }
-        let n = PAGES_PER_GRANULE as u64;
-        for i in (0..from.len()).step_by(PAGES_PER_GRANULE) {
-            let place = |p: &Pages| (Page(p.0.start + i).block(), Page(p.0.start + i).in_block() / PAGES_PER_GRANULE);
-            let runs = [from, to].map(|p| Pages(p.0.start + i..p.0.start + i + n));
-            exchange(&mut free, seg, place(from), place(to), &runs, keep_old)?;
-        }
-        Ok(())
+        let _leases = settled(&mut free, seg, from, to)?;
+        exchange(&mut free, seg, from, to, keep_old)
     }
+}
+
+/// Why pages cannot be exchanged now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Long,
+    Short,
+    Changed,
+}
+
+/// Leases both places once nothing keeps pages where they are. Nothing is held while waiting.
+fn settled(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Result<Vec<Lease>, Error> {
+    let whole = seg.space().devices().iter().any(|m| m.caps().grain > GRANULE || m.caps().placed);
+    let start = Instant::now();
+    loop {
+        for place in [from, to] {
+            // A copy finds its pages by where they are.
+            super::source::prepare(free, seg, place, Access::ReadWrite, true)?;
+            if whole {
+                migrate::bring_home(free, seg, place, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
+            }
+        }
+        let leases = all_of(free, seg, from, to);
+        let Some(kept) = kept(free, seg, [from, to], whole) else { return Ok(leases) };
+        drop(leases);
+        match kept {
+            Kept::Long => return Err(Error::Pinned),
+            Kept::Short if start.elapsed() > pin::BUDGET => return Err(Error::Pinned),
+            Kept::Changed if start.elapsed() > pin::BUDGET => return Err(Error::Busy { budget: pin::BUDGET }),
+            Kept::Short | Kept::Changed => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
+}
+
+/// A lease for each block of both places.
+fn all_of(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Vec<Lease> {
+    let mut masks: BTreeMap<BlockId, Mask> = BTreeMap::new();
+    for (id, mask) in from.blocks().chain(to.blocks()) {
+        *masks.entry(id).or_default() |= mask;
+    }
+    'again: loop {
+        let mut leases = Vec::with_capacity(masks.len());
+        for (id, mask) in &masks {
+            match Lease::try_take(free, seg, *id, *mask) {
+                Some(lease) => leases.push(lease),
+                None => {
+                    drop(leases);
+                    drop(Lease::take(free, seg, *id, *mask));
+                    continue 'again;
+                }
+            }
+        }
+        return leases;
+    }
+}
+
+/// What stands in the way of an exchange of leased pages; `whole`: devices were to give them back first.
+fn kept(free: &mut Free, seg: &Segment, places: [&Pages; 2], whole: bool) -> Option<Kept> {
+    let space = seg.space();
+    let cannot_cut: Vec<usize> =
+        space.devices().iter().filter(|m| m.caps().grain > GRANULE || m.caps().placed).map(|m| m.slot()).collect();
+    let mut found = None;
+    for (id, mask) in places.into_iter().flat_map(Pages::blocks) {
+        let body = space.block(id).lock(free);
+        if body.pinned.meets(mask) {
+            return Some(Kept::Long);
+        }
+        let there = |slot: &usize| whole && body.dev[*slot].valid.meets(mask);
+        if body.held.meets(mask) {
+            found = Some(Kept::Short);
+        } else if (body.unread | body.lent).meets(mask) || cannot_cut.iter().any(there) {
+            found = found.or(Some(Kept::Changed));
+        }
+    }
+    found
 }
 
 fn mask_of(granule: usize) -> Mask {
@@ -104,64 +175,126 @@ fn shifted(mask: Mask, from: usize, to: usize) -> Mask {
 
 type At = (BlockId, usize);
 
-fn exchange(free: &mut Free, seg: &Arc<Segment>, from: At, to: At, runs: &[Pages; 2], keep_old: bool) -> Result<(), Error> {
+/// Exchanges two leased places, and drops what was at `to`: all of it or nothing.
+fn exchange(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages, keep_old: bool) -> Result<(), Error> {
     let space = seg.space();
-    let leases = both(free, seg, from, to);
-    for at in [from, to] {
-        let body = space.block(at.0).lock(free);
-        if (body.pinned | body.held).meets(mask_of(at.1)) {
-            return Err(Error::Pinned);
-        }
-    }
-    let window = space.window(free, Action::Invalidate, runs)?;
+    let _window = space.window(free, Action::Invalidate, &[from.clone(), to.clone()])?;
     seg.note_altered();
     seg.note_remapped();
+    let n = (from.len() as usize) / PAGES_PER_GRANULE;
+    let pair = |i: usize| {
+        let at = |p: &Pages| {
+            let page = Page(p.0.start + (i * PAGES_PER_GRANULE) as u64);
+            (page.block(), page.in_block() / PAGES_PER_GRANULE)
+        };
+        (at(from), at(to))
+    };
+    let undo = |free: &mut Free, n: usize| {
+        for i in (0..n).rev() {
+            // As it was: joining mappings needs no new one.
+            let _ = swap(free, seg, pair(i));
+        }
+    };
+    for i in 0..n {
+        swap(free, seg, pair(i)).inspect_err(|_| undo(free, i))?;
+    }
+    permit(free, seg, from, keep_old).inspect_err(|_| undo(free, n))?;
+    let spans: Vec<Span> = from.blocks().map(|(block, mask)| Span { block, mask }).collect();
+    discard::empty(free, seg, &spans);
+    Ok(())
+}
+
+/// Exchanges two granules: what the window shows, and the books. Doing it again undoes it.
+fn swap(free: &mut Free, seg: &Arc<Segment>, (from, to): (At, At)) -> Result<(), Error> {
+    map_each_others(free, seg, from, to)?;
+    cross(free, seg, from, to);
+    enter(free, seg, from, to).inspect_err(|_| {
+        if map_each_others(free, seg, from, to).is_ok() {
+            cross(free, seg, from, to);
+            let _ = enter(free, seg, from, to);
+        }
+    })
+}
+
+/// The window shows at each of two granules the storage of the other.
+fn map_each_others(free: &mut Free, seg: &Segment, from: At, to: At) -> Result<(), Error> {
+    let space = seg.space();
+    let run = |at: At| {
+        let first = at.0.first_page().0 + (at.1 * PAGES_PER_GRANULE) as u64;
+        Pages(first..first + PAGES_PER_GRANULE as u64)
+    };
     let storage = |at: At| space.block(at.0).storage(at.0, at.1 * PAGES_PER_GRANULE);
     let (old, new) = (storage(from), storage(to));
-    let watched = |free: &mut Free, at: At| space.block(at.0).lock(free).stores_watched;
-    let stores = [watched(free, from), watched(free, to)];
-    space.host.remap(space, &runs[1], old, stores[1])?;
+    let mut watched = |at: At| space.block(at.0).lock(free).stores_watched;
+    let stores = [watched(from), watched(to)];
+    space.host.remap(space, &run(to), old, stores[1])?;
     #[cfg(feature = "planted")]
     let forgotten = super::planted::on(&super::planted::REMAP_LEAVES_OLD);
     #[cfg(not(feature = "planted"))]
     let forgotten = false;
-    if !forgotten && let Err(e) = space.host.remap(space, &runs[0], new, stores[0]) {
-        // As it was: joining mappings needs no new one.
-        let _ = space.host.remap(space, &runs[1], new, stores[1]);
+    if !forgotten && let Err(e) = space.host.remap(space, &run(from), new, stores[0]) {
+        let _ = space.host.remap(space, &run(to), new, stores[1]);
+        let body = space.block(to.0).lock(free);
+        let _ = space.host.reenter(space, to.0, &body, mask_of(to.1));
         return Err(e);
     }
-    let mut body = space.block(from.0).lock(free);
-    let granule = take(seg, from, &mut body, old, !keep_old);
-    space.block(from.0).set_storage(from.0, from.1, new);
-    let done = space.host.protect(space, from.0, &body, mask_of(from.1));
-    drop(body);
-    let mut body = space.block(to.0).lock(free);
-    put(seg, from, to, &mut body, granule);
-    let done = done.and(space.host.reenter(space, to.0, &body, mask_of(to.1)));
-    debug_assert_eq!(body.check(space.host.faults()), Ok(()));
-    drop(body);
-    drop(window);
-    drop(leases);
-    done
+    Ok(())
 }
 
-/// Leases a granule of two blocks; nothing is held while waiting for either.
-fn both(free: &mut Free, seg: &Arc<Segment>, from: At, to: At) -> (Lease, Option<Lease>) {
-    if from.0 == to.0 {
-        return (Lease::take(free, seg, from.0, mask_of(from.1) | mask_of(to.1)), None);
+/// The books of two granules change places.
+fn cross(free: &mut Free, seg: &Arc<Segment>, from: At, to: At) {
+    let space = seg.space();
+    let storage = |at: At| space.block(at.0).storage(at.0, at.1 * PAGES_PER_GRANULE);
+    let (old, new) = (storage(from), storage(to));
+    let there = take(seg, from, &mut space.block(from.0).lock(free), old);
+    let here = {
+        let mut body = space.block(to.0).lock(free);
+        let here = take(seg, to, &mut body, new);
+        put(seg, from, to, &mut body, there);
+        here
+    };
+    put(seg, to, from, &mut space.block(from.0).lock(free), here);
+}
+
+/// The window lets in whom the books let in.
+fn enter(free: &mut Free, seg: &Segment, from: At, to: At) -> Result<(), Error> {
+    let space = seg.space();
+    for at in [from, to] {
+        let body = space.block(at.0).lock(free);
+        space.host.reenter(space, at.0, &body, mask_of(at.1))?;
+        debug_assert_eq!(body.check(space.host.faults()), Ok(()));
     }
-    loop {
-        let a = Lease::take(free, seg, from.0, mask_of(from.1));
-        if let Some(b) = Lease::try_take(free, seg, to.0, mask_of(to.1)) {
-            return (a, Some(b));
+    Ok(())
+}
+
+/// What may be done with the old place from now on: everything, or as if nothing were there.
+fn permit(free: &mut Free, seg: &Segment, from: &Pages, keep_old: bool) -> Result<(), Error> {
+    let space = seg.space();
+    let mut before: Vec<(BlockId, Mask, [Mask; 3])> = Vec::new();
+    let mut failed = None;
+    for (id, mask) in from.blocks() {
+        let mut body = space.block(id).lock(free);
+        before.push((id, mask, [body.unmapped, body.unreadable, body.readonly]));
+        let Body { unmapped, unreadable, readonly, .. } = &mut *body;
+        for set in [unmapped, unreadable, readonly] {
+            *set = if keep_old { *set & !mask } else { *set | mask };
         }
-        drop(a);
-        std::thread::sleep(Duration::from_micros(50));
+        failed = space.host.protect(space, id, &body, mask).err();
+        if failed.is_some() {
+            break;
+        }
     }
+    let Some(e) = failed else { return Ok(()) };
+    for (id, mask, masks) in before {
+        let mut body = space.block(id).lock(free);
+        [body.unmapped, body.unreadable, body.readonly] = masks;
+        let _ = space.host.protect(space, id, &body, mask); // as far as it can be undone
+    }
+    Err(e)
 }
 
-/// Takes a granule out of its block's books, and leaves one that was never touched, or none.
-fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Granule {
+/// Takes a granule out of its block's books.
+fn take(seg: &Segment, at: At, body: &mut Body, storage: u64) -> Granule {
     let (id, g) = at;
     let (space, mask) = (seg.space(), mask_of(g));
     let mut out = Granule {
@@ -170,6 +303,7 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
         gone: body.gone & mask,
         lost: body.lost & mask,
         hole: body.hole & mask,
+        unmapped: body.unmapped & mask,
         unreadable: body.unreadable & mask,
         readonly: body.readonly & mask,
         storage,
@@ -203,14 +337,6 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64, unmap: bool) -> Gr
     body.lost &= !mask;
     body.hole |= mask;
     (body.full, body.huge) = (false, false);
-    if unmap {
-        body.unmapped |= mask;
-        body.unreadable |= mask;
-        body.readonly |= mask;
-    } else {
-        body.unreadable &= !mask;
-        body.readonly &= !mask;
-    }
     out
 }
 
@@ -226,7 +352,7 @@ fn put(seg: &Arc<Segment>, from: At, to: At, body: &mut Body, granule: Granule) 
         (&mut body.gone, granule.gone),
         (&mut body.lost, granule.lost),
         (&mut body.hole, granule.hole),
-        (&mut body.unmapped, Mask::EMPTY),
+        (&mut body.unmapped, granule.unmapped),
         (&mut body.unreadable, granule.unreadable),
         (&mut body.readonly, granule.readonly),
     ] {

@@ -198,6 +198,7 @@ impl Segment {
     /// One whose pages nobody looks at before [`Space::publish`]: drivers come by addresses, and the service thread may still have a
     /// fault of the segment that was there before.
     pub(crate) fn unpublished(space: &'static Space, bytes: u64, kind: Kind) -> Result<Arc<Self>, crate::Error> {
+        super::fork::check()?;
         space.check_limits(bytes)?;
         let blocks = u32::try_from(bytes.div_ceil(BLOCK)).map_err(|_| space.too_big(bytes))?;
         let (slot, first) = space.take_blocks(blocks.max(1))?.ok_or_else(|| space.too_big(bytes))?;
@@ -577,7 +578,10 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if sterna_hal::in_kernel() && !super::fork::forked() {
+        if super::fork::forked() {
+            return;
+        }
+        if sterna_hal::in_kernel() {
             let taken = self.take();
             return super::reaper::end(move || drop(taken));
         }

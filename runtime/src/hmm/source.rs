@@ -120,6 +120,7 @@ impl Segment {
     /// # Errors
     /// The file cannot be written; a device that fails; [`InsideKernel`](Error::InsideKernel) in a kernel.
     pub fn flush(self: &Arc<Self>) -> Result<(), Error> {
+        super::fork::check()?;
         match self.kind() {
             Kind::File { shared: true } => write_back(&mut super::entry::enter()?, self, &(0..self.bytes())),
             _ => Ok(()),

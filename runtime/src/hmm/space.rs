@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -125,6 +126,8 @@ impl Space {
     /// The system refuses what the arena needs, or a mechanism that was asked for; the message says what to do.
     /// [`MechanismInUse`](Error::MechanismInUse) if the space exists with another mechanism.
     pub fn process(wanted: Option<Mechanism>) -> Result<&'static Self, Error> {
+        super::fork::check()?;
+        super::fork::watch();
         let mut making = MAKING.lock();
         let in_use = |space: &'static Self| match wanted {
             Some(asked) if asked != space.host.mechanism() => {
@@ -326,10 +329,13 @@ impl Space {
         self.segments.write().insert(seg.first().0, (seg.blocks(), Arc::downgrade(seg)));
     }
 
-    /// The segment that a page belongs to.
+    /// The segment that a page belongs to. None in a forked child.
     #[must_use]
     pub fn find(&self, page: Page) -> Option<Arc<Segment>> {
-        if page.0 < self.bytes() / PAGE { self.segment_of(page.block()) } else { None }
+        if super::fork::forked() || page.0 >= self.bytes() / PAGE {
+            return None;
+        }
+        self.segment_of(page.block())
     }
 
     pub(crate) fn segment_of(&self, id: BlockId) -> Option<Arc<Segment>> {
@@ -492,7 +498,9 @@ impl Space {
     /// Holds up windows: while the returned value lives none is opened, so nothing moves, and mirrors can be added. For a moment.
     #[must_use]
     pub fn lock(&'static self) -> Locked {
-        Locked { space: self, mirrors: self.mirrors.write() }
+        // In a forked child nothing moves, and whoever held the lock is not there.
+        let mirrors = if super::fork::forked() { None } else { Some(self.mirrors.write()) };
+        Locked { space: self, mirrors: ManuallyDrop::new(mirrors) }
     }
 
     /// The mirrors that a window calls, each of which it enters.
@@ -548,7 +556,8 @@ impl Space {
 #[derive(Debug)]
 pub struct Locked {
     space: &'static Space,
-    mirrors: RwLockWriteGuard<'static, Vec<Weak<Mirror>>>,
+    /// `None` in a forked child.
+    mirrors: ManuallyDrop<Option<RwLockWriteGuard<'static, Vec<Weak<Mirror>>>>>,
 }
 
 impl Locked {
@@ -557,9 +566,20 @@ impl Locked {
     #[must_use]
     pub fn register(&mut self, ops: impl MirrorOps + 'static) -> Arc<Mirror> {
         let mirror = Mirror::unregistered(self.space, ops);
-        self.mirrors.retain(|m| m.strong_count() > 0);
-        self.mirrors.push(Arc::downgrade(&mirror));
+        if let Some(mirrors) = &mut *self.mirrors {
+            mirrors.retain(|m| m.strong_count() > 0);
+            mirrors.push(Arc::downgrade(&mirror));
+        }
         mirror
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if !super::fork::forked() {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.mirrors) };
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::super::claim::Claim;
+use super::super::fork;
 use super::super::lock::Free;
 use super::super::migrate::Home;
 use super::super::os;
@@ -159,6 +160,9 @@ impl Drop for DeviceMirror {
         self.watch.close();
         // SAFETY: taken once, here; nobody can use the mirror any more.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
+        if fork::forked() {
+            return std::mem::forget(device); // it is the parent's
+        }
         let (space, slot, ended, claim) = (self.space, self.slot, Arc::clone(&self.ended), self.claim.take());
         claim.iter().for_each(Claim::ends);
         let end = move || {

@@ -7,6 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use sterna_hal::panics::caught;
 
 use super::super::addr::Pages;
+use super::super::fork;
 use super::super::notifier::Notifier;
 use super::super::space::Space;
 
@@ -85,6 +86,9 @@ impl Mirror {
     /// for which one of them may be waiting, it does not wait.
     #[doc(alias = "hmm_mirror_unregister")]
     pub fn unregister(&self) {
+        if fork::forked() {
+            return; // no window is open, and none will be
+        }
         let mut windows = self.windows.lock();
         windows.closed = true;
         // What is under way may wait for this very kernel.
