@@ -212,7 +212,8 @@ fn device_is_inert(d: &dyn hal::Device) -> i32 {
             forked(d.edit(&[], &[]).map(drop)),
             forked(d.copy(&[], &[]).map(drop)),
             forked(d.submit(&launch, &[]).map(drop)),
-            forked(d.wait(ticket.point(), Duration::from_secs(3600)).map(drop)),
+            // Around a device that injects failures what is reached is reached.
+            matches!(d.wait(ticket.point(), Duration::from_secs(3600)), Err(DeviceError::Forked) | Ok(true)),
             matches!(d.outcome(ticket, &mut Vec::new()), hal::Outcome::Failed(_)),
             d.memory().budget == 0,
         ]
