@@ -79,22 +79,25 @@ struct Scenario {
     /// Grains of memory of each device.
     frames: u32,
     host_readable: bool,
+    /// Devices can use host pages in place; those that can neither do that nor fault have copies beside a guard.
+    map_host: bool,
     /// The pages are advised so: the host may load them beside devices' copies.
     mostly_read: bool,
     /// The host uses the devices' memory in place.
     coherent: bool,
 }
 
-const SCENARIOS: [Scenario; 11] = {
+const SCENARIOS: [Scenario; 12] = {
     use Absent::{Faults, Undefined};
     let (absent, frames) = ([Faults, Faults], 64);
-    let (policy, host_readable, mostly_read, coherent) = ("declared", true, false, false);
-    let s = Scenario { name: "declared", policy, absent, frames, host_readable, mostly_read, coherent };
+    let (policy, host_readable, map_host, mostly_read, coherent) = ("declared", true, true, false, false);
+    let s = Scenario { name: "declared", policy, absent, frames, host_readable, map_host, mostly_read, coherent };
     [
         s,
         Scenario { name: "demand", policy: "demand", ..s },
         Scenario { name: "demand, hardly any memory", policy: "demand", frames: 0, ..s },
         Scenario { name: "rigid", absent: [Undefined, Undefined], ..s },
+        Scenario { name: "rigid, no aliases", absent: [Undefined, Undefined], map_host: false, host_readable: false, ..s },
         Scenario { name: "in place beside a rigid one", policy: "remote", absent: [Faults, Undefined], ..s },
         Scenario { name: "unreadable frames", host_readable: false, ..s },
         Scenario { name: "mostly read", mostly_read: true, ..s },
@@ -114,6 +117,7 @@ fn schedule(s: Scenario, m: Mechanism, seed: u64) -> Result<schedule::Report, St
             workers: 1,
             absent: s.absent[i],
             host_readable: s.host_readable,
+            map_host: s.map_host,
             coherent: s.coherent,
             window: 1 << 30,
             ..CpuConfig::default()

@@ -139,7 +139,7 @@ unsafe impl Device for Stepped {
     }
     unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
         let mut q = self.queue();
-        q.kernels.push(*code);
+        q.kernels.push(code.clone());
         Ok(KernelId(q.kernels.len() as u32 - 1))
     }
     unsafe fn submit(&self, launch: &Launch<'_>, _: &[Point]) -> Result<Ticket, DeviceError> {
@@ -153,7 +153,7 @@ unsafe impl Device for Stepped {
         });
         let mut q = self.queue();
         q.submitted += 1;
-        let (code, value) = (q.kernels[launch.kernel.0 as usize], q.submitted);
+        let (code, value) = (q.kernels[launch.kernel.0 as usize].clone(), q.submitted);
         q.jobs.push_back(Job { code, grid: launch.grid, args: args.collect(), value });
         Ok(Ticket::new(value, Point { queue: 0, value }))
     }

@@ -190,7 +190,8 @@ fn beside_launches(space: &Space, id: BlockId, region: Mask, p: usize) -> Mask {
     let Some(seg) = space.segment_of(id) else { return region };
     let rigid = || space.devices().into_iter().filter(|m| m.is_rigid());
     let used = rigid().fold(Mask::EMPTY, |used, m| used | running::used(&seg, id, m.slot()).any);
-    if !used.meets(region) {
+    let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
+    if !used.meets(Mask::range(a.min(b)..b)) {
         return region;
     }
     let around = (region & !used) | Mask::page(p);
