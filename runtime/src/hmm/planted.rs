@@ -55,6 +55,8 @@ pub static PROTECTION_NOT_ASKED: AtomicBool = AtomicBool::new(false);
 pub static FORK_WITHOUT_HOME: AtomicBool = AtomicBool::new(false);
 /// Pinned pages move.
 pub static PINS_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Of a page of which a launch has its own copy all bytes come home, not only those that it writes.
+pub static BORDER_COMES_WHOLE: AtomicBool = AtomicBool::new(false);
 /// A move takes pages that another device alone has.
 pub static FOREIGN_STOLEN: AtomicBool = AtomicBool::new(false);
 

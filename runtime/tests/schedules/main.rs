@@ -323,6 +323,15 @@ fn finds_entries_taken_from_a_running_launch() {
 }
 
 #[test]
+fn finds_more_than_a_launch_has_written_coming_home_beside_a_guard() {
+    finds(
+        "finds_more_than_a_launch_has_written_coming_home_beside_a_guard",
+        "whole pages coming home beside a guard",
+        &planted::BORDER_COMES_WHOLE,
+    );
+}
+
+#[test]
 fn finds_a_launch_that_does_not_wait_for_another_device() {
     finds(
         "finds_a_launch_that_does_not_wait_for_another_device",

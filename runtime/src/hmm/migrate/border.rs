@@ -240,6 +240,12 @@ impl Borders {
         for Part { seg, span: s, written } in &self.parts {
             let block = seg.space().block(s.block);
             let mut body = block.lock(free);
+            #[cfg(feature = "planted")]
+            let written = if super::super::planted::on(&super::super::planted::BORDER_COMES_WHOLE) {
+                &gaps(seg, *s, &[])
+            } else {
+                written
+            };
             for t in pieces(seg, (s.block, block), s.mask, per, written) {
                 let from = Place::Frames { first: body.dev[slot].frames[t.grain] - 1, offset: t.offset };
                 let to = Place::Host(HostAt { region: self.mirror.region(), offset: t.storage });
