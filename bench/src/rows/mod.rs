@@ -30,11 +30,7 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
-<<<<<<< HEAD
-pub(crate) const ALL: [Row; 13] = [
-=======
-pub(crate) const ALL: [Row; 12] = [
->>>>>>> 429d611 (The pages say what kernels may call and who wakes futures; a row for it)
+pub(crate) const ALL: [Row; 14] = [
     indexing::ROW,
     host_fault::ROW,
     bulk::ROW,

@@ -282,9 +282,18 @@ fn evict(
     } else {
         lowest(free, &keep, candidates, grains)
     };
+    let freed = take_away(free, mirror, &victims, true);
+    // A kernel's touch is refused as little as the host's: the kernel could be told nothing.
+    let refused = matches!(freed, Err(Error::OutOfHostMemory { .. }));
+    if refused && want.cause == Cause::DeviceFault { take_away(free, mirror, &victims, false) } else { freed }
+}
+
+/// Has victims leave the device, and says how many grains that has freed. Where the host has no storage for some, others go; an error if
+/// none went. `asks` as in [`Home`].
+fn take_away(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks: bool) -> Result<u32, Error> {
     let counters = &mirror.pods().counters;
-    let mut freed = 0;
-    let mut rest = &victims[..];
+    let (mut freed, mut refused) = (0, None);
+    let mut rest = victims;
     while let Some(first) = rest.first() {
         // A segment on its way out frees its own frames.
         let Some(seg) = mirror.space().segment_of(first.block) else {
@@ -296,12 +305,18 @@ fn evict(
         rest = others;
         // Neighbours go together, so that their bytes are one copy.
         for pages in runs_of(of_segment) {
-            let home = Home::off(mirror.slot(), false);
-            freed += migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?.released;
+            let home = Home { asks, ..Home::off(mirror.slot(), false) };
+            match migrate::bring_home(free, &seg, &pages, home, Cause::Eviction) {
+                Err(e @ Error::OutOfHostMemory { .. }) => {
+                    refused = Some(e);
+                    continue;
+                }
+                moved => freed += moved?.released,
+            }
             counters.evictions.fetch_add(pages.blocks().count() as u64, Ordering::Relaxed);
         }
     }
-    Ok(freed)
+    refused.filter(|_| freed == 0).map_or(Ok(freed), Err)
 }
 
 /// What eviction leaves alone.

@@ -221,7 +221,8 @@ impl<T: Pod> Handle<T> {
         let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && !core.seg.is_awaited();
         let filling = if quiet { Pin::filling(&mut free, &core.seg, &pages)? } else { None };
         if filling.is_none() {
-            core.home(&mut free, &pages, true)?;
+            let home = Home { asks: false, ..core.way_home(true) }; // that was asked for
+            migrate::bring_home(&mut free, &core.seg, &pages, home, Cause::HostAccess)?;
         }
         core.seg.forgive(&mut free, &pages);
         let at = if filling.is_some() {
@@ -313,7 +314,7 @@ impl Core {
             return Ok(()); // it has come already
         }
         let pages = self.seg.pages_of(&self.bytes);
-        let home = Home { map: false, ..Home::SHARED };
+        let home = Home { map: false, asks: true, ..Home::SHARED };
         migrate::bring_home(&mut Free::at_entry(), &self.seg, &pages, home, Cause::HostAccess)?
             .complete(&self.seg, &pages)?;
         Ok(())
@@ -323,11 +324,12 @@ impl Core {
     pub(super) fn way_home(&self, write: bool) -> Home {
         // Where host faults are served a mapped page has no replica, unless its stores are watched; without them the gate ends
         // replicas before a write.
-        match (write, self.seg.space().mechanism()) {
+        let home = match (write, self.seg.space().mechanism()) {
             (false, Mechanism::None) => Home::SHARED,
             (false, _) => Home::READING,
             (true, _) => Home::EXCLUSIVE,
-        }
+        };
+        Home { asks: true, ..home }
     }
 
     /// Brings pages home: for reading, or for writing.

@@ -56,8 +56,8 @@ pub(crate) fn bring_home_paced(
             continue;
         }
         let (batch, storage) = collect_home(free, seg, &part, home, cause);
-        // A touch of the program cannot be refused; all else can. The batch puts back what it took.
-        if storage > 0 && cause != Cause::HostFault {
+        // The batch puts back what it took.
+        if storage > 0 && home.asks {
             let refused = |available| Error::OutOfHostMemory { requested: storage, available };
             os::room::take(storage).map_err(refused)?;
         }

@@ -157,12 +157,22 @@ pub(crate) struct Home {
     pub(crate) reading: bool,
     /// Leaves pages that a coherent device alone has where they are, unless it has them to itself.
     pub(crate) keep: bool,
+    /// Fails with `OutOfHostMemory` where pages without storage would need more than there is. Not where nobody could be told, or the
+    /// bytes have nowhere else to stay: at a touch, and when a device's addresses or the device itself go.
+    pub(crate) asks: bool,
 }
 
 impl Home {
     /// The host gets the bytes and everything else loses them.
-    pub(crate) const EXCLUSIVE: Self =
-        Self { exclusive_from: Some(MAX_DEVICES), release: None, map: true, wait: true, reading: false, keep: false };
+    pub(crate) const EXCLUSIVE: Self = Self {
+        exclusive_from: Some(MAX_DEVICES),
+        release: None,
+        map: true,
+        wait: true,
+        reading: false,
+        keep: false,
+        asks: false,
+    };
     /// As [`EXCLUSIVE`](Self::EXCLUSIVE), but in blocks that are mostly read devices keep clean copies.
     pub(crate) const READING: Self = Self { reading: true, ..Self::EXCLUSIVE };
     /// The host gets the bytes; devices keep clean copies.
