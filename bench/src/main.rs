@@ -10,7 +10,7 @@ mod rows;
 mod table;
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -58,9 +58,8 @@ fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if options.list {
-        for r in rows::ALL {
-            println!("{:<18} {}", r.name, r.question);
-        }
+        let list: String = rows::ALL.iter().map(|r| format!("{:<18} {}\n", r.name, r.question)).collect();
+        show(&list)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(unknown) = options.only.iter().find(|n| rows::by_name(n).is_none()) {
@@ -91,7 +90,7 @@ fn main() -> Result<ExitCode> {
         count(Verdict::Skipped),
         start.elapsed().as_secs_f64()
     );
-    print!("{text}");
+    show(&text)?;
     if options.write {
         let path = keep(&text, &options.machine.clone().unwrap_or_else(measure::cpu_model))?;
         eprintln!("written to {}", path.display());
@@ -104,6 +103,14 @@ fn main() -> Result<ExitCode> {
 }
 
 /// Runs a row in a process of its own. `variant` is a host-fault mechanism to force, or empty.
+/// Prints a text; who stops reading it has seen enough.
+fn show(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
 fn in_a_child(name: &str, variant: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     let failed = |what: String| Line::new(Verdict::Wrong, format!("{name} {variant}")).figure(what);

@@ -61,10 +61,12 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
 }
 
 /// The devices for a program that names none: the best GPU there is, and the CPU device for kernels without a form for it.
-pub(crate) fn best() -> Vec<String> {
+pub(crate) fn best() -> Result<Vec<String>, Error> {
     #[cfg(feature = "vulkan")]
-    let gpu = sterna_vulkan::best().map(|gpu| format!("vulkan:{}", gpu.index));
+    let gpu = sterna_vulkan::best().map_err(|e| Error::Device { device: "vulkan".into(), source: e.into() })?;
+    #[cfg(feature = "vulkan")]
+    let gpu = gpu.map(|gpu| format!("vulkan:{}", gpu.index));
     #[cfg(not(feature = "vulkan"))]
     let gpu = None;
-    gpu.into_iter().chain(["cpu:0".to_string()]).collect()
+    Ok(gpu.into_iter().chain(["cpu:0".to_string()]).collect())
 }

@@ -145,7 +145,7 @@ impl Builder {
             let named =
                 config::var("STERNA_DEVICE", |v| Ok(v.split(',').map(|s| s.trim().to_string()).collect::<Vec<_>>()))?;
             by_environment.extend(named.is_some().then_some("STERNA_DEVICE"));
-            selectors = named.unwrap_or_else(backend::best);
+            selectors = named.map_or_else(backend::best, Ok)?;
         }
         by_environment.extend(self.memory.is_none().then_some("STERNA_DEVICE_MEMORY"));
         let space = Space::process(mechanism)?;

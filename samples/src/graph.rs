@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::fs;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
+
+use crate::input;
 
 /// Who depends on whom in Debian 12; see `data/README.md`.
 const DEBIAN: &[u8] = include_bytes!("../data/debian-depends.tsv.gz");
@@ -36,8 +37,7 @@ impl Graph {
     /// # Errors
     /// A file that cannot be read, and what [`parse`](Self::parse) refuses.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::from_bytes(&bytes).with_context(|| path.display().to_string())
+        Self::from_bytes(&input::read(path)?).with_context(|| path.display().to_string())
     }
 
     /// A graph from the contents of a file, plain or compressed with gzip.
@@ -45,12 +45,18 @@ impl Graph {
     /// # Errors
     /// What is neither text nor gzip, and what [`parse`](Self::parse) refuses.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let mut text = String::new();
         if bytes.starts_with(&[0x1f, 0x8b]) {
-            GzDecoder::new(bytes).read_to_string(&mut text).context("cannot unpack it")?;
-            return Self::parse(&text);
+            // A few bytes of gzip can stand for any number.
+            return Self::unpacked(bytes, input::LONGEST);
         }
         Self::parse(std::str::from_utf8(bytes).context("neither text nor gzip")?)
+    }
+
+    fn unpacked(bytes: &[u8], longest: u64) -> Result<Self> {
+        let mut text = Vec::new();
+        GzDecoder::new(bytes).take(longest + 1).read_to_end(&mut text).context("cannot unpack it")?;
+        ensure!(text.len() as u64 <= longest, "unpacked it has more than {longest} bytes");
+        Self::parse(std::str::from_utf8(&text).context("unpacked it is no text")?)
     }
 
     /// A graph from text.
@@ -123,6 +129,7 @@ mod tests {
     fn files_that_are_no_graph() {
         assert!(Graph::from_bytes(&[0xff, 0xfe]).unwrap_err().to_string().contains("neither text nor gzip"));
         assert!(Graph::from_bytes(&DEBIAN[..1000]).unwrap_err().to_string().contains("unpack"));
+        assert_eq!(Graph::unpacked(DEBIAN, 1000).unwrap_err().to_string(), "unpacked it has more than 1000 bytes");
         assert!(Graph::from_file(Path::new("no/such/file")).unwrap_err().to_string().contains("no/such/file"));
     }
 }

@@ -19,6 +19,7 @@ pub mod graph;
 pub mod heat;
 pub mod hello;
 pub mod incoming;
+mod input;
 pub mod moved;
 pub mod pagerank;
 pub mod picture;

@@ -2,7 +2,33 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+use std::process::exit;
 use std::time::{Duration, Instant};
+
+/// Prints a line as `println!` does, and ends the program quietly where nobody reads any more (`05_heat | head -1`).
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::report::line(format_args!($($text)*))
+    };
+}
+
+/// What a shell says of a program that a closed pipe has ended: 128 and the number of SIGPIPE.
+const NOBODY_READS: i32 = 141;
+
+/// See [`say`](crate::say).
+pub fn line(text: fmt::Arguments<'_>) {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => exit(NOBODY_READS),
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "cannot write to standard output: {e}");
+            exit(1);
+        }
+    }
+}
 
 /// A time as people read it: three figures and a unit.
 ///
@@ -42,7 +68,7 @@ pub fn count(n: usize) -> String {
 
 /// The last line of a sample: what was checked, and how long the program took.
 pub fn checked(what: &str, since: Instant) {
-    println!("✓ {what} ({})", time(since.elapsed()));
+    say!("✓ {what} ({})", time(since.elapsed()));
 }
 
 #[cfg(test)]

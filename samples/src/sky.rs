@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use sterna::kernel::{Each, EachOut, Group, Kernel, each, each_out};
 use sterna::kernels::{Gaussian, STREAM_CHUNK, blur_cols, blur_rows, reference};
 use sterna::{Runtime, Shared};
 
+use crate::input;
 use crate::moved::Moved;
 use crate::stars::{self, Star};
 use crate::{forms, picture, places, report};
@@ -34,8 +34,7 @@ pub fn hubble() -> Result<RgbImage> {
 /// # Errors
 /// A file that cannot be read or decoded.
 pub fn from_file(path: &Path) -> Result<RgbImage> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    from_bytes(&bytes).with_context(|| format!("{} is no JPEG or PNG", path.display()))
+    from_bytes(&input::read(path)?).with_context(|| format!("{} is no JPEG or PNG", path.display()))
 }
 
 /// A picture from the contents of a file, JPEG or PNG.

@@ -11,6 +11,7 @@ use sterna::{Runtime, human};
 
 use crate::graph::Graph;
 use crate::moved::Moved;
+use crate::say;
 use crate::{devices, fractal, heat, hello, pagerank, picture, places, report, sky};
 
 const MIB: u64 = 1 << 20;
@@ -33,15 +34,13 @@ impl Tour {
     pub fn run(&self) -> Result<bool> {
         let start = Instant::now();
         let rt = Runtime::new()?;
-        println!(
-            "sterna: one allocation, a slice on the host and a buffer on the device; pages move to where they are used"
-        );
+        say!("sterna: one allocation, a slice on the host and a buffer on the device; pages move to where they are used");
         for device in rt.devices() {
-            println!("  device       {}", devices::describe(&device));
+            say!("  device       {}", devices::describe(&device));
         }
-        println!("  host faults  {}", devices::host_faults(&rt));
-        println!("  policy       {} (STERNA_POLICY chooses: {})", rt.stats().policy, sterna::policy::NAMES.join(", "));
-        println!("  pages        {}   (at first all are on the host)", places::LEGEND);
+        say!("  host faults  {}", devices::host_faults(&rt));
+        say!("  policy       {} (STERNA_POLICY chooses: {})", rt.stats().policy, sterna::policy::NAMES.join(", "));
+        say!("  pages        {}   (at first all are on the host)", places::LEGEND);
         drop(rt);
 
         let stops: [(&str, Stop); 5] = [
@@ -54,21 +53,21 @@ impl Tour {
         let failed = stops.into_iter().filter(|(title, stop)| !self.stop(title, *stop)).count();
         let took = report::time(start.elapsed());
         match failed {
-            0 => println!("\n✓ all right, in {took}"),
-            n => println!("\n✗ {n} of {} stops failed, in {took}", stops.len()),
+            0 => say!("\n✓ all right, in {took}"),
+            n => say!("\n✗ {n} of {} stops failed, in {took}", stops.len()),
         }
         Ok(failed == 0)
     }
 
     fn stop(&self, title: &str, stop: Stop) -> bool {
-        println!("\n{title}");
+        say!("\n{title}");
         let start = Instant::now();
         // A failed launch may also show as a panic, where the host looks at what it would have written.
         let ended = catch_unwind(AssertUnwindSafe(|| stop(self))).unwrap_or_else(|_| Err(anyhow!("it panicked")));
         let took = report::time(start.elapsed());
         match &ended {
-            Ok(what) => println!("  ✓ {what} ({took})"),
-            Err(e) => println!("  ✗ {e:#} ({took})"),
+            Ok(what) => say!("  ✓ {what} ({took})"),
+            Err(e) => say!("  ✗ {e:#} ({took})"),
         }
         ended.is_ok()
     }
@@ -76,9 +75,9 @@ impl Tour {
     fn hello(&self) -> Result<String> {
         let rt = devices::small(16 * MIB)?;
         let len = 1 << 19;
-        println!("  x and y of {} each, a device with {}", human(4 * len as u64), human(devices::budget(&rt)));
+        say!("  x and y of {} each, a device with {}", human(4 * len as u64), human(devices::budget(&rt)));
         for step in hello::run(&rt, len)? {
-            println!("  {:<10} x {}  y {}  moved: {}", step.what, step.places[0], step.places[1], step.moved);
+            say!("  {:<10} x {}  y {}  moved: {}", step.what, step.places[0], step.places[1], step.moved);
         }
         Ok(format!("{} elements are right", report::count(len)))
     }
@@ -87,7 +86,7 @@ impl Tour {
         let rt = devices::small(2 * MIB)?;
         let fractal = fractal::run(&rt, fractal::Frame::whole_set(640, 100))?;
         for line in fractal.sketch(40).iter().skip(1).step_by(2).take(6) {
-            println!("      {}", line.trim_end());
+            say!("      {}", line.trim_end());
         }
         self.explain(&rt, &fractal.moved, ["counts", "pixels"], &fractal.places);
         self.keep(&fractal.picture(), "fractal.png")?;
@@ -100,12 +99,12 @@ impl Tour {
         let ranking = pagerank::run(&rt, &graph)?;
         let top = ranking.top(&graph, 5);
         let list: Vec<String> = top.iter().map(|e| format!("{} ({})", e.name, report::count(e.edges))).collect();
-        println!(
+        say!(
             "  {} packages, {} rounds; the most leaned on, and how many name them:",
             report::count(graph.names.len()),
             ranking.rounds
         );
-        println!("      {}", list.join(", "));
+        say!("      {}", list.join(", "));
         self.explain(&rt, &ranking.moved, ["edges", "ranks"], &ranking.places);
         ranking.check()
     }
@@ -114,7 +113,7 @@ impl Tour {
         let rt = devices::small(8 * MIB)?;
         let sky = sky::run(&rt, &sky::hubble()?, 1.5)?;
         let brightest: Vec<String> = sky.stars.iter().take(3).map(|s| format!("{}, {}", s.x, s.y)).collect();
-        println!("  {} found; the brightest at {}", sky.stars.len(), brightest.join(" and "));
+        say!("  {} found; the brightest at {}", sky.stars.len(), brightest.join(" and "));
         self.explain(&rt, &sky.moved, ["red", "denoised"], &sky.places);
         self.keep(&sky.picture(), "hubble.png")?;
         sky.check()
@@ -124,23 +123,23 @@ impl Tour {
         let rt = devices::small(4 * MIB)?;
         let heat = heat::run(&rt, 6)?;
         let grid = human(4 * heat.now.len() as u64);
-        println!("  2 grids of {grid}; {:.2} bytes moved for each byte used", heat.amplification());
+        say!("  2 grids of {grid}; {:.2} bytes moved for each byte used", heat.amplification());
         self.explain(&rt, &heat.moved, ["read", "written"], &heat.places);
         self.keep(&picture::glow(heat.plate.width, &heat.now, 1024), "heat.png")?;
         heat.check()
     }
 
     fn explain(&self, rt: &Runtime, moved: &Moved, names: [&str; 2], bars: &[String; 2]) {
-        println!("  {} {}  {} {}  on a device with {}", names[0], bars[0], names[1], bars[1], human(devices::budget(rt)));
-        println!("  moved: {}", moved.bytes());
+        say!("  {} {}  {} {}  on a device with {}", names[0], bars[0], names[1], bars[1], human(devices::budget(rt)));
+        say!("  moved: {}", moved.bytes());
         if !moved.events().is_empty() {
-            println!("         {}", moved.events());
+            say!("         {}", moved.events());
         }
     }
 
     fn keep(&self, picture: &image::RgbImage, name: &str) -> Result<()> {
         if let Some(out) = &self.out {
-            println!("  wrote {}", picture::write(picture, out, name)?.display());
+            say!("  wrote {}", picture::write(picture, out, name)?.display());
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const HELLO: &str = env!("CARGO_BIN_EXE_01_hello");
 const OWN_KERNEL: &str = env!("CARGO_BIN_EXE_02_own_kernel");
@@ -49,6 +49,22 @@ fn bad(program: &str, args: &[&str]) -> String {
     );
     assert!(!text(&stdout).contains('✓'), "{}", text(&stdout));
     text(&stderr)
+}
+
+/// A reader that goes away after the first line ends a program without a word, as any other program.
+#[test]
+fn a_closed_pipe_is_the_quiet_end_of_a_program() {
+    for program in [HELLO, OWN_KERNEL, PAGERANK, HUBBLE, HEAT, TOUR] {
+        let out = folder("closed_pipe");
+        let mut c = command(program, &[]);
+        if program != HELLO && program != PAGERANK {
+            c.args(["--out", out.to_str().unwrap()]);
+        }
+        let mut child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert_eq!((status.code(), text(&stderr).contains("panicked")), (Some(141), false), "{program}: {}", text(&stderr));
+    }
 }
 
 #[test]

@@ -47,7 +47,6 @@ pub(crate) enum Count {
     Allocs,
 }
 
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "there is no device to inject into"))]
 impl Triggers {
     pub(crate) fn new() -> Self {
         Self {

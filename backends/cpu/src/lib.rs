@@ -21,7 +21,7 @@
 //! there is a crash in the child, and nothing that the parent does later is seen by it. A device that the parent has says
 //! [`Forked`](sterna_hal::DeviceError::Forked) there, and dropping it does nothing; the child may make devices of its own.
 //!
-//! Linux only. Elsewhere [`CpuDevice::new`] says so in an error.
+//! Linux only.
 
 mod config;
 pub use config::CpuConfig;
@@ -30,22 +30,12 @@ mod inject;
 pub use inject::Inject;
 
 /// The system calls that CPU devices make, for tests that have one fail.
-#[cfg(all(feature = "planted", target_os = "linux"))]
+#[cfg(feature = "planted")]
 #[doc(hidden)]
 pub use sterna_host::sys::CALLS;
 
-#[cfg(target_os = "linux")]
 mod device;
-#[cfg(target_os = "linux")]
 mod failing;
-#[cfg(target_os = "linux")]
 mod launch;
-#[cfg(target_os = "linux")]
 mod signals;
-#[cfg(target_os = "linux")]
 pub use device::CpuDevice;
-
-#[cfg(not(target_os = "linux"))]
-mod elsewhere;
-#[cfg(not(target_os = "linux"))]
-pub use elsewhere::CpuDevice;

@@ -11,25 +11,43 @@
 //! | [`files`] | files in memory, and descriptors |
 //! | [`limits`], [`room`], [`locked`] | what the system allows this process: what helps where it says no, memory that is left, memory that is locked |
 //!
-//! Linux only: elsewhere the crate is empty.
+//! Linux with 64-bit addresses only. Elsewhere this crate, on which every backend and the runtime depend, says so in one line.
 
-#![cfg(target_os = "linux")]
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!(
+    "sterna runs on Linux with 64-bit addresses (x86-64 and aarch64): its page-migration engine needs memfd, userfaultfd and \
+     madvise of that system; build for such a target, or leave the dependency out on others (`[target.'cfg(target_os = \"linux\")'.dependencies]`)"
+);
 
+#[cfg(target_os = "linux")]
 pub mod copy;
+#[cfg(target_os = "linux")]
 pub mod files;
 pub mod fork;
+#[cfg(target_os = "linux")]
 pub mod frames;
+#[cfg(target_os = "linux")]
 pub mod limits;
+#[cfg(target_os = "linux")]
 pub mod locked;
+#[cfg(target_os = "linux")]
 mod memory;
+#[cfg(target_os = "linux")]
 pub mod mmu;
+#[cfg(target_os = "linux")]
 pub mod regions;
+#[cfg(target_os = "linux")]
 pub mod room;
+#[cfg(target_os = "linux")]
 pub mod storage;
+#[cfg(target_os = "linux")]
 pub mod sys;
-#[cfg(feature = "testing")]
+#[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod testing;
+#[cfg(target_os = "linux")]
 pub mod timeline;
+#[cfg(target_os = "linux")]
 mod window;
 
+#[cfg(target_os = "linux")]
 pub use window::Entry;

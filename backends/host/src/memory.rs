@@ -126,7 +126,7 @@ impl DeviceMemory {
             std::hint::black_box(word.load(Ordering::Relaxed));
         }
         // If it fails, pages come one by one when they are touched.
-        self.base.advise(u64::from(chunk) * BLOCK, u64::from(count) * BLOCK, libc::MADV_COLLAPSE);
+        self.base.advise(u64::from(chunk) * BLOCK, u64::from(count) * BLOCK, sys::MADV_COLLAPSE);
     }
 
     /// Offset in the file of `bytes` bytes that begin `offset` bytes behind grain `first`.

@@ -14,6 +14,9 @@ use sterna_hal::DeviceError;
 
 use crate::{limits, locked};
 
+/// Turns small pages into huge ones (Linux 6.1). `libc` has it for glibc only.
+pub const MADV_COLLAPSE: libc::c_int = 25;
+
 /// The unit that the kernel maps in one piece where it can, and to which ranges are aligned.
 pub const BLOCK: u64 = 2 << 20;
 

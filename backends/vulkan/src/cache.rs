@@ -6,8 +6,9 @@
 //!
 //! **States:** as read, then grown when a pipeline is built; saved when the device goes.
 
-use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -93,14 +94,23 @@ fn name(id: &Identity) -> String {
     format!("vulkan-{:04x}-{:04x}-{:08x}-{uuid}", id.vendor, id.device, id.driver)
 }
 
+/// Whatever lies there, this neither waits nor reads more than a cache can have: it may be a pipe, or a link to a device.
 fn read(file: &Path, identity: &Identity) -> Result<Option<Vec<u8>>, String> {
-    let bytes = match std::fs::metadata(file) {
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(file);
+    let file = match open {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Ok(m) if m.len() > MOST => return Err(format!("it has {} bytes", m.len())),
-        Ok(_) => std::fs::read(file),
-        Err(e) => Err(e),
+        open => open.map_err(|e| e.to_string())?,
     };
-    let bytes = bytes.map_err(|e| e.to_string())?;
+    let meta = file.metadata().map_err(|e| e.to_string())?;
+    if !meta.is_file() {
+        return Err("it is no regular file".into());
+    }
+    let mut bytes = Vec::new();
+    // The length that the system names is not believed: it may grow, and files that are none on a disk have none.
+    file.take(MOST + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > MOST {
+        return Err(format!("it has more than {MOST} bytes"));
+    }
     unwrap(identity, &bytes).map(|data| Some(data.to_vec())).map_err(String::from)
 }
 
@@ -109,7 +119,7 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let new = file.with_extension(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let made = sterna_host::files::within_limits(|| std::fs::File::create_new(&new).and_then(|mut f| f.write_all(bytes)))
+    let made = sterna_host::files::within_limits(|| File::create_new(&new).and_then(|mut f| f.write_all(bytes)))
         .and_then(|()| std::fs::rename(&new, file));
     if made.is_err() {
         let _ = std::fs::remove_file(&new);
@@ -207,6 +217,26 @@ mod tests {
         // An honest head around another driver's data.
         let foreign = Identity { cache: [8; 16], ..ID };
         assert_eq!(unwrap(&foreign, &wrap(&foreign, &data())), Err("the driver's part is from another driver"));
+    }
+
+    #[test]
+    fn what_is_no_file_of_bounded_length_is_neither_waited_for_nor_read() {
+        let folder = std::env::temp_dir().join(format!("sterna-cache-hostile-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let at = |name: &str| folder.join(name);
+        let pipe = std::process::Command::new("mkfifo").arg(at("pipe")).status();
+        std::os::unix::fs::symlink("/dev/zero", at("zeros")).unwrap();
+        std::os::unix::fs::symlink("/dev/tty", at("terminal")).unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        File::create(at("long")).unwrap().set_len(MOST + 5).unwrap();
+        assert_eq!(read(&at("zeros"), &ID), Err("it is no regular file".into()));
+        assert!(read(&at("terminal"), &ID).is_err());
+        assert!(read(&at("folder"), &ID).is_err());
+        assert_eq!(read(&at("long"), &ID), Err(format!("it has more than {MOST} bytes")));
+        if pipe.is_ok_and(|status| status.success()) {
+            assert_eq!(read(&at("pipe"), &ID), Err("it is no regular file".into()));
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -123,9 +123,15 @@ pub fn devices() -> Result<Vec<Gpu>, VulkanError> {
 }
 
 /// The best device that is no software driver and lacks nothing, if there is one.
-#[must_use]
-pub fn best() -> Option<Gpu> {
-    devices().ok()?.into_iter().find(|g| g.kind != DeviceKind::Software && g.lacks.is_none())
+///
+/// # Errors
+/// An environment variable that cannot be read. Where there is no loader or no driver there is no device, and no error.
+pub fn best() -> Result<Option<Gpu>, VulkanError> {
+    match devices() {
+        Ok(all) => Ok(all.into_iter().find(|g| g.kind != DeviceKind::Software && g.lacks.is_none())),
+        Err(e @ VulkanError::Settings(_)) => Err(e),
+        Err(_) => Ok(None),
+    }
 }
 
 pub(crate) fn list(instance: &Arc<Instance>) -> Result<Vec<Gpu>, VulkanError> {

@@ -7,7 +7,7 @@
 //!
 //! **Validation.** With `STERNA_VULKAN_VALIDATION` set, the Khronos layer is loaded, and its first error message ends the process:
 //! the way to make every test a test of correct use. The value is `1`; behind it, separated by commas, may stand the identifiers
-//! of messages that are known to be false on the driver at hand. **Lock:** `SHARED`, around making the instance.
+//! of messages that are known to be false on the driver at hand. `0` and `off` switch it off. **Lock:** `SHARED`, around making the instance.
 
 use std::ffi::{CStr, c_void};
 use std::io::Write;
@@ -68,13 +68,18 @@ impl Instance {
     }
 
     fn make() -> Result<Arc<Self>, VulkanError> {
-        let validation = std::env::var("STERNA_VULKAN_VALIDATION").unwrap_or_default();
-        let validate = !validation.is_empty() && validation != "0";
-        KNOWN.get_or_init(|| validation.split(',').map(|id| id.trim().to_owned()).collect());
+        let known = std::env::var_os("STERNA_VULKAN_VALIDATION").map_or(Ok(None), |v| validation(&v.to_string_lossy()))?;
+        let validate = known.is_some();
+        KNOWN.get_or_init(|| known.unwrap_or_default());
         Ok(Arc::new(Self::new(validate)?))
     }
 
     fn new(validate: bool) -> Result<Self, VulkanError> {
+        // The C library of such a program cannot take the driver's own along with it, and dies in the attempt.
+        if cfg!(all(target_env = "gnu", target_feature = "crt-static")) {
+            let why = "this program is linked statically with glibc, which cannot load drivers; link it dynamically";
+            return Err(VulkanError::NoLoader(why.into()));
+        }
         // SAFETY: loads the system's Vulkan library, whose initialisation is trusted.
         let entry = unsafe { ash::Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
         // SAFETY: the loader is there.
@@ -107,6 +112,18 @@ impl Instance {
             this.messenger = Some((utils, made.map_err(opening("vkCreateDebugUtilsMessengerEXT"))?));
         }
         Ok(this)
+    }
+}
+
+/// What `STERNA_VULKAN_VALIDATION` says: whether to validate, and which messages end nothing.
+fn validation(value: &str) -> Result<Option<Vec<String>>, VulkanError> {
+    let mut parts = value.split(',').map(str::trim);
+    match (parts.next().unwrap_or_default(), value.contains(',')) {
+        ("" | "0" | "off", false) => Ok(None),
+        ("1", _) => Ok(Some(parts.map(String::from).collect())),
+        _ => Err(VulkanError::Settings(format!(
+            "STERNA_VULKAN_VALIDATION is `{value}`; it is `1`, or `1,` and identifiers of messages, or `0` or `off`"
+        ))),
     }
 }
 
@@ -157,6 +174,23 @@ impl Drop for Instance {
                 utils.destroy_debug_utils_messenger(messenger, None);
             }
             self.raw.destroy_instance(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn validation_is_on_off_or_refused() {
+        for off in ["", "0", "off", " off "] {
+            assert!(matches!(validation(off), Ok(None)), "{off}");
+        }
+        assert_eq!(validation("1").unwrap(), Some(vec![]));
+        assert_eq!(validation("1, VUID-a,VUID-b").unwrap(), Some(vec!["VUID-a".to_owned(), "VUID-b".to_owned()]));
+        for wrong in ["on", "yes", "2", "VUID-a", "0,VUID-a", "off,1"] {
+            assert!(validation(wrong).is_err_and(|e| e.to_string().contains(wrong)), "{wrong}");
         }
     }
 }

@@ -30,8 +30,6 @@
 //!
 //! Linux only: elsewhere the crate is empty.
 
-#![cfg(target_os = "linux")]
-
 mod bind;
 mod cache;
 mod chunks;

@@ -57,7 +57,7 @@ impl Udmabuf {
                     size: bytes.end - bytes.start,
                 };
                 // SAFETY: the request reads the structure given; a new descriptor comes back.
-                match unsafe { libc::ioctl(device.as_raw_fd(), CREATE, &create) } {
+                match unsafe { libc::ioctl(device.as_raw_fd(), CREATE as _, &create) } {
                     // SAFETY: it is nobody else's.
                     fd @ 0.. => high(unsafe { OwnedFd::from_raw_fd(fd) }),
                     _ => Err(DeviceError::os("ioctl(UDMABUF_CREATE)", &std::io::Error::last_os_error())),

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use sterna::Runtime;
 use sterna::kernels::saxpy;
+use sterna_samples::say;
 
 fn main() -> anyhow::Result<()> {
     let start = Instant::now();
@@ -18,10 +19,10 @@ fn main() -> anyhow::Result<()> {
     let mut y = rt.shared::<f32>(x.len())?; // zero-filled, costs nothing until touched
     y[0] = 1.0; // ordinary host code
     rt.launch(&saxpy(2.0), (&x, &mut y))?; // returns at once; pages move to the device as needed
-    println!("y[7] = {}", y[7]); // waits for the kernel; that page comes home, only that one
+    say!("y[7] = {}", y[7]); // waits for the kernel; that page comes home, only that one
 
     let right = |(i, y): (usize, &f32)| *y == 2.0 * samples[i] + if i == 0 { 1.0 } else { 0.0 };
     anyhow::ensure!(y.iter().enumerate().all(right), "y is not 2·x + y");
-    println!("✓ {} elements are right ({:.1?})", y.len(), start.elapsed());
+    say!("✓ {} elements are right ({:.1?})", y.len(), start.elapsed());
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use sterna_samples::say;
 use sterna_samples::{devices, fractal, picture, report};
 
 /// Draws the Mandelbrot set with kernels of one's own, and checks every pixel.
@@ -34,12 +35,12 @@ fn main() -> anyhow::Result<()> {
     let fractal = fractal::run(&rt, fractal::Frame::whole_set(options.width as usize, options.limit))?;
     let took = computing.elapsed();
     for line in fractal.sketch(64) {
-        println!("{}", line.trim_end());
+        say!("{}", line.trim_end());
     }
-    println!("moved: {}", fractal.moved);
-    println!("computed in {}", report::time(took));
+    say!("moved: {}", fractal.moved);
+    say!("computed in {}", report::time(took));
     let what = fractal.check()?;
-    println!("wrote {}", picture::write(&fractal.picture(), &options.out, "fractal.png")?.display());
+    say!("wrote {}", picture::write(&fractal.picture(), &options.out, "fractal.png")?.display());
     report::checked(&what, start);
     Ok(())
 }

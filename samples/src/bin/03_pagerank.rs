@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use sterna_samples::graph::Graph;
+use sterna_samples::say;
 use sterna_samples::{devices, pagerank, report};
 
 /// Ranks Debian packages, or the nodes of any graph, by PageRank, and checks the ranks.
@@ -31,13 +32,13 @@ fn main() -> anyhow::Result<()> {
     let ranking = pagerank::run(&rt, &graph)?;
     let took = computing.elapsed();
 
-    println!("{} nodes, {} edges", report::count(graph.names.len()), report::count(graph.edges.len()));
-    println!("{:>10}  {:>14}  name", "rank", "edges to it");
+    say!("{} nodes, {} edges", report::count(graph.names.len()), report::count(graph.edges.len()));
+    say!("{:>10}  {:>14}  name", "rank", "edges to it");
     for e in ranking.top(&graph, 10) {
-        println!("{:>10.6}  {:>14}  {}", e.rank, report::count(e.edges), e.name);
+        say!("{:>10.6}  {:>14}  {}", e.rank, report::count(e.edges), e.name);
     }
-    println!("{} rounds in {}", ranking.rounds, report::time(took));
-    println!("moved: {}", ranking.moved);
+    say!("{} rounds in {}", ranking.rounds, report::time(took));
+    say!("moved: {}", ranking.moved);
     report::checked(&ranking.check()?, start);
     Ok(())
 }

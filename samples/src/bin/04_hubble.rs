@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use sterna_samples::say;
 use sterna_samples::{devices, picture, report, sky};
 
 /// Finds the stars and galaxies of a picture, circles them, and checks each.
@@ -37,14 +38,14 @@ fn main() -> anyhow::Result<()> {
     let rt = devices::open(options.memory)?;
     let computing = Instant::now();
     let sky = sky::run(&rt, &picture, options.sigma)?;
-    println!("{} stars and galaxies in {}; the brightest:", sky.stars.len(), report::time(computing.elapsed()));
-    println!("{:>6} {:>6} {:>9} {:>7} {:>7}", "column", "row", "light", "peak", "radius");
+    say!("{} stars and galaxies in {}; the brightest:", sky.stars.len(), report::time(computing.elapsed()));
+    say!("{:>6} {:>6} {:>9} {:>7} {:>7}", "column", "row", "light", "peak", "radius");
     for s in sky.stars.iter().take(8) {
-        println!("{:>6} {:>6} {:>9.1} {:>7.3} {:>7}", s.x, s.y, s.flux, s.peak, s.radius);
+        say!("{:>6} {:>6} {:>9.1} {:>7.3} {:>7}", s.x, s.y, s.flux, s.peak, s.radius);
     }
-    println!("moved: {}", sky.moved);
+    say!("moved: {}", sky.moved);
     let what = sky.check()?;
-    println!("wrote {}", picture::write(&sky.picture(), &options.out, "hubble.png")?.display());
+    say!("wrote {}", picture::write(&sky.picture(), &options.out, "hubble.png")?.display());
     report::checked(&what, start);
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use sterna::human;
+use sterna_samples::say;
 use sterna_samples::{devices, heat, picture, report};
 
 /// Lets heat flow on a plate that is larger than the device's memory, and checks the temperatures.
@@ -34,19 +35,19 @@ fn main() -> anyhow::Result<()> {
     let took = computing.elapsed();
 
     let grid = human(4 * heat.now.len() as u64);
-    println!(
+    say!(
         "2 grids of {} × {} ({grid} each) on a device with {}",
         heat.plate.width,
         heat.plate.height,
         human(devices::budget(&rt))
     );
-    println!("{} steps in {}, filling included", options.steps, report::time(took));
-    println!("moved: {}", heat.moved);
-    println!("{} moved / {} used: {:.2} for each", human(heat.moved.total()), human(heat.used), heat.amplification());
-    println!("read  {}\nwrote {}  ({})", heat.places[0], heat.places[1], sterna_samples::places::LEGEND);
+    say!("{} steps in {}, filling included", options.steps, report::time(took));
+    say!("moved: {}", heat.moved);
+    say!("{} moved / {} used: {:.2} for each", human(heat.moved.total()), human(heat.used), heat.amplification());
+    say!("read  {}\nwrote {}  ({})", heat.places[0], heat.places[1], sterna_samples::places::LEGEND);
     let what = heat.check()?;
     let picture = picture::glow(heat.plate.width, &heat.now, 1024);
-    println!("wrote {}", picture::write(&picture, &options.out, "heat.png")?.display());
+    say!("wrote {}", picture::write(&picture, &options.out, "heat.png")?.display());
     report::checked(&what, start);
     Ok(())
 }

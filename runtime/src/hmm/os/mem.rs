@@ -7,12 +7,11 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 
 use sterna_hal::DeviceError;
+use sterna_host::sys::MADV_COLLAPSE;
 use sterna_host::{files, limits, locked};
 
 use super::{again, errno, in_the_end, once, set_errno};
 use crate::Error;
-
-const MADV_COLLAPSE: libc::c_int = 25;
 
 /// What mapping gives. Signal-safe.
 fn mapped(mut map: impl FnMut() -> Result<*mut libc::c_void, i32>) -> Result<*mut libc::c_void, i32> {
