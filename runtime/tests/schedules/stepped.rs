@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::kernel::{Code, KernelId, Mapping, RawArg};
@@ -167,8 +167,12 @@ unsafe impl Device for Stepped {
         if point.queue != 0 {
             return self.inner.wait(point, timeout);
         }
+        let end = Instant::now().checked_add(timeout);
         // Outside a schedule whoever waits runs the kernels.
         while !self.reached(point) {
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(false);
+            }
             if !self.step() {
                 std::thread::yield_now();
             }
