@@ -137,7 +137,8 @@ impl Worker {
                 self.carry_out(&mut free, task);
             } else {
                 let most = if self.aside.is_empty() { None } else { Some(self.aside.pause()) };
-                self.queue.sleep(&mut state, self.lane, most);
+                // Each launch of a flood would wake it for nothing.
+                self.queue.sleep(&mut state, self.lane, most, crowded);
             }
         }
     }

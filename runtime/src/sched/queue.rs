@@ -203,11 +203,12 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Sleeps until there may be something to do for `lane`, or for anybody; a while at most, if that is given.
-    pub(super) fn sleep(&self, state: &mut MutexGuard<'_, State>, lane: Option<usize>, most: Option<Duration>) {
+    /// Sleeps until there may be something to do for `lane`, or for anybody; a while at most, if that is given. With `deaf` only that
+    /// while ends it.
+    pub(super) fn sleep(&self, state: &mut MutexGuard<'_, State>, lane: Option<usize>, most: Option<Duration>, deaf: bool) {
         let work = lane.map_or(&self.changed, |l| &self.work[l]);
         if let Some(lane) = lane {
-            state.lanes[lane].asleep = true;
+            state.lanes[lane].asleep = !deaf;
         }
         match most {
             Some(most) => schedule::wait_for(work, state, most),
