@@ -73,7 +73,10 @@ impl Reserved {
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
         let mut since = Instant::now();
-        while grains > 0 {
+        loop {
+            if grains == 0 {
+                break;
+            }
             let left = mirror.left();
             // A fault that has found no room goes first.
             if want.cause == Cause::DeviceFault || !mirror.arrivals.starves() {
