@@ -91,11 +91,12 @@ fn run(shared: &Shared) {
                 }
                 if state.expected > 0 {
                     shared.changed.wait(&mut state);
-                } else if state.closed || shared.changed.wait_for(&mut state, LINGER).timed_out() {
-                    if state.expected == 0 && state.due.is_empty() {
-                        state.thread = false;
-                        return;
-                    }
+                } else if (state.closed || shared.changed.wait_for(&mut state, LINGER).timed_out())
+                    && state.expected == 0
+                    && state.due.is_empty()
+                {
+                    state.thread = false;
+                    return;
                 }
             }
         };
