@@ -160,8 +160,10 @@ impl Standard {
     #[must_use]
     pub fn hold() -> Self {
         let mut held = Vec::new();
-        // SAFETY: no memory but a C string is involved. Each open gives the lowest free number.
+        // Each open gives the lowest free number.
+        // SAFETY: no memory is involved.
         while (0..FIRST).any(|n| unsafe { libc::fcntl(n, libc::F_GETFD) } < 0) && held.len() < FIRST as usize {
+            // SAFETY: the path is a C string.
             let fd = unsafe { libc::open(c"/".as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
             if fd < 0 {
                 break;
