@@ -104,10 +104,13 @@ const REFUSED: &[(&str, Call)] = &[
     ("pin", |w| w.space().pin(&w.pages(), PinKind::Long, true).map(drop)),
     ("pin of its own", |w| w.space().pin(&w.own.pages(), PinKind::Long, true).map(drop)),
     ("short pin of its own", |w| w.space().pin(&w.own.pages(), PinKind::Short, false).map(drop)),
-    // SAFETY: these are refused.
+    // SAFETY: it is refused.
     ("protect", |w| unsafe { w.space().protect(&w.own.pages(), Prot::Read) }),
+    // SAFETY: it is refused.
     ("unmap", |w| unsafe { w.space().unmap(&w.own.pages()) }),
+    // SAFETY: it is refused.
     ("Space::discard", |w| unsafe { w.space().discard(&w.own.pages()) }),
+    // SAFETY: it is refused.
     ("remap", |w| unsafe { w.space().remap(&Pages(0..16), &Pages(16..32), false) }),
     ("map", |w| w.space().map(&w.pages())),
     ("imported", |w| Segment::imported(w.space(), &[1, 2, 3]).map(drop)),

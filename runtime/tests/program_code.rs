@@ -25,7 +25,7 @@ impl Drop for Bomb {
 fn payloads_whose_drop_panics_end_their_launch_and_nothing_else() {
     let _limit = limit();
     fn body(g: Group, (): (), y: &mut [u32]) {
-        if g.index() % 2 == 0 {
+        if g.index().is_multiple_of(2) {
             std::panic::resume_unwind(Box::new(Bomb));
         }
         y[0] = 1;
