@@ -156,6 +156,9 @@ impl Arrivals {
         if a.thread != thread {
             *a = Asker { thread, ..Asker::nobody() };
         }
+        if a.launch != launch {
+            a.vain = Vain::default(); // another launch asks for its own
+        }
         (a.launch, a.at) = (launch, now);
         // To the front, in place of itself or of the one that was asked for longest ago.
         let i = a.last.iter().position(|g| *g == Some(grain)).unwrap_or(AT_ONCE - 1);
