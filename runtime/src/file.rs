@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytemuck::Pod;
@@ -36,7 +37,7 @@ impl Runtime {
     pub fn read_file<T: Pod + Send + Sync>(&self, path: impl AsRef<Path>) -> Result<Shared<T>, Error> {
         entry::check()?;
         let name = path.as_ref().display().to_string();
-        let mut file = File::open(&path).map_err(|e| Error::file(&name, e))?;
+        let mut file = open(&path, &name, false)?;
         let mut x = self.shared(elements::<T>(&file, &name)?)?;
         let mut read = Ok(());
         x.0.replace(0..x.len(), |to: &mut [T]| {
@@ -60,7 +61,7 @@ impl Runtime {
     /// written reaches the file when [`flush`](Shared::flush) is called, and not otherwise: dropping it writes nothing. With
     /// host-fault mechanism `none`, where nothing notices a first touch, the file is read now.
     ///
-    /// The file itself is mapped nowhere: its pages are read into shared memory, which moves as all shared memory does. A page that
+    /// The elements are not the file's own pages: those are read into shared memory, which moves as all shared memory does. A page that
     /// cannot be read when a launch or [`try_read`](Shared::try_read), [`host`](Shared::host) or [`flush`](Shared::flush) needs
     /// it is an error; a plain load that meets it cannot return: one line, then the process ends, as with a mapped file.
     ///
@@ -87,13 +88,7 @@ impl Runtime {
     pub unsafe fn map_file<T: Pod + Send + Sync>(&self, path: impl AsRef<Path>) -> Result<Shared<T>, Error> {
         entry::check()?;
         let name = path.as_ref().display().to_string();
-        let opened = match File::options().read(true).write(true).open(&path) {
-            Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-                File::open(&path)
-            }
-            opened => opened,
-        };
-        let file = opened.map_err(|e| Error::file(&name, e))?;
+        let file = open(&path, &name, true)?;
         // It stays open: under a number that the program does not take for a standard one.
         let file = File::from(high(file.into()).map_err(Error::System)?);
         let len = elements::<T>(&file, &name)?;
@@ -122,6 +117,24 @@ impl<T: Pod + Send + Sync> Shared<T> {
         core.settle(false)?;
         source::write_back(&mut Free::at_entry(), &core.seg, &core.bytes)
     }
+}
+
+/// Opens a regular file to read it, and to write it too where that is allowed with `write`. Others are refused, and not waited for: a
+/// pipe's other end may never come.
+fn open(path: &impl AsRef<Path>, name: &str, write: bool) -> Result<File, Error> {
+    let how = |write| File::options().read(true).write(write).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    let opened = match how(write) {
+        Err(e) if write && matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
+            how(false)
+        }
+        opened => opened,
+    };
+    let file = opened.map_err(|e| Error::file(name, e))?;
+    if file.metadata().map_err(|e| Error::file(name, e))?.is_file() {
+        return Ok(file);
+    }
+    let what = "not a regular file: read it into memory, and give that to an allocation";
+    Err(Error::file(name, io::Error::new(io::ErrorKind::InvalidInput, what)))
 }
 
 /// Elements of a file.

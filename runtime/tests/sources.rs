@@ -411,6 +411,113 @@ fn files_that_make_no_sense_are_refused() {
     assert!(matches!(x.flush(), Err(Error::Invalid { .. })));
 }
 
+/// A file of bytes that `fill` gives, in a folder.
+fn file_in(folder: &std::path::Path, name: &str, bytes: usize) -> (std::path::PathBuf, std::fs::File) {
+    let path = folder.join(format!("sterna-{name}-{}", std::process::id()));
+    std::fs::write(&path, (0..bytes).map(|i| (i % 251) as u8 + 1).collect::<Vec<_>>()).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    (path, file)
+}
+
+/// Fails if what lies behind a file's end is looked for in the file, or written to it.
+#[test]
+fn behind_a_files_end_there_are_zeros() {
+    let _limit = limit();
+    let space = sterna::hmm::Space::process(None).unwrap();
+    for shared in [true, false] {
+        for offset in [0_u64, 1, 4095, 4096, 4097, 8192, 100_000, 1 << 40] {
+            let (_, file) = file_in(&std::env::temp_dir(), "end", 6000);
+            let other = file.try_clone().unwrap();
+            let seg = sterna::hmm::Segment::of_file(space, file, offset, 3 << 20, shared).unwrap();
+            // SAFETY: the segment's own bytes, which nobody writes.
+            let x = unsafe { std::slice::from_raw_parts(seg.as_host_ptr(), 3 << 20) };
+            for i in [0, 1, 1904, 4095, 4096, 5999, 6000, 100_000, (3 << 20) - 1] {
+                let at = offset as usize + i;
+                let right = if at < 6000 { (at % 251) as u8 + 1 } else { 0 };
+                assert_eq!(x[i], right, "byte {i} from {offset} on");
+            }
+            seg.flush().unwrap();
+            assert_eq!(other.metadata().unwrap().len(), 6000, "loads make no file longer");
+        }
+    }
+}
+
+/// Fails if something that cannot be read by position is found out at the first touch, which cannot fail, or waited for.
+#[test]
+fn what_is_no_file_is_refused_when_it_is_named() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let _limit = limit();
+    let rt = runtime(small(16 * MIB));
+    let space = sterna::hmm::Space::process(None).unwrap();
+    let of = |file| sterna::hmm::Segment::of_file(space, file, 0, 8192, true);
+    let pipe = std::env::temp_dir().join(format!("sterna-pipe-{}", std::process::id()));
+    let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+    // SAFETY: a C string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    for path in [pipe.as_path(), std::path::Path::new("/dev/zero"), std::path::Path::new("/"), &std::env::temp_dir()] {
+        assert!(matches!(rt.read_file::<u8>(path), Err(Error::File { .. })), "{path:?}");
+        // SAFETY: nothing is mapped.
+        assert!(matches!(unsafe { rt.map_file::<u8>(path) }, Err(Error::File { .. })), "{path:?}");
+        let file = std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        assert!(matches!(of(file), Err(Error::File { .. })), "{path:?}");
+    }
+    std::fs::remove_file(&pipe).unwrap();
+    // A file of the kernel's that says a length which it does not have.
+    let made_up = std::path::Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
+    if let Ok(file) = std::fs::File::open(made_up) {
+        assert!(matches!(of(file), Err(Error::File { .. })));
+    }
+    let path = std::env::temp_dir().join(format!("sterna-modes-{}", std::process::id()));
+    std::fs::write(&path, [7; 8192]).unwrap();
+    let open = |o: &mut std::fs::OpenOptions| o.open(&path).unwrap();
+    assert!(matches!(of(open(std::fs::File::options().write(true))), Err(Error::File { .. })));
+    assert!(matches!(of(open(std::fs::File::options().read(true).append(true))), Err(Error::File { .. })));
+    let read_only = of(std::fs::File::open(&path).unwrap()).unwrap();
+    // SAFETY: the segment's own byte, which nobody else uses.
+    assert_eq!(unsafe { read_only.as_host_ptr().add(5000).read() }, 7);
+    assert!(matches!(read_only.flush(), Err(Error::File { .. })));
+    let file = std::fs::File::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let far = sterna::hmm::Segment::of_file(space, file, u64::MAX - 10, 4096, true);
+    assert!(matches!(far, Err(Error::Invalid { .. })));
+}
+
+/// Fails if a page of a sparse file is taken for a hole, or holes take storage.
+#[test]
+fn sparse_files_are_read_right_and_stay_sparse() {
+    use std::os::unix::fs::FileExt;
+    let _limit = limit();
+    let rt = runtime(small(64 * MIB));
+    for folder in [std::env::temp_dir(), "/dev/shm".into(), "/var/tmp".into()] {
+        let path = folder.join(format!("sterna-sparse-{}", std::process::id()));
+        let Ok(file) = std::fs::File::create(&path) else { continue };
+        file.set_len(32 << 20).unwrap();
+        let places = [0_u64, 70_000, (2 << 20) - 4096, 9 << 20, (32 << 20) - 4096];
+        places.iter().for_each(|at| file.write_all_at(&[9; 4096], at / 4096 * 4096).unwrap());
+        // SAFETY: nobody else writes the file.
+        let mut x = unsafe { rt.map_file::<u8>(&path) }.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let kernel = sterna::kernels::fill(1_u8);
+        let (mut first, _) = x.split_at_mut(1 << 20).unwrap();
+        rt.launch(&kernel, (&mut first,)).unwrap().wait().unwrap();
+        for (i, v) in x.iter().enumerate().step_by(1024) {
+            let data = places.iter().any(|at| i as u64 / 4096 == at / 4096);
+            assert_eq!(
+                *v,
+                if i < 1 << 20 {
+                    1
+                } else if data {
+                    9
+                } else {
+                    0
+                },
+                "byte {i} in {folder:?}"
+            );
+        }
+    }
+}
+
 /// A page that cannot be read: an error where there can be one.
 #[test]
 fn a_file_that_became_shorter_is_an_error() {

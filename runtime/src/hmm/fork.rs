@@ -131,7 +131,7 @@ fn make(kept: &Kept) -> Option<Made> {
         for piece in found {
             let (run, from) = (piece.pages, piece.offset);
             let to = copy + (id.first_page().0 + run.start as u64 - pages.0.start) as usize * super::PAGE as usize;
-            for data in os::extents(piece.fd, from..from + run.len() as u64 * super::PAGE) {
+            for data in os::extents(piece.fd, from..from + run.len() as u64 * super::PAGE, super::GRANULE) {
                 let skip = (data.start - from) as usize;
                 // SAFETY: private memory made just now, as long as the pages.
                 if unsafe { os::read_at(piece.fd, std::ptr::without_provenance_mut(to + skip), data) }.is_err() {

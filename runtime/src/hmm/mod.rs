@@ -43,6 +43,7 @@ pub(crate) mod addr;
 pub(crate) mod arena;
 pub(crate) mod arrivals;
 pub(crate) mod attached;
+pub(crate) mod backing;
 pub(crate) mod block;
 pub(crate) mod claim;
 pub(crate) mod device_fault;

@@ -17,12 +17,13 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
+use super::backing::Backing;
 use super::block::{Block, Grow};
 use super::gate::Gate;
 use super::lock::Free;
@@ -44,6 +45,14 @@ pub(crate) struct SegRec {
     pub(crate) gate: Gate,
     /// Blocks of the segment.
     pub(crate) blocks: AtomicU32,
+    /// The file behind it, for faults that read it (see `host/read`); null: none.
+    pub(crate) backing: AtomicPtr<Backing>,
+    /// Byte of the window that it begins with, where there is a file.
+    pub(crate) start: AtomicU64,
+    /// Pages that have not been fetched from where its bytes come from.
+    pub(crate) unread: AtomicU64,
+    /// Faults that are reading the file.
+    pub(crate) reading: AtomicU32,
     /// Bit `d`: device `d` has, or had, addresses for it or launches that use it. The views of others are all zero.
     known: AtomicU64,
     pub(crate) view: Views,
@@ -54,6 +63,8 @@ impl SegRec {
     pub(crate) fn reset(&self) {
         self.gate.reset();
         self.blocks.store(0, Ordering::Relaxed);
+        self.backing.store(ptr::null_mut(), Ordering::Relaxed);
+        self.unread.store(0, Ordering::Relaxed);
         for v in self.devices().map(|d| &self.view[d]) {
             for word in [&v.ready_read, &v.ready_write, &v.active, &v.stale, &v.hold, &v.seated] {
                 word.store(0, Ordering::Relaxed);

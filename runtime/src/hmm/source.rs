@@ -16,20 +16,23 @@
 //! [`prepare`] before they begin. With mechanism `none`, where no touch is noticed, segments are filled when they are made.
 //!
 //! **Who may change them.** `unread`: whoever has the page busy. `lent`: set with the page busy; cleared under the block's lock when
-//! every copy that was made before has its page. **Bytes** are fetched by `pread`, from a file or from the arena's own, straight
-//! into the storage.
+//! every copy that was made before has its page. **Bytes** come straight into the storage: a file's as [`Backing`] says, a copy's by
+//! `pread` from the arena's own.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sterna_hal::Access;
 
-use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
+use super::addr::{BlockId, GRANULE, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
+use super::backing::Backing;
+use super::block::Block;
 use super::host::coherent::{places, resident};
 use super::lock::Free;
 use super::migrate::{self, Home, release, wait_blocked};
@@ -50,14 +53,8 @@ const LONGEST_CHAIN: usize = 16;
 /// Where a segment's bytes come from.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// A file, from `offset` on; zeros behind its end, which was `bytes` further on when the segment was made.
-    File {
-        file: File,
-        /// Its name, for messages.
-        name: String,
-        offset: u64,
-        bytes: u64,
-    },
+    /// A file.
+    File(Backing),
     /// Another segment's pages, from this one on.
     Segment { of: Arc<Segment>, first: Page },
 }
@@ -70,10 +67,12 @@ fn segment_with(space: &'static Space, bytes: u64, kind: Kind, source: Source) -
     let seg = Segment::unpublished(space, bytes, kind)?;
     let mut free = Free::at_entry();
     let pages = seg.pages_of(&(0..bytes));
-    seg.set_source(source, pages.len());
+    // What lies behind a file's end is memory as any other.
+    let unread = seg.pages_of(&(0..if let Source::File(b) = &source { b.bytes() } else { bytes }));
+    seg.set_source(source, unread.len());
     for (id, mask) in pages.blocks() {
         let mut body = seg.claim(id).lock(&mut free);
-        body.unread = mask;
+        body.unread = unread.part_of(id);
         if space.host.faults() {
             body.revoked = mask;
             body.hole = mask;
@@ -96,8 +95,7 @@ pub(crate) fn segment_of_file(
     bytes: u64,
     shared: bool,
 ) -> Result<Arc<Segment>, Error> {
-    let there = file.metadata().map_err(|e| Error::file(&name, e))?.len().saturating_sub(offset);
-    let source = Source::File { file, name, offset, bytes: there.min(bytes) };
+    let source = Source::File(Backing::new((file, name), offset, bytes, shared)?);
     let seg = segment_with(space, bytes, Kind::File { shared }, source)?;
     space.publish(&seg);
     Ok(seg)
@@ -105,11 +103,15 @@ pub(crate) fn segment_of_file(
 
 impl Segment {
     /// A segment of `bytes` bytes that are those of `file` from `offset` on, read at their first touch; zeros behind its end. With
-    /// `shared` they are written back by [`flush`](Self::flush), and do not migrate for good; without, stores stay in memory. The
-    /// file itself is mapped nowhere.
+    /// `shared` they are written back by [`flush`](Self::flush), and do not migrate for good; without, stores stay in memory, as
+    /// those behind the file's end do. The program's pointers lead to shared memory, never into the file. A page that cannot be read
+    /// later, since the file has become shorter or its medium fails, ends the process at a plain load, as with
+    /// [`map_file`](crate::Runtime::map_file).
     ///
     /// # Errors
-    /// As [`Segment::new`]; the system refuses what watching its pages needs, or to read the file, with mechanism `none`.
+    /// As [`Segment::new`]; [`File`](Error::File) for what is no regular file, is not open for reading, is open for appending (with
+    /// `shared`), or does not have the bytes that it says; [`Invalid`](Error::Invalid) for an offset that no file has; the system
+    /// refuses what watching its pages needs, or to read the file, with mechanism `none`.
     pub fn of_file(space: &'static Space, file: File, offset: u64, bytes: u64, shared: bool) -> Result<Arc<Self>, Error> {
         super::entry::check()?;
         Ok(segment_of_file(space, (file, "of a segment".into()), offset, bytes, shared)?.bared())
@@ -207,28 +209,22 @@ fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(),
     let block = space.block(s.block);
     let first = s.block.first_page().0;
     let mut filled = Mask::EMPTY;
-    if let Source::File { file, name, offset, bytes } = source {
-        let last = s.mask.runs().last().map_or(0, |r| (first + r.end as u64) * PAGE - seg.offset());
-        let there = file.metadata().map_err(|e| Error::file(name, e))?.len();
-        if there < offset + last.min(*bytes) {
-            // What lies behind its end would look like a hole.
-            return Err(Error::file(name, io::ErrorKind::UnexpectedEof.into()));
-        }
+    if let Source::File(backing) = source {
+        filled = read_file(space, (s.block, block), backing, seg.offset(), s.mask).map_err(|e| backing.error(e))?;
     }
-    for (r, to) in block.pieces(s.block, s.mask) {
-        for (fd, from, pages) in origin(free, seg, source, first + r.start as u64..first + r.end as u64) {
-            let start = (pages.start - first) as usize;
-            let to = space.view_at(to + (start - r.start) as u64 * PAGE);
-            for data in os::extents(fd, from.clone()) {
-                let skip = (data.start - from.start) as usize;
-                // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
-                let read = unsafe { os::read_at(fd, to.as_ptr().add(skip), data.clone()) };
-                read.map_err(|e| match source {
-                    Source::File { name, .. } => Error::file(name, e),
-                    Source::Segment { .. } => Error::driver("pread", &e),
-                })?;
-                let (a, b) = (data.start - from.start, data.end - from.start);
-                filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
+    if let Source::Segment { first: theirs, .. } = source {
+        for (r, to) in block.pieces(s.block, s.mask) {
+            for (fd, from, pages) in origin(free, seg, *theirs, first + r.start as u64..first + r.end as u64) {
+                let start = (pages.start - first) as usize;
+                let to = space.view_at(to + (start - r.start) as u64 * PAGE);
+                for data in os::extents(fd, from.clone(), GRANULE) {
+                    let skip = (data.start - from.start) as usize;
+                    // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
+                    unsafe { os::read_at(fd, to.as_ptr().add(skip), data.clone()) }
+                        .map_err(|e| Error::driver("pread", &e))?;
+                    let (a, b) = (data.start - from.start, data.end - from.start);
+                    filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
+                }
             }
         }
     }
@@ -239,31 +235,43 @@ fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(),
     Ok(())
 }
 
-/// Where pages of `seg` are read from: descriptor, bytes of that file, and which of the pages they are.
-fn origin(free: &mut Free, seg: &Segment, source: &Source, pages: Range<u64>) -> Vec<(RawFd, Range<u64>, Range<u64>)> {
-    match source {
-        Source::File { file, offset, bytes, .. } => {
-            let at = |page: u64| offset + (page * PAGE - seg.offset()).min(*bytes);
-            vec![(file.as_raw_fd(), at(pages.start)..at(pages.end), pages)]
-        }
-        Source::Segment { first, .. } => {
-            let (space, here) = (seg.space(), seg.pages().0.start);
-            let mut parts = Vec::new();
-            for (id, mask) in shifted(&Pages(pages), here, first.0).blocks() {
-                let block = space.block(id);
-                let body = block.lock(free);
-                let away = body.gone & !body.lost & !resident(space, &body);
-                debug_assert!(!away.meets(mask), "fetched where the bytes are not");
-                // Nobody writes or moves them: they are lent, or kept by a guard or a pin.
-                for piece in places(space, (id, block), &body, mask) {
-                    let theirs = id.first_page().0 + piece.pages.start as u64;
-                    let (mine, n) = (theirs - first.0 + here, piece.pages.len() as u64);
-                    parts.push((piece.fd, piece.offset..piece.offset + n * PAGE, mine..mine + n));
-                }
-            }
-            parts
+/// Reads pages of a block, of a segment that begins at byte `start` of the window, from the file behind it: says which of them got
+/// storage. They are busy, and nobody has a mapping or a copy of them. Signal-safe; may wait for a medium.
+pub(crate) fn read_file(
+    space: &Space,
+    (id, block): (BlockId, &Block),
+    backing: &Backing,
+    start: u64,
+    mask: Mask,
+) -> io::Result<Mask> {
+    let mut filled = Mask::EMPTY;
+    for (r, to) in block.pieces(id, mask) {
+        let part = id.offset() - start + r.start as u64 * PAGE..id.offset() - start + r.end as u64 * PAGE;
+        backing.read((space.raw_fd(), space.view_at(to).as_ptr(), to), &part, |came| {
+            filled |= Mask::range(r.start + (came.start / PAGE) as usize..r.start + came.end.div_ceil(PAGE) as usize);
+        })?;
+    }
+    Ok(filled)
+}
+
+/// Where pages of a copy are read from, of which the first is a copy of page `theirs`: descriptor, bytes of that file, and which of the
+/// pages they are.
+fn origin(free: &mut Free, seg: &Segment, theirs: Page, pages: Range<u64>) -> Vec<(RawFd, Range<u64>, Range<u64>)> {
+    let (space, here) = (seg.space(), seg.pages().0.start);
+    let mut parts = Vec::new();
+    for (id, mask) in shifted(&Pages(pages), here, theirs.0).blocks() {
+        let block = space.block(id);
+        let body = block.lock(free);
+        let away = body.gone & !body.lost & !resident(space, &body);
+        debug_assert!(!away.meets(mask), "fetched where the bytes are not");
+        // Nobody writes or moves them: they are lent, or kept by a guard or a pin.
+        for piece in places(space, (id, block), &body, mask) {
+            let at = id.first_page().0 + piece.pages.start as u64;
+            let (mine, n) = (at - theirs.0 + here, piece.pages.len() as u64);
+            parts.push((piece.fd, piece.offset..piece.offset + n * PAGE, mine..mine + n));
         }
     }
+    parts
 }
 
 /// Gives every copy of `seg` its own of those of `pages` that are lent: they may be written afterwards.
@@ -418,7 +426,7 @@ fn lend(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error
 pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -> Result<(), Error> {
     let space = seg.space();
     let source = seg.source();
-    let Some(Source::File { file, name, offset, .. }) = source.as_deref() else {
+    let Some(Source::File(backing)) = source.as_deref() else {
         return Err(Error::Invalid { what: "a flush of an allocation that no file is behind" });
     };
     let pages = within(&seg.pages_of(bytes), &seg.pages());
@@ -436,15 +444,17 @@ pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>
         for piece in pieces {
             let base = id.offset() - seg.offset();
             let (from, to) = (base + piece.pages.start as u64 * PAGE, base + piece.pages.end as u64 * PAGE);
-            let part = from.max(bytes.start)..to.min(bytes.end);
+            let part = from.max(bytes.start)..to.min(bytes.end).min(backing.bytes());
+            if part.is_empty() {
+                continue; // behind the file's end
+            }
             let at = piece.at.wrapping_add((part.start - from) as usize);
             // SAFETY: the segment's own storage or frames. The program may store to other bytes meanwhile, or, where a driver asks
             // for it, to these: the kernel's view of bytes that change is its own business.
-            unsafe { os::write_at(file.as_raw_fd(), at, offset + part.start..offset + part.end) }
-                .map_err(|e| Error::file(name, e))?;
+            unsafe { backing.write(at, &part) }?;
         }
     }
-    file.sync_data().map_err(|e| Error::file(name, e))
+    backing.sync()
 }
 
 fn within(pages: &Pages, limits: &Pages) -> Pages {
@@ -473,7 +483,6 @@ fn depth(seg: &Segment) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     source: Mutex<Option<Arc<Source>>>,
-    unread: AtomicU64,
     copies: Mutex<Vec<Weak<Segment>>>,
     copies_made: AtomicU64,
 }
@@ -497,29 +506,54 @@ impl Segment {
 
     /// Where its bytes come from; a copy that has all its pages has no source any more.
     fn source(&self) -> Option<Arc<Source>> {
-        if self.sources.unread.load(Ordering::Acquire) == 0 && !self.is_file() {
+        if self.rec().unread.load(Ordering::Acquire) == 0 && !self.is_file() {
             return None;
         }
         self.sources.source.lock().clone()
     }
 
     fn is_file(&self) -> bool {
-        matches!(self.sources.source.lock().as_deref(), Some(Source::File { .. }))
+        matches!(self.sources.source.lock().as_deref(), Some(Source::File(_)))
     }
 
     fn set_source(&self, source: Source, pages: u64) {
-        *self.sources.source.lock() = Some(Arc::new(source));
-        self.sources.unread.store(pages, Ordering::Release);
+        let source = Arc::new(source);
+        let rec = self.rec();
+        if let Source::File(backing) = &*source {
+            // It stays where it is until the segment ends, which waits for those who read.
+            rec.start.store(self.offset(), Ordering::Relaxed);
+            rec.backing.store(std::ptr::from_ref(backing).cast_mut(), Ordering::Release);
+        }
+        rec.unread.store(pages, Ordering::Release);
+        *self.sources.source.lock() = Some(source);
     }
 
     /// Pages that have not been fetched.
     fn unread(&self) -> u64 {
-        self.sources.unread.load(Ordering::Acquire)
+        self.rec().unread.load(Ordering::Acquire)
+    }
+
+    /// Has nobody read the file behind it any more, from a fault that is served late: its segment ends.
+    pub(crate) fn stop_reading(&self, free: &mut Free) {
+        if !self.is_file() {
+            return;
+        }
+        for id in self.claimed() {
+            self.space().block(id).lock(free).unread = Mask::EMPTY;
+        }
+        let reading = &self.rec().reading;
+        loop {
+            let n = reading.load(Ordering::Acquire);
+            if n == 0 {
+                return;
+            }
+            os::futex_wait(reading, n, Some(Duration::from_millis(1)));
+        }
     }
 
     /// Pages have been fetched, or are no longer wanted.
     pub(crate) fn has_read(&self, pages: u64) {
-        self.sources.unread.fetch_sub(pages, Ordering::AcqRel);
+        self.rec().unread.fetch_sub(pages, Ordering::AcqRel);
     }
 
     /// A copy that has all its pages needs what it was copied from no longer. Nothing is busy or locked here: that may be its end.

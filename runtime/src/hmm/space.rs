@@ -374,6 +374,7 @@ impl Space {
         // The engine's own devices find no segment there: what they have goes below, in one piece.
         let mirrored = !self.mirrors.read().is_empty();
         let told = mirrored.then(|| self.window(&mut free, Action::Invalidate, &[seg.pages()]));
+        seg.stop_reading(&mut free);
         // Before the frames are anybody's again.
         for id in seg.claimed() {
             let block = self.block(id);

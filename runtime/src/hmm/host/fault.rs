@@ -22,6 +22,7 @@ use super::super::walk;
 use super::Mechanism;
 use super::coherent::resident;
 use super::duplicate::CONTRADICTED;
+use super::read::read;
 use crate::stats::Cause;
 
 /// What became of a fault.
@@ -69,7 +70,10 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     let exclusive = body.exclusive(None);
     #[cfg(feature = "planted")]
     let exclusive = if super::super::planted::on(&super::super::planted::EXCLUSIVE_KEPT) { Mask::EMPTY } else { exclusive };
-    // Neither do they wait for a disk, or give a copy its pages.
+    if body.unread.has(p) && !body.lent.has(p) {
+        return read(space, (id, block), body, page, access);
+    }
+    // Neither do they give a copy its pages.
     let others_work = exclusive | body.unread | body.lent;
     if others_work.has(p) {
         return park(space, block, body, page, Some(access));
@@ -256,7 +260,7 @@ fn copy_home<'b>(
 
 /// Notes that a thread waits for the page, and has the service thread fetch it for such an access, unless a batch already has it
 /// (`None`).
-fn park(
+pub(super) fn park(
     space: &'static Space,
     block: &'static Block,
     mut body: BlockGuard<'_>,

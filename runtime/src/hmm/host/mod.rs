@@ -25,6 +25,7 @@ mod fault;
 mod guard;
 mod mechanism;
 mod queue;
+mod read;
 mod service;
 mod signal;
 mod transparent;
@@ -282,12 +283,12 @@ impl Host {
         Ok(())
     }
 
-    /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile. Looks at all the storage that
-    /// follows without a gap: for introspection, not for moving.
+    /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile. One question a
+    /// page: for introspection, not for moving.
     pub(crate) fn holes(&self, space: &Space, id: BlockId, mask: Mask) -> Mask {
         let mut data = Mask::EMPTY;
         for (r, base) in space.block(id).pieces(id, Mask::FULL) {
-            for e in os::data_extents(space.file(), base..base + r.len() as u64 * PAGE) {
+            for e in os::extents(space.raw_fd(), base..base + r.len() as u64 * PAGE, PAGE) {
                 let page = |at: u64| r.start + (at - base).div_ceil(PAGE) as usize;
                 data |= Mask::range(page(e.start / PAGE * PAGE)..page(e.end));
             }

@@ -1,5 +1,6 @@
 //! Mappings and their storage.
 
+use std::convert::Infallible;
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use sterna_hal::DeviceError;
 use sterna_host::sys::MADV_COLLAPSE;
 use sterna_host::{files, limits, locked};
 
+use super::file::each_extent;
 use super::{again, errno, in_the_end, once, set_errno};
 use crate::Error;
 
@@ -335,32 +337,14 @@ pub(crate) fn punch_hole(fd: &OwnedFd, range: Range<u64>) -> io::Result<()> {
         .map_err(io::Error::from_raw_os_error)
 }
 
-/// The parts of `range` of a file that have storage, in order; all of it where the file system does not say.
-pub(crate) fn extents(fd: RawFd, range: Range<u64>) -> Vec<Range<u64>> {
+/// The parts of `range` of a memory file of the engine's that have storage, by units of `unit` bytes (see [`each_extent`]).
+pub(crate) fn extents(fd: RawFd, range: Range<u64>, unit: u64) -> Vec<Range<u64>> {
     let mut out = Vec::new();
-    let mut at = range.start;
-    while at < range.end {
-        // SAFETY: an open descriptor, whose position nobody uses.
-        let start = unsafe { libc::lseek(fd, at as i64, libc::SEEK_DATA) };
-        if start < 0 && errno() != libc::ENXIO {
-            out.push(at..range.end);
-            break;
-        }
-        if start < 0 || start as u64 >= range.end {
-            break; // ENXIO: no more data
-        }
-        // SAFETY: as above.
-        let end = unsafe { libc::lseek(fd, start, libc::SEEK_HOLE) };
-        let end = if end < 0 { range.end } else { (end as u64).min(range.end) };
-        out.push(start as u64..end);
-        at = end;
-    }
+    let Ok(()) = each_extent(fd, range, unit, |part| {
+        out.push(part);
+        Ok::<(), Infallible>(())
+    });
     out
-}
-
-/// [`extents`] of a memory file of the engine's.
-pub(crate) fn data_extents(fd: &OwnedFd, range: Range<u64>) -> Vec<Range<u64>> {
-    extents(fd.as_raw_fd(), range)
 }
 
 /// Reads bytes `range` of a file to `to`. A file that ends before is an error.
@@ -416,13 +400,13 @@ mod tests {
         let m = Mapping::shared(&fd, 16 << 20, 2 << 20, 0).unwrap();
         m.open(0..16 << 20).unwrap();
         assert_eq!(m.base().as_ptr().addr() % (2 << 20), 0);
-        assert!(data_extents(&fd, 0..16 << 20).is_empty());
+        assert!(extents(fd.as_raw_fd(), 0..16 << 20, 4096).is_empty());
         // SAFETY: inside our mapping.
         unsafe { m.base().as_ptr().add(8192).write(7) };
-        assert_eq!(data_extents(&fd, 0..16 << 20), vec![8192..12288]);
-        assert_eq!(data_extents(&fd, 0..8192), []);
+        assert_eq!(extents(fd.as_raw_fd(), 0..16 << 20, 4096), vec![8192..12288]);
+        assert_eq!(extents(fd.as_raw_fd(), 0..8192, 4096), []);
         punch_hole(&fd, 0..1 << 20).unwrap();
-        assert!(data_extents(&fd, 0..16 << 20).is_empty());
+        assert!(extents(fd.as_raw_fd(), 0..16 << 20, 4096).is_empty());
         // SAFETY: inside our mapping.
         assert_eq!(unsafe { m.base().as_ptr().add(8192).read() }, 0);
     }

@@ -2,6 +2,7 @@
 //!
 //! Functions marked *signal-safe* allocate nothing, take no lock and touch no thread-local except `errno`, which handlers save.
 
+mod file;
 #[cfg(feature = "planted")]
 pub mod inject;
 mod mem;
@@ -16,10 +17,11 @@ use sterna_host::sys::no_thread;
 
 use super::schedule;
 
+pub(crate) use file::{FileMap, each_extent, file_bytes, open_flags, tells_cached, tells_holes};
 pub(crate) use mem::{
-    Mapping, collapse, data_extents, discard_mapping, extents, forget_memory, guard, has_data, map_over, memory_file,
-    move_over, no_huge_pages, populate_read, populate_write, private_memory, protect, punch_hole, read_at, stored,
-    too_many_mappings, unguard, unlock, unmap, write_at, zeros_over,
+    Mapping, collapse, discard_mapping, extents, forget_memory, guard, has_data, map_over, memory_file, move_over,
+    no_huge_pages, populate_read, populate_write, private_memory, protect, punch_hole, read_at, stored, too_many_mappings,
+    unguard, unlock, unmap, write_at, zeros_over,
 };
 pub(crate) use sterna_host::files::{high, space as file_system};
 pub(crate) use sterna_host::limits::of as process_limit;
