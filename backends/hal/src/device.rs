@@ -120,7 +120,8 @@ pub unsafe trait Device: Send + Sync {
     /// The storage is of a region of this device, or of none, and no copy or entry that names it is under way.
     unsafe fn host_freed(&self, at: HostAt, bytes: u64);
 
-    /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, with every entry absent. Takes no memory, except where
+    /// Addresses for one segment of `bytes` bytes, aligned to 2 MiB, or to the power of two that is not less than `bytes` nor the grain
+    /// where that is less, with every entry absent. Takes no memory, except where
     /// frames are [`placed`](crate::Caps::placed): there it takes all of it, may say [`DeviceError::OutOfMemory`], and aligns to the grain.
     fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError>;
     /// Gives addresses back.

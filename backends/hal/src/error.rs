@@ -14,6 +14,17 @@ pub enum DeviceError {
         /// The budget in bytes.
         budget: u64,
     },
+    /// The process is close to the number of mappings that it may have, and the rest go to the program. The engine evicts and tries
+    /// again; users do not see this while that helps.
+    #[error(
+        "{in_use} of the {limit} mappings that a process may have are in use; raise vm.max_map_count (sysctl), or make fewer and larger allocations"
+    )]
+    TooManyMappings {
+        /// Mappings of the process at that moment.
+        in_use: u64,
+        /// How many it may have.
+        limit: u64,
+    },
     /// Never fits, whatever is freed.
     #[error("{requested} bytes exceed what this device can reserve in one piece ({limit}); split the allocation")]
     TooBig {

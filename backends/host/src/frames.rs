@@ -29,6 +29,14 @@ pub struct FrameTable {
     /// By chunk, length of the longest stretch of free grains; `per_chunk` means whole.
     longest: Vec<u16>,
     fresh: Vec<bool>,
+    /// As `free`: grains that have storage, as far as is known.
+    stored: Vec<u64>,
+    /// By chunk, how many are free and have storage; and all of them.
+    kept_in: Vec<u16>,
+    kept: u32,
+    /// By chunk, the round in which it last changed; see [`idle`](Self::idle).
+    changed: Vec<u32>,
+    round: u32,
     available: u32,
     total: u32,
 }
@@ -45,6 +53,11 @@ impl FrameTable {
             free: vec![0; chunks * words],
             longest: vec![0; chunks],
             fresh: vec![true; chunks],
+            stored: vec![0; chunks * words],
+            kept_in: vec![0; chunks],
+            kept: 0,
+            changed: vec![0; chunks],
+            round: 0,
             available: 0,
             total,
         };
@@ -90,6 +103,55 @@ impl FrameTable {
     /// Chunks that were handed out for the first time turned out not to be had: they are fresh again.
     pub fn untouched(&mut self, chunk: u32, count: u32) {
         self.fresh[chunk as usize..][..count as usize].fill(true);
+    }
+
+    /// Free grains that have storage.
+    #[must_use]
+    pub fn kept(&self) -> u32 {
+        self.kept
+    }
+
+    fn count_kept(&mut self, chunk: usize) {
+        let words = chunk * self.words..(chunk + 1) * self.words;
+        let both = self.free[words.clone()].iter().zip(&self.stored[words]);
+        let now: u32 = both.map(|(free, stored)| (free & stored).count_ones()).sum();
+        self.kept = self.kept - u32::from(self.kept_in[chunk]) + now;
+        self.kept_in[chunk] = now as u16;
+    }
+
+    /// Begins a round; what changes from now on is told apart from what does not.
+    pub fn begin_round(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// Takes the free grains with storage of the first chunk from `from` on in which nothing changed since the round before this one
+    /// began: the chunk, and the grains. They go back with [`stripped`](Self::stripped).
+    pub fn idle(&mut self, from: usize) -> Option<(usize, Vec<Frames>)> {
+        let last = self.round.wrapping_sub(1);
+        let idle = |this: &Self, chunk: usize| {
+            this.kept_in[chunk] > 0 && this.changed[chunk] != this.round && this.changed[chunk] != last
+        };
+        let chunk = (from..self.longest.len()).find(|chunk| idle(self, *chunk))?;
+        let mut out = Vec::new();
+        for (first, grains) in self.runs(chunk) {
+            self.take(first, grains, 0, &mut out, &mut Fresh::new());
+        }
+        Some((chunk, out))
+    }
+
+    /// Gives back what [`idle`](Self::idle) took of a chunk; with `gone` it has no storage any more.
+    pub fn stripped(&mut self, chunk: usize, frames: &[Frames], gone: bool) {
+        for f in frames {
+            self.give(f.first, f.grains);
+            if gone {
+                for (word, mask) in masks(f.first % self.per_chunk, f.grains) {
+                    self.stored[chunk * self.words + word] &= !mask;
+                }
+            }
+        }
+        self.count_kept(chunk);
+        // In one piece again when it is next handed out.
+        self.fresh[chunk] |= gone && u32::from(self.longest[chunk]) == self.per_chunk;
     }
 
     /// Takes up to `chunks` whole chunks in as few stretches as possible; says how many it took.
@@ -169,8 +231,11 @@ impl FrameTable {
                 let w = &mut this.free[chunk * this.words + word];
                 debug_assert_eq!(*w & mask, mask, "a grain was handed out twice");
                 *w &= !mask;
+                this.stored[chunk * this.words + word] |= mask;
             }
             if std::mem::take(&mut this.fresh[chunk]) {
+                // It gets all of its storage at once.
+                this.stored[chunk * this.words..][..this.words].fill(u64::MAX);
                 let chunk = chunk as u32;
                 match fresh.last_mut() {
                     Some((first, n)) if *first + *n == chunk => *n += 1,
@@ -206,6 +271,8 @@ impl FrameTable {
             let (chunk, from) = ((at / self.per_chunk) as usize, at % self.per_chunk);
             let n = (self.per_chunk - from).min(end - at);
             change(self, chunk, from, n);
+            self.changed[chunk] = self.round;
+            self.count_kept(chunk);
             self.longest[chunk] = self.runs(chunk).into_iter().map(|r| r.1).max().unwrap_or(0) as u16;
             at += n;
         }

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`mmu`] | a page table made of mappings: a window of addresses, device memory in a file |
+//! | [`mappings`] | how many mappings the process may still make |
 //! | [`regions`] | host storage that was announced |
 //! | [`storage`] | host storage of one's own, for probes |
 //! | [`copy`] | a copy queue on threads |
@@ -30,6 +31,8 @@ pub mod frames;
 pub mod limits;
 #[cfg(target_os = "linux")]
 pub mod locked;
+#[cfg(target_os = "linux")]
+pub mod mappings;
 #[cfg(target_os = "linux")]
 mod memory;
 #[cfg(target_os = "linux")]

@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 use sterna_hal::{CopyRun, DevRange, DeviceError, Edit, Frames, Memory, Target};
 
 use crate::copy::Pieces;
+use crate::mappings;
 use crate::memory::DeviceMemory;
 use crate::regions::{Look, Regions};
 use crate::sys;
@@ -122,7 +123,18 @@ impl Mmu {
     /// # Errors
     /// As there.
     pub fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        if grains == 0 { Ok(()) } else { self.memory.alloc(grains, out) }
+        if grains == 0 {
+            return Ok(());
+        }
+        // An entry for them cuts the stretch around it in three.
+        if !mappings::room(2) {
+            return Err(mappings::exhausted());
+        }
+        let before = out.len();
+        self.memory.alloc(grains, out)?;
+        // What lies apart makes more; too many of those are the next one's business.
+        let _ = mappings::reserve(2 * (out.len() - before).saturating_sub(1) as u64);
+        Ok(())
     }
 
     /// Gives frames back.

@@ -153,6 +153,14 @@ pub(crate) fn stored(fd: BorrowedFd<'_>, range: Range<u64>) -> bool {
     range.is_empty() || u64::try_from(hole).is_ok_and(|hole| hole >= range.end)
 }
 
+/// Frees the storage of a part of a file, which reads as zeros from then on; tells whether that was done.
+pub(crate) fn punch(fd: BorrowedFd<'_>, at: u64, bytes: u64) -> bool {
+    let (Ok(at), Ok(bytes)) = (libc::off_t::try_from(at), libc::off_t::try_from(bytes)) else { return false };
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory of Rust's is involved.
+    once(-1, || unsafe { libc::fallocate(fd.as_raw_fd(), mode, at, bytes) }).is_ok()
+}
+
 /// What a stretch of addresses shows.
 #[derive(Clone, Copy)]
 pub(crate) enum Backing<'a> {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use sterna_hal::{DevAddr, DevRange, DeviceError};
 
+use crate::mappings;
 use crate::sys::{self, BLOCK, Backing, Mapped};
 
 /// The smallest window worth having.
@@ -153,6 +154,7 @@ impl Window {
         drop(ruined);
         // Where the kernel refuses (too many mappings), the addresses are lost rather than handed out with old entries.
         if cleared {
+            mappings::gone(2);
             self.free.lock().give(range.at.0, size);
         }
     }
@@ -207,6 +209,14 @@ impl Window {
             Entry::Absent => Backing::Nothing,
             Entry::File { fd, offset, writable, populate } => Backing::File { fd, offset, writable, populate },
         };
+        match entry {
+            // Room for device memory was asked for when it was allocated.
+            Entry::File { populate, .. } if !mappings::reserve(if populate { 0 } else { 2 }) => {
+                return Err(mappings::exhausted());
+            }
+            Entry::File { .. } => {}
+            Entry::Absent => mappings::gone(2),
+        }
         // SAFETY: inside the window, whose entries the engine owns.
         unsafe { sys::map(Some(at), range.bytes, backing) }.map(|_| ())
     }

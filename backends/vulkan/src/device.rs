@@ -394,7 +394,7 @@ unsafe impl Device for VulkanDevice {
         self.present()?;
         match &*self.table {
             Table::Mmu(t) => t.mmu.alloc(grains, out),
-            Table::Sparse(t) => t.chunks.alloc(grains, out),
+            Table::Sparse(t) => t.alloc(grains, out),
             Table::Fixed(t) => t.alloc(place, grains, out),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) struct Region {
     /// The first address that is given out.
     pub(crate) at: u64,
     pub(crate) bytes: u64,
+    /// How much longer the buffer is.
+    pub(crate) slack: u64,
     /// By grain: the frame that is bound and one, or 0.
     frames: Vec<u32>,
     /// Which of them are entries.
@@ -35,10 +37,10 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    pub(crate) fn new(buffer: vk::Buffer, (base, at): (u64, u64), bytes: u64, grain: u64) -> Self {
+    pub(crate) fn new(buffer: vk::Buffer, (base, at): (u64, u64), (bytes, slack): (u64, u64), grain: u64) -> Self {
         let grains = bytes / grain;
         let (frames, live) = (vec![0; to_usize(grains)], vec![0; to_usize(grains.div_ceil(64))]);
-        Self { buffer, base, at, bytes, frames, live, count: 0 }
+        Self { buffer, base, at, bytes, slack, frames, live, count: 0 }
     }
 
     fn is_live(&self, g: usize) -> bool {
@@ -210,7 +212,7 @@ mod tests {
     fn entries() -> Entries {
         let mut e = Entries::new(16, GRAIN);
         for at in [16, 32] {
-            e.add(Region::new(vk::Buffer::from_raw(at), (at * GRAIN, at * GRAIN), 8 * GRAIN, GRAIN));
+            e.add(Region::new(vk::Buffer::from_raw(at), (at * GRAIN, at * GRAIN), (8 * GRAIN, 0), GRAIN));
         }
         e
     }
@@ -257,7 +259,7 @@ mod tests {
         change(&mut e, &[(16, 1, Some(3))]);
         e.remove(16 * GRAIN);
         assert_eq!(change(&mut e, &[(32, 1, Some(3))]), [(32, 1, Some(3))]);
-        e.add(Region::new(vk::Buffer::null(), (16 * GRAIN, 16 * GRAIN), 8 * GRAIN, GRAIN));
+        e.add(Region::new(vk::Buffer::null(), (16 * GRAIN, 16 * GRAIN), (8 * GRAIN, 0), GRAIN));
         assert_eq!(change(&mut e, &[(16, 1, Some(4))]), [(16, 1, Some(4))]);
     }
 

@@ -8,7 +8,6 @@
 //! | `table`, `sparse`, `fixed` | page tables: host addresses, buffers bound by pages, contiguous buffers |
 //! | `chunks` | the memory that sparse buffers are bound to |
 //! | `entries` | what is bound in sparse buffers, and which of it are entries |
-//! | `mappings` | how many mappings the process has left |
 //! | `pool` | buffers, with memory from gpu-allocator |
 //! | [`module`] | what a SPIR-V module says of itself, and whether it fits a kernel |
 //! | `launch`, `slot`, `grid`, `bind` | the compute queue: command buffers with their arguments; which groups; arguments by descriptor |
@@ -44,7 +43,6 @@ mod import;
 mod imports;
 mod instance;
 mod launch;
-mod mappings;
 pub mod module;
 mod pipeline;
 mod pool;

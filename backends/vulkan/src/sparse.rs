@@ -19,7 +19,8 @@ use std::sync::Arc;
 use ash::vk;
 use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
-use sterna_hal::{DevAddr, DevRange, DeviceError, DeviceKind, Edit, Point, Target};
+use sterna_hal::{DevAddr, DevRange, DeviceError, DeviceKind, Edit, Frames, Point, Target};
+use sterna_host::mappings;
 use sterna_host::sys::invalid;
 
 use crate::chunks::Chunks;
@@ -27,7 +28,6 @@ use crate::config::GRAIN;
 use crate::entries::{Change, Entries, Region};
 use crate::error::VulkanError;
 use crate::launch::TABLE;
-use crate::mappings::Mappings;
 use crate::pool::{Pool, usage};
 use crate::raw::{Raw, Shared};
 use crate::signals::Semaphore;
@@ -51,8 +51,9 @@ pub(crate) struct Sparse {
     limit: u64,
     space: u64,
     state: Mutex<State>,
-    /// On drivers that run on the host.
-    mappings: Option<Mutex<Mappings>>,
+    /// Binds are mappings of this process: drivers that run on the host do not look whether the system refuses one, and what it refuses
+    /// stays unbound without a word. So there has to be room before they are asked.
+    maps: bool,
 }
 
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl Sparse {
             limit,
             space,
             state: Mutex::new(State { issued: 0, reserved: 0, entries, ending: Vec::new() }),
-            mappings: if raw.gpu.kind == DeviceKind::Software { Mappings::new().map(Mutex::new) } else { None },
+            maps: raw.gpu.kind == DeviceKind::Software,
         })
     }
 
@@ -134,23 +135,44 @@ impl Sparse {
         self.limit
     }
 
+    /// Frames; see [`Chunks::alloc`].
+    pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
+        if self.maps && grains > 0 && !mappings::room(2) {
+            return Err(mappings::exhausted());
+        }
+        self.chunks.alloc(grains, out)
+    }
+
     pub(crate) fn reserve(&self, bytes: u64) -> Result<DevRange, DeviceError> {
         if bytes > self.limit {
             return Err(DeviceError::TooBig { requested: bytes, limit: self.limit });
         }
         let whole = bytes.max(1).next_multiple_of(self.grain);
+        let align = whole.next_power_of_two().min(ALIGNMENT);
+        // Buffers begin where the driver binds from, or so it says: what is not longer than that needs nothing beside it.
+        if align <= self.unit
+            && let Some(range) = self.reserve_with(bytes, (whole, align, 0))?
+        {
+            return Ok(range);
+        }
+        let made = self.reserve_with(bytes, (whole, align, align))?;
+        made.ok_or_else(|| invalid("reserve", format!("sparse buffers begin anywhere, not at multiples of {}", self.unit)))
+    }
+
+    /// A reservation of `whole` bytes in a buffer that is `slack` bytes longer; `None` if it does not come to lie as it has to.
+    fn reserve_with(&self, bytes: u64, (whole, align, slack): (u64, u64, u64)) -> Result<Option<DevRange>, DeviceError> {
         let exhausted = |in_use| DeviceError::OutOfMemory { requested: whole, in_use, budget: self.space };
         {
             let mut state = self.state.lock();
-            if whole + ALIGNMENT > self.space - state.reserved {
+            if whole + slack > self.space - state.reserved {
                 return Err(exhausted(state.reserved));
             }
-            state.reserved += whole + ALIGNMENT;
+            state.reserved += whole + slack;
         }
-        let made = Self::buffer(&self.raw, whole + ALIGNMENT);
+        let made = Self::buffer(&self.raw, whole + slack);
         let mut state = self.state.lock();
         let buffer = made.map_err(|e| {
-            state.reserved -= whole + ALIGNMENT;
+            state.reserved -= whole + slack;
             match e {
                 DeviceError::OutOfMemory { .. } => exhausted(state.reserved),
                 e => e,
@@ -160,21 +182,22 @@ impl Sparse {
         let base =
             unsafe { self.raw.device.get_buffer_device_address(&vk::BufferDeviceAddressInfo::default().buffer(buffer)) };
         // Lavapipe gives the address -1 where it found no addresses.
-        if base == 0 || base.checked_add(whole + ALIGNMENT).is_none() {
-            state.reserved -= whole + ALIGNMENT;
+        if base == 0 || base.checked_add(whole + slack).is_none() {
+            state.reserved -= whole + slack;
             // SAFETY: made just now, and nobody has it.
             unsafe { self.raw.device.destroy_buffer(buffer, None) };
             return Err(exhausted(state.reserved));
         }
-        let at = base.next_multiple_of(ALIGNMENT);
-        state.entries.add(Region::new(buffer, (base, at), whole, self.grain));
+        let at = base.next_multiple_of(align);
         // Binds begin where the driver wants, which may be finer than the grain.
-        if !(at - base).is_multiple_of(self.unit) {
-            drop(state);
-            self.unreserve(DevRange { at: DevAddr(at), bytes });
-            return Err(invalid("reserve", format!("sparse buffers begin at {base:#x}, within a page")));
+        if at - base > slack || !(at - base).is_multiple_of(self.unit) {
+            state.reserved -= whole + slack;
+            // SAFETY: made just now, and nobody has it.
+            unsafe { self.raw.device.destroy_buffer(buffer, None) };
+            return Ok(None);
         }
-        Ok(DevRange { at: DevAddr(at), bytes })
+        state.entries.add(Region::new(buffer, (base, at), (whole, slack), self.grain));
+        Ok(Some(DevRange { at: DevAddr(at), bytes }))
     }
 
     pub(crate) fn unreserve(&self, range: DevRange) {
@@ -183,7 +206,7 @@ impl Sparse {
             let gone = state.entries.remove(range.at.0);
             debug_assert!(gone.is_some(), "{range:?} is not of this device");
             if let Some(r) = gone {
-                state.reserved -= r.bytes + ALIGNMENT;
+                state.reserved -= r.bytes + r.slack;
                 let issued = state.issued;
                 state.ending.push((issued, r.buffer));
             }
@@ -236,7 +259,7 @@ impl Sparse {
             state.entries.of("edit", e.at)?;
         }
         match self.enter(&mut state, edits, after) {
-            Err(e) if self.mappings.is_some() && !self.raw.is_lost() => {
+            Err(e) if self.maps && !self.raw.is_lost() => {
                 // What is bound and no entry may be what there are too many mappings for.
                 let idle = state.entries.sweep();
                 if idle.is_empty() {
@@ -298,8 +321,9 @@ impl Sparse {
                 }
             }
         }
-        if let Some(mappings) = &self.mappings {
-            mappings.lock().take(made, gone)?;
+        // What is to be unbound is never refused: left bound it does no harm.
+        if self.maps && !mappings::reserve(2 * (made + gone)) && made > 0 {
+            return Err(mappings::exhausted());
         }
         let infos: Vec<vk::SparseBufferMemoryBindInfo<'_>> = binds
             .iter()

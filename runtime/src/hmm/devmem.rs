@@ -43,6 +43,9 @@ pub(crate) fn push_frame(frames: &mut Vec<Frames>, grain: u32) {
     }
 }
 
+/// Grains that leave at once where there are too many mappings, since finding out how many are left takes as long as moving some.
+const MANY: u32 = 2048;
+
 /// Frames that nobody uses yet. What is not taken goes back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reserved {
@@ -73,6 +76,7 @@ impl Reserved {
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
         let mut since = Instant::now();
+        let mut short = None;
         loop {
             if grains == 0 {
                 break;
@@ -82,14 +86,18 @@ impl Reserved {
             if want.cause == Cause::DeviceFault || !mirror.arrivals.starves() {
                 match mirror.device().alloc(place, grains, &mut frames) {
                     Ok(()) => break,
-                    Err(DeviceError::OutOfMemory { .. }) => {}
+                    Err(DeviceError::OutOfMemory { .. }) => short = None,
+                    Err(e @ DeviceError::TooManyMappings { .. }) => short = Some(e),
                     Err(e) => return Err(mirror.noticed(e)),
                 }
             }
-            match make_room(free, mirror, grains, want, waits, left)? {
+            let lacks = if short.is_some() { grains.max(MANY) } else { grains };
+            match make_room(free, mirror, (lacks, short.is_some()), want, waits, left)? {
                 Room::Made => since = Instant::now(),
                 Room::Soon if waits && since.elapsed() <= PATIENCE => std::thread::sleep(MOMENT),
-                Room::Soon | Room::None => return Err(exhausted(mirror, grains)),
+                Room::Soon | Room::None => {
+                    return Err(short.map_or_else(|| exhausted(mirror, grains), |e| mirror.noticed(e)));
+                }
             }
         }
         Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed: None })
@@ -218,11 +226,11 @@ enum Room {
     None,
 }
 
-/// Sees to it that `grains` grains can be had, as far as they can; see [`Reserved::take`] for the rest.
+/// Sees to it that `grains` grains can be had, with `all` that so many leave, as far as they can; see [`Reserved::take`] for the rest.
 fn make_room(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
-    grains: u32,
+    (grains, all): (u32, bool),
     want: Want,
     waits: bool,
     left: u64,
@@ -233,7 +241,7 @@ fn make_room(
     }
     let memory = mirror.device().memory();
     let free_now = memory.budget.saturating_sub(memory.in_use) / mirror.caps().grain;
-    let short = u64::from(grains).saturating_sub(free_now).max(1) as u32;
+    let short = u64::from(grains).saturating_sub(if all { 0 } else { free_now }).max(1) as u32;
     // What a launch gathers is left alone by page, and not by the rank of what lies beside it.
     let below = if mirror.gathering.has(want.rank) { u64::MAX } else { want.rank };
     if evict(free, mirror, short, (want, below), false)? > 0 {

@@ -415,7 +415,7 @@ impl Space {
             }
         }
         if away {
-            self.host.vacate(self.window_at(at).as_ptr().addr(), bytes as usize);
+            self.host.vacate(self, &Pages(at / PAGE..(at + bytes) / PAGE));
         }
         let rec = self.rec(seg.slot());
         debug_assert!(rec.devices().all(|d| rec.view[d].active.load(Ordering::Relaxed) == 0));

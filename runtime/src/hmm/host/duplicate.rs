@@ -14,6 +14,8 @@
 //! **Locks**: the block's, over one system call; `registering` before it, so that what a block's faults are reported for is
 //! changed by one thread at a time.
 
+use sterna_host::mappings;
+
 use super::super::addr::{BLOCK, BlockId, Mask, PAGE, Span};
 use super::super::block::Body;
 use super::super::os;
@@ -67,9 +69,10 @@ impl Host {
         {
             let at = space.window_at(id.offset()).as_ptr().addr();
             let modes = os::uffd::STORES | reports(body);
-            if uffd.register(at, BLOCK as usize, modes).is_err() {
+            if !mappings::plenty(2) || uffd.register(at, BLOCK as usize, modes).is_err() {
                 return false; // too many mappings: the hint does nothing
             }
+            self.watched.lock().insert(id);
         }
         body.stores_watched = true;
         true

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use sterna_host::mappings;
+
 use super::super::os;
 use crate::Error;
 
@@ -47,6 +49,7 @@ impl Guard {
                     done => done,
                 }
                 .map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
+                Self::Protection if !mappings::reserve(2) => Err(Error::System(mappings::exhausted())),
                 Self::Protection => os::protect(at, bytes, false, false).map_err(|code| match code {
                     libc::ENOMEM => os::too_many_mappings("mprotect", code),
                     code => failed("mprotect", code),

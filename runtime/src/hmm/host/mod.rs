@@ -30,11 +30,15 @@ mod service;
 mod signal;
 mod transparent;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
+use parking_lot::Mutex;
+use sterna_host::mappings;
+
+use super::addr::{BLOCK, BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::block::{Block, Body};
 use super::lease::Lease;
 use super::lock::{Free, Futex};
@@ -67,6 +71,11 @@ pub(crate) struct Host {
     started: AtomicU32,
     /// Held while what a block's faults are reported for changes.
     registering: Futex,
+    /// Touches of pages without storage are reported for all of the window: there were too many borders between blocks with and
+    /// without. Such a touch takes longer. For good.
+    everywhere: AtomicBool,
+    /// Blocks whose stores are reported.
+    watched: Mutex<BTreeSet<BlockId>>,
 }
 
 impl Host {
@@ -99,6 +108,8 @@ impl Host {
                         mappings: coherent::Mappings::new(),
                         started: AtomicU32::new(0),
                         registering: Futex::new(),
+                        everywhere: AtomicBool::new(false),
+                        watched: Mutex::default(),
                     });
                 }
                 Err(e) => refused = Some((mechanism, e)),
@@ -271,6 +282,14 @@ impl Host {
             while end < blocks.len() && blocks[end] == (blocks[end - 1].0.plus(1), blocks[i].1) {
                 end += 1;
             }
+            if !self.everywhere.load(Ordering::Relaxed) && !mappings::plenty(2) {
+                // Not over mappings of a coherent device's memory, of which nothing may be reported.
+                if !space.has_coherent() {
+                    self.watch_everywhere(space, uffd)?;
+                } else if !mappings::reserve(2) {
+                    return Err(Error::System(mappings::exhausted()));
+                }
+            }
             let at = space.window_at(blocks[i].0.offset()).as_ptr().addr();
             let bytes = (end - i) * BLOCK as usize;
             uffd.register(at, bytes, os::uffd::MISSING | blocks[i].1)
@@ -281,6 +300,31 @@ impl Host {
             i = end;
         }
         Ok(())
+    }
+
+    /// Has touches of pages without storage reported everywhere, so that blocks with such pages and blocks without need no borders
+    /// between them. With `registering` held.
+    fn watch_everywhere(&self, space: &Space, uffd: &Uffd) -> Result<(), Error> {
+        let all = (space.bytes() / BLOCK) as u32;
+        // Blocks whose stores are reported keep that, and their borders.
+        let kept: Vec<_> = self.watched.lock().iter().map(|id| id.0).collect();
+        let mut from = 0;
+        for to in kept.into_iter().chain([all]) {
+            if from < to {
+                let (at, blocks) = (space.window_at(BlockId(from).offset()).as_ptr().addr(), u64::from(to - from));
+                uffd.register(at, (blocks * BLOCK) as usize, os::uffd::MINOR | os::uffd::MISSING)
+                    .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
+            }
+            from = to + 1;
+        }
+        self.everywhere.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What is reported for blocks that nobody has.
+    fn reported(&self) -> u64 {
+        let missing = if self.everywhere.load(Ordering::Relaxed) { os::uffd::MISSING } else { 0 };
+        os::uffd::MINOR | missing
     }
 
     /// The pages of `mask` that have no storage. Exact only if they cannot be touched meanwhile. One question a
@@ -488,6 +532,9 @@ impl Host {
             .map_err(|code| os::too_many_mappings("mmap", code))?;
         if let Some(uffd) = self.uffd() {
             let _registering = self.registering.hold();
+            if stores {
+                self.watched.lock().extend(run.blocks().map(|(id, _)| id));
+            }
             let stores = if stores { os::uffd::STORES } else { 0 };
             uffd.register(at, bytes, os::uffd::MINOR | os::uffd::MISSING | stores)
                 .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
@@ -531,22 +578,34 @@ impl Host {
     /// Whether a block has marks in the window that its next owner must not find.
     pub(crate) fn marks(&self, body: &Body) -> bool {
         match self.door {
-            Door::Uffd(_) => body.missing || body.stores_watched || body.was_framed,
+            Door::Uffd(_) => {
+                let missing = body.missing && !self.everywhere.load(Ordering::Relaxed);
+                missing || body.stores_watched || body.was_framed
+            }
             Door::Guard(_) => !body.revoked.is_empty() || body.stores_watched,
             Door::None => false,
         }
     }
 
     /// A freed stretch: touches of pages without storage are the kernel's business again.
-    pub(crate) fn vacate(&self, at: usize, bytes: usize) {
+    pub(crate) fn vacate(&self, space: &Space, pages: &Pages) {
+        let (at, bytes) = (space.window_at(pages.0.start * PAGE).as_ptr().addr(), pages.bytes() as usize);
         if let Door::Guard(guard) = &self.door {
             guard.lift(at, bytes);
             guard.open(at, bytes, true);
         } else if let Some(uffd) = self.uffd() {
             // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch
             // a freed stretch meanwhile. If registering fails its pages could leave and come back as zeros: better to end.
+            let _registering = self.registering.hold();
+            let mut watched = self.watched.lock();
+            let (first, end) = (Page(pages.0.start).block(), Page(pages.0.end).block());
+            let gone: Vec<_> = watched.range(first..end).copied().collect();
+            for id in gone {
+                watched.remove(&id);
+            }
+            drop(watched);
             uffd.unregister(at, bytes);
-            if uffd.register(at, bytes, os::uffd::MINOR).is_err() {
+            if uffd.register(at, bytes, self.reported()).is_err() {
                 os::die("sterna: the kernel no longer reports faults of shared memory\n");
             }
         }

@@ -42,7 +42,8 @@ pub fn addresses_are_aligned_and_come_back(b: &Bench<'_>) -> Checked {
         ensure!(!ranges.is_empty(), "round {round}: nothing could be reserved");
         ranges.sort_by_key(|(r, _)| r.at);
         for (r, size) in &ranges {
-            let unit = if b.device.caps().placed { b.grain() } else { 2 << 20 };
+            let own = size.next_power_of_two().clamp(b.grain(), 2 << 20);
+            let unit = if b.device.caps().placed { b.grain() } else { own };
             ensure!(r.at.0 % unit == 0 && r.bytes >= *size, "{r:x?} for {size} bytes");
             let inside = b.device.window().is_none_or(|w| w.start as u64 <= r.at.0 && r.end().0 <= w.end as u64);
             ensure!(inside, "{r:x?} is outside the window");
