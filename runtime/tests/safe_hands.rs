@@ -40,7 +40,7 @@ fn elements_that_memory_is_not_aligned_for_are_refused_in_every_way() {
     let mapped = unsafe { rt.map_file::<TooWide>(&path) };
     let made = [rt.shared::<TooWide>(1), rt.shared_with(1, |_| TooWide::zeroed()), rt.read_file(&path), mapped];
     for (i, made) in made.into_iter().enumerate() {
-        let e = made.err().expect("refused");
+        let e = made.expect_err("refused");
         assert!(matches!(e, Error::Alignment { align: 4194304, most: 2097152 }), "{i}: {e:?}");
     }
     drop(held);
@@ -376,7 +376,7 @@ fn numbers_that_make_no_sense_are_refused() {
         Pages(1 << 41..(1 << 41) + 1),
         Pages(all..all + 1),
         Pages(p.end..p.start),
-        Pages(u64::MAX..0),
+        Pages(std::ops::Range { start: u64::MAX, end: 0 }),
     ];
     for bad in beyond {
         assert!(dev.migrate(&bad).is_err() && dev.migrate_home(&bad).is_err() && dev.snapshot(&bad).is_err(), "{bad:?}");

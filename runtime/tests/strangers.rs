@@ -27,6 +27,7 @@ fn adds(n: usize) -> (&'static Hold, Kernel<(EachMut<u32>,)>) {
 }
 
 /// `y[0] = Σ x`, once it is let go.
+#[expect(clippy::type_complexity, reason = "the list of parameters is what the signature is there to tell")]
 fn sums(n: usize) -> (&'static Hold, Kernel<(Whole<u32>, EachOut<u64>)>) {
     fn body(_: Group, n: u32, x: &[u32], y: &mut [u64]) {
         HOLD[n as usize].wait();

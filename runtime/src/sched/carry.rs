@@ -70,7 +70,10 @@ pub(super) fn launch(
         Ok(()) => {
             mirror.pods().counters.resident_launches.fetch_add(1, Ordering::Relaxed);
             let tick = mirror.space().tick();
-            let due = p.touches.iter().fold(false, |due, t| mirror.note_use(&t.seg.pages_of(&t.bytes), tick) || due);
+            let mut due = false;
+            for t in &p.touches {
+                due |= mirror.note_use(&t.seg.pages_of(&t.bytes), tick);
+            }
             if due {
                 mirror.settle_ranks(free);
             }

@@ -36,10 +36,13 @@ pub(super) struct Worker {
     turns: u32,
 }
 
+/// A launch, and the numbers of the jobs that wait for it.
+type Awaited = (Arc<InFlight>, SmallVec<[u64; 1]>);
+
 /// Jobs that wait for launches.
 struct Aside {
     /// By device, queue and value: of each queue only the first is looked at, since a device ends its launches in order.
-    points: BTreeMap<(usize, u32, u64), (Arc<InFlight>, SmallVec<[u64; 1]>)>,
+    points: BTreeMap<(usize, u32, u64), Awaited>,
     /// The device has as many launches as it gets at once, until this one has ended.
     crowd: Option<Arc<InFlight>>,
     /// Those of launches that are only being submitted.

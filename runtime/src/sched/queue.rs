@@ -236,7 +236,8 @@ fn claims(job: &Job) -> Claims {
             p.touches.iter().map(|t| claim(&t.seg, &t.bytes, kind(t))).collect()
         }
         Job::Move(m) => {
-            let hull = m.left.iter().fold(u64::MAX..0, |r, p| r.start.min(p.0.start)..r.end.max(p.0.end));
+            let start = m.left.iter().map(|p| p.0.start).min().unwrap_or(0);
+            let hull = start..m.left.iter().map(|p| p.0.end).max().unwrap_or(start);
             SmallVec::from_iter([claim(&m.seg, &bytes_of(&m.seg, &Pages(hull)), Kind::Moves)])
         }
         Job::Discard { seg, bytes, .. } => SmallVec::from_iter([claim(seg, bytes, Kind::Drops)]),

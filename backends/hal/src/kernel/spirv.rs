@@ -164,8 +164,8 @@ impl Spirv {
     }
 
     /// What two forms that do the same have in common, wherever their modules lie.
-    pub(super) fn contents(&self) -> (&[u8], &str, &[(u32, u64)], &[&str]) {
-        (&self.code, &self.entry, self.constants.as_slice(), self.complaints)
+    pub(super) fn contents(&self) -> impl Eq + std::hash::Hash + '_ {
+        (&*self.code, &*self.entry, self.constants.as_slice(), self.complaints)
     }
 }
 

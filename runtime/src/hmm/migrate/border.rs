@@ -309,9 +309,12 @@ impl Taken {
     }
 }
 
+/// Pages of a segment.
+type Kept = (Arc<Segment>, Vec<Span>);
+
 /// The pages of `touches` that are kept at home, by segment and block, each once.
-fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec<(Arc<Segment>, Vec<Span>)>, Error> {
-    let mut all: Vec<(Arc<Segment>, Vec<Span>)> = Vec::new();
+fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec<Kept>, Error> {
+    let mut all: Vec<Kept> = Vec::new();
     for t in touches {
         if t.seg.pins.lock().is_empty() {
             continue;
@@ -372,8 +375,8 @@ fn declared(seg: &Arc<Segment>, s: Span, touches: &[Touch], such: impl Fn(&Touch
 /// What of a span's block is not `declared`.
 fn gaps(seg: &Segment, s: Span, declared: &[Range<u64>]) -> Vec<Range<u64>> {
     let start = s.block.offset() - seg.offset();
-    let whole = vec![start..start + PAGES_PER_BLOCK as u64 * PAGE];
-    declared.iter().fold(whole, |left, d| left.iter().flat_map(|l| without(l, d)).collect())
+    let whole = std::iter::once(start..start + PAGES_PER_BLOCK as u64 * PAGE).collect();
+    declared.iter().fold(whole, |left: Vec<_>, d| left.iter().flat_map(|l| without(l, d)).collect())
 }
 
 /// Bytes in one grain and in one piece of the host's storage.
