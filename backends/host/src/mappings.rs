@@ -7,8 +7,8 @@
 //! a sixteenth, less what the rest of the process makes between two counts.
 //!
 //! **States.** A count of the process's mappings, and what was asked for since then, as if all of it had made mappings and nothing had
-//! gone. Counted is where that would be too many, and now and then where the end is not far. Without `/proc` there is nothing to count: then it is as many as were asked
-//! for less those that [`gone`] was told of, of the kernel's default.
+//! gone. Counted is where that would be too many, and for a hundredth of the time. Without `/proc` there is nothing to count: then
+//! it is as many as were asked for less those that [`gone`] was told of, of the kernel's default.
 //!
 //! **Lock**: one mutex, held over a count, which takes some milliseconds when there are tens of thousands.
 
@@ -21,9 +21,9 @@ use sterna_hal::DeviceError;
 
 /// What there may be where the system does not say.
 const DEFAULT: u64 = 65_530;
-/// Where half of all are in use a count is too old after so many times as long as it took, and no sooner than this.
+/// A count is too old after so many times as long as it took, and no sooner than this: the program makes mappings, too.
 const PART: u32 = 100;
-const LEAST: Duration = Duration::from_millis(1);
+const LEAST: Duration = Duration::from_millis(5);
 
 static PROCESS: Mutex<Mappings> = Mutex::new(Mappings::new());
 
@@ -52,8 +52,7 @@ impl Mappings {
     fn take(&mut self, made: u64, reserve: u64) -> bool {
         let fits = |all: &Self| all.used + all.spent + made <= all.most - all.most / reserve;
         let now = Instant::now();
-        let close = self.used > self.most / 2;
-        if !fits(self) || self.until.is_none_or(|until| close && now > until) {
+        if !fits(self) || self.until.is_none_or(|until| now > until) {
             self.count(now);
         }
         let fits = fits(self);
