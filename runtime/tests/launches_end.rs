@@ -148,7 +148,7 @@ fn from_several_threads() {
 #[test]
 fn calls_from_several_threads_take_turns() {
     under_each("calls_from_several_threads_take_turns", Duration::from_secs(120), |m| {
-        let space = Space::process(None).unwrap();
+        let space = Space::process(Some(m)).unwrap();
         for (absent, map_host) in [(Absent::Faults, false), (Absent::Faults, true), (Absent::Undefined, false)] {
             if absent == Absent::Undefined && m == Mechanism::None {
                 continue; // nobody shares a block there
@@ -191,8 +191,8 @@ fn calls_from_several_threads_take_turns() {
 /// Fails if a launch that can never fit is waited for, or told something else.
 #[test]
 fn a_call_that_never_fits_says_so() {
-    under_each("a_call_that_never_fits_says_so", Duration::from_secs(60), |_| {
-        let space = Space::process(None).unwrap();
+    under_each("a_call_that_never_fits_says_so", Duration::from_secs(60), |m| {
+        let space = Space::process(Some(m)).unwrap();
         let config =
             CpuConfig { memory: 1 << 20, workers: 2, window: 64 << 30, absent: Absent::Undefined, ..CpuConfig::default() };
         let dev = Attached::new(space, Arc::new(CpuDevice::new(0, config).unwrap())).unwrap();
@@ -294,7 +294,8 @@ fn a_page_that_is_taken_away_again_and_again_is_told_of() {
     let name = "a_page_that_is_taken_away_again_and_again_is_told_of";
     if std::env::var_os(INSIDE).is_some() {
         let _watch = support::watchdog(name, Duration::from_secs(60));
-        let space = Space::process(None).unwrap();
+        let forced = std::env::var("STERNA_HOST_FAULTS").ok().map(|m| m.parse().unwrap());
+        let space = Space::process(forced).unwrap();
         let config = CpuConfig { memory: 16 << 20, workers: 1, window: 64 << 30, ..CpuConfig::default() };
         let dev = Attached::new(space, Arc::new(CpuDevice::new(0, config).unwrap())).unwrap();
         let seg = Segment::new(space, 64 << 10).unwrap();

@@ -34,6 +34,8 @@ use crate::stats::Cause;
 /// How long to wait for memory that is on its way back, and how long between two looks at it.
 const PATIENCE: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_micros(100);
+/// How often nothing must have been on its way back before there is no room.
+const LOOKS: u32 = 3;
 
 /// Appends one grain to a list of stretches.
 pub(crate) fn push_frame(frames: &mut Vec<Frames>, grain: u32) {
@@ -73,9 +75,10 @@ impl Reserved {
         if mirror.caps().placed {
             mirror.device().alloc(place, 1, &mut frames).map_err(|e| mirror.noticed(e))?;
             let placed = frames.pop().map(|f| f.first);
+            mirror.reserved.fetch_add(1, Ordering::SeqCst);
             return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
         }
-        let mut since = Instant::now();
+        let (mut since, mut looks) = (Instant::now(), 0);
         let mut short = None;
         loop {
             if grains == 0 {
@@ -93,13 +96,19 @@ impl Reserved {
             }
             let lacks = if short.is_some() { grains.max(MANY) } else { grains };
             match make_room(free, mirror, (lacks, short.is_some()), want, waits, left)? {
-                Room::Made => since = Instant::now(),
+                Room::Made => (since, looks) = (Instant::now(), 0),
                 Room::Soon if waits && since.elapsed() <= PATIENCE => std::thread::sleep(MOMENT),
+                // What came back between the one look and the other is seen at the next.
+                Room::None if waits && want.cause != Cause::DeviceFault && looks < LOOKS => {
+                    looks += 1;
+                    std::thread::sleep(MOMENT);
+                }
                 Room::Soon | Room::None => {
                     return Err(short.map_or_else(|| exhausted(mirror, grains), |e| mirror.noticed(e)));
                 }
             }
         }
+        mirror.reserved.fetch_add(1, Ordering::SeqCst);
         Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed: None })
     }
 
@@ -134,6 +143,7 @@ impl Drop for Reserved {
             // SAFETY: allocated by `take`, handed to nobody.
             unsafe { self.mirror.device().free(&rest) };
         }
+        self.mirror.reserved.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -405,7 +415,9 @@ fn earliest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: 
 /// Whether memory may be there in a moment: a segment is on its way out, or has gone since `left`; a block that could be evicted is in
 /// somebody's hands; a launch that used one has just been reaped by somebody else; a fault goes first.
 fn passes(free: &mut Free, mirror: &DeviceMirror, (want, below): (Want, u64), left: u64) -> bool {
-    if mirror.is_left_since(left) || mirror.arrivals.starves() {
+    // Frames that a batch has taken in advance stand in no block yet. None are the caller's.
+    let reserved = mirror.reserved.load(Ordering::SeqCst) > 0;
+    if reserved || mirror.is_left_since(left) || mirror.arrivals.starves() {
         return true;
     }
     let keep = Keep::new(mirror, want, false);

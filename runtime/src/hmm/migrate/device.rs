@@ -246,8 +246,8 @@ fn collect(
             let grain = Mask::range(g * per..(g + 1) * per);
             if fix.meets(grain) && body.dev[slot].frames[g] == 0 {
                 if reserved.left() == 0 {
-                    // Somebody took frames of this block away since `missing_grains` looked.
-                    result.full = true;
+                    // Somebody took frames of this block away since `missing_grains` looked: whether there is room is not known.
+                    result.blocked = result.blocked.or(Some((id, block.epoch())));
                     *fix &= !grain;
                     continue;
                 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -66,6 +66,8 @@ pub(crate) struct DeviceMirror {
     used: Mutex<Vec<(BlockId, u32, u64)>>,
     /// What has just come, on a device that faults.
     pub(crate) arrivals: Arrivals,
+    /// How many batches have frames that they took in advance.
+    pub(crate) reserved: AtomicU32,
     /// Launches that gather what they need.
     pub(crate) gathering: Gathering,
     lost: AtomicBool,
@@ -134,6 +136,7 @@ impl DeviceMirror {
             watch: Watch::default(),
             used: Mutex::default(),
             arrivals,
+            reserved: AtomicU32::new(0),
             gathering: Gathering::default(),
             lost: AtomicBool::new(false),
             ended: Arc::default(),
