@@ -72,7 +72,11 @@ impl Look<'_> {
     #[must_use]
     pub fn stored(&self, at: HostAt, bytes: u64) -> bool {
         let region = self.0.get(at.region.0 as usize);
-        region.is_some_and(|r| sys::stored(r.fd.as_fd(), at.offset..at.offset.saturating_add(bytes)))
+        let end = at.offset.checked_add(bytes);
+        region.is_some_and(|r| {
+            // SAFETY: inside the region, as just checked.
+            end.is_some_and(|end| end <= r.bytes) && sys::stored(unsafe { r.base.add(sys::to_usize(at.offset)) }, bytes)
+        })
     }
 
     /// The file of host storage that was announced.

@@ -5,7 +5,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::thread::{self, JoinHandle};
@@ -145,12 +144,21 @@ pub fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Whether every byte of `range` of a file has storage.
-pub(crate) fn stored(fd: BorrowedFd<'_>, range: Range<u64>) -> bool {
-    let Ok(start) = libc::off_t::try_from(range.start) else { return false };
-    // SAFETY: no memory is involved; nobody uses the position.
-    let hole = unsafe { libc::lseek(fd.as_raw_fd(), start, libc::SEEK_HOLE) };
-    range.is_empty() || u64::try_from(hole).is_ok_and(|hole| hole >= range.end)
+/// Whether every page of a mapping of a memory file's has storage, and in memory. The file itself is not asked for its next hole: for
+/// the answer it would look at every page up to there.
+pub(crate) fn stored(at: NonNull<u8>, bytes: u64) -> bool {
+    const PAGE: usize = 4096;
+    const STEP: usize = 2 << 20;
+    let start = at.as_ptr().addr() / PAGE * PAGE;
+    let end = at.as_ptr().addr() + to_usize(bytes);
+    let mut pages = [0_u8; STEP / PAGE];
+    (start..end).step_by(STEP).all(|from| {
+        let bytes = (end - from).min(STEP);
+        let n = bytes.div_ceil(PAGE);
+        // SAFETY: the vector has a byte for each page; of the addresses nothing is read.
+        let known = again(-1, || unsafe { libc::mincore(ptr::without_provenance_mut(from), bytes, pages.as_mut_ptr()) });
+        known.is_ok() && pages[..n].iter().all(|p| p & 1 == 1)
+    })
 }
 
 /// Frees the storage of a part of a file, which reads as zeros from then on; tells whether that was done.

@@ -538,6 +538,10 @@ impl Segment {
     /// How far faults reach; decided once, before the first use.
     pub(crate) fn set_rule(&self, rule: FaultRule) {
         let _ = self.rule.set(rule);
+        // Those of a file or a copy are all looked at when it is made.
+        for id in self.claimed() {
+            self.decide(id);
+        }
     }
 
     /// The blocks that the engine has looked at, in ascending order.
