@@ -75,11 +75,14 @@ impl Mappings {
     }
 }
 
-/// Asks for `made` further mappings; false where they would not leave an eighth of all to others. Whoever asks then frees some, or
-/// does without.
+/// Whether there is room for `made` further mappings, for which [`reserve`] is asked when they are made; false where they would not
+/// leave an eighth of all to others. Whoever asks then frees some, or does without.
 #[must_use]
 pub fn room(made: u64) -> bool {
-    PROCESS.lock().take(made, 8)
+    let mut all = PROCESS.lock();
+    let fits = all.take(made, 8);
+    all.spent -= if fits { made } else { 0 };
+    fits
 }
 
 /// As [`room`], for what can be had otherwise at a price: false where they would not leave half.

@@ -130,11 +130,7 @@ impl Mmu {
         if !mappings::room(2) {
             return Err(mappings::exhausted());
         }
-        let before = out.len();
-        self.memory.alloc(grains, out)?;
-        // What lies apart makes more; too many of those are the next one's business.
-        let _ = mappings::reserve(2 * (out.len() - before).saturating_sub(1) as u64);
-        Ok(())
+        self.memory.alloc(grains, out)
     }
 
     /// Gives frames back.

@@ -210,10 +210,7 @@ impl Window {
             Entry::File { fd, offset, writable, populate } => Backing::File { fd, offset, writable, populate },
         };
         match entry {
-            // Room for device memory was asked for when it was allocated.
-            Entry::File { populate, .. } if !mappings::reserve(if populate { 0 } else { 2 }) => {
-                return Err(mappings::exhausted());
-            }
+            Entry::File { .. } if !mappings::reserve(2) => return Err(mappings::exhausted()),
             Entry::File { .. } => {}
             Entry::Absent => mappings::gone(2),
         }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames, in_kernel};
+use sterna_host::mappings;
 
 use super::addr::{BLOCK, BlockId, Mask, Pages, Span, runs_of};
 use super::arrivals::Grain;
@@ -80,13 +81,17 @@ impl Reserved {
         }
         let (mut since, mut looks) = (Instant::now(), 0);
         let mut short = None;
+        let mapped = mirror.device().frames_base().is_some();
         loop {
-            if grains == 0 {
+            // Entries for frames that are there already may be mappings, too.
+            if grains == 0 && (!mapped || mappings::room(2)) {
                 break;
             }
             let left = mirror.left();
+            if grains == 0 {
+                short = Some(mappings::exhausted());
             // A fault that has found no room goes first.
-            if want.cause == Cause::DeviceFault || !mirror.arrivals.starves() {
+            } else if want.cause == Cause::DeviceFault || !mirror.arrivals.starves() {
                 match mirror.device().alloc(place, grains, &mut frames) {
                     Ok(()) => break,
                     Err(DeviceError::OutOfMemory { .. }) => short = None,
@@ -98,6 +103,8 @@ impl Reserved {
             match make_room(free, mirror, (lacks, short.is_some()), want, waits, left)? {
                 Room::Made => (since, looks) = (Instant::now(), 0),
                 Room::Soon if waits && since.elapsed() <= PATIENCE => std::thread::sleep(MOMENT),
+                // What is left for what has been begun may do.
+                Room::Soon | Room::None if grains == 0 => break,
                 // What came back between the one look and the other is seen at the next.
                 Room::None if waits && want.cause != Cause::DeviceFault && looks < LOOKS => {
                     looks += 1;
