@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_hal::{Device, DeviceError, KernelError};
+use sterna_host::limits;
 
 use crate::hmm::Mechanism;
 
@@ -218,7 +219,7 @@ pub enum Error {
         grain: u64,
     },
     /// The host-fault mechanism could not be set up.
-    #[error("host-fault mechanism `{mechanism}` is not available: {source}{}", remedy(*mechanism))]
+    #[error("host-fault mechanism `{mechanism}` is not available: {source}{}", remedy(*mechanism, source))]
     Mechanism {
         /// Which.
         mechanism: Mechanism,
@@ -324,14 +325,18 @@ fn instead(limit: &str) -> &'static str {
     }
 }
 
-fn remedy(mechanism: Mechanism) -> &'static str {
-    match mechanism {
+fn remedy(mechanism: Mechanism, source: &io::Error) -> String {
+    if let Some(code @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM)) = source.raw_os_error() {
+        return format!("; {}", limits::for_memory(code, "free some memory"));
+    }
+    let helps = match mechanism {
         Mechanism::Transparent => {
             "; run as root or with CAP_SYS_PTRACE, set vm.unprivileged_userfaultfd=1, or use STERNA_HOST_FAULTS=signal"
         }
         Mechanism::Signal => "; a sandbox may forbid userfaultfd: use STERNA_HOST_FAULTS=guard",
         Mechanism::Guard | Mechanism::None => "",
-    }
+    };
+    helps.into()
 }
 
 impl Error {
