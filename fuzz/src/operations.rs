@@ -44,7 +44,7 @@ fn below(u: &mut Unstructured<'_>, n: usize) -> Result<usize> {
 
 /// An operation, or `None` where another thread begins.
 fn op(u: &mut Unstructured<'_>) -> Result<Option<Op>> {
-    let kind = below(u, 28)?;
+    let kind = below(u, 30)?;
     let of = below(u, 4)?;
     let dev = |u: &mut Unstructured<'_>| below(u, 2);
     let value = |u: &mut Unstructured<'_>| Ok(u32::from(u.arbitrary::<u16>()?) % 1000);
@@ -79,6 +79,8 @@ fn op(u: &mut Unstructured<'_>) -> Result<Option<Op>> {
         24 => Op::Budget { dev: dev(u)?, left: u.arbitrary()? },
         25 => Op::Lose { dev: dev(u)? },
         26 => return Ok(None),
+        27 => Op::FileFrom { of, at: u.arbitrary()?, bytes: usize::from(u.arbitrary::<u16>()?) + 1, shared: u.arbitrary()? },
+        28 => Op::DropInKernel { of, dev: dev(u)?, own: u.arbitrary()? },
         _ => Op::Map { of },
     }))
 }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use proptest::prelude::*;
 use regressions::regressions;
-use world::{Op, Program, VULKAN};
+use world::{LEAST, Op, Program, VULKAN};
 
 fn op() -> impl Strategy<Value = Op> {
     let (of, dev, value) = (0..4_usize, 0..2_usize, 0..1000_u32);
@@ -46,6 +46,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Sync),
         1 => (0..4_usize, 0..2_usize).prop_map(|(of, dev)| Op::ReadOnly { of, dev }),
         1 => (0..4_usize).prop_map(|of| Op::ReadFile { of }),
+        1 => (0..4_usize, any::<u16>(), 1..400_000_usize, any::<bool>())
+            .prop_map(|(of, at, bytes, shared)| Op::FileFrom { of, at, bytes, shared }),
+        2 => (0..4_usize, 0..2_usize, any::<bool>()).prop_map(|(of, dev, own)| Op::DropInKernel { of, dev, own }),
         1 => (0..4_usize, 0..3_usize).prop_map(|(of, what)| Op::ForkPolicy { of, what }),
         1 => Just(Op::Fork),
         2 => (0..2_usize, any::<u8>()).prop_map(|(dev, left)| Op::Budget { dev, left }),
@@ -64,8 +67,12 @@ fn place() -> MutexGuard<'static, ()> {
 
 fn programs(policy: &'static str, devices: [usize; 2], threads: usize) {
     let _place = place();
-    // A driver takes its time to open a device. `PROPTEST_CASES` asks for more.
-    let usual = if devices[0] < VULKAN { 120 } else { 60 };
+    // A driver takes its time to open a device, and so do launches where little fits. `PROPTEST_CASES` asks for more.
+    let usual = match devices[0] {
+        VULKAN.. => 60,
+        LEAST.. => 40,
+        _ => 120,
+    };
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual / threads as u32);
     let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
     let ops = prop::collection::vec(op(), 1..40);
@@ -123,6 +130,27 @@ fn beside_a_coherent_device() {
 #[test]
 fn on_demand_beside_a_coherent_device() {
     programs("demand", [0, 8], 1);
+}
+
+/// What has just been brought is what has to go.
+#[test]
+fn on_the_least_memory() {
+    programs("demand", [LEAST, LEAST + 1], 1);
+}
+
+#[test]
+fn on_the_least_memory_beside_a_device_that_cannot_fault() {
+    programs("declared", [LEAST, LEAST + 2], 1);
+}
+
+#[test]
+fn on_the_least_memory_that_nobody_else_sees() {
+    programs("declared", [LEAST + 3, LEAST + 4], 1);
+}
+
+#[test]
+fn on_the_least_memory_by_several_threads() {
+    programs("demand", [LEAST, LEAST + 2], 3);
 }
 
 /// As [`programs`], where both devices can be had; what cannot is said aloud.

@@ -5,6 +5,8 @@
 
 #[path = "torture/comers.rs"]
 mod comers;
+#[path = "torture/limits.rs"]
+mod limits;
 mod support;
 #[path = "common/vulkan.rs"]
 mod vulkan;
@@ -23,7 +25,7 @@ use sterna::kernel::{Group, Kernel, each_mut};
 use support::{duration, plain, runtime, seed, smallest, tick, under_each};
 use workers::{Setting, Tally, round};
 
-const SETTINGS: usize = 8;
+const SETTINGS: usize = 13;
 
 fn seconds() -> Duration {
     duration("STERNA_TORTURE_SECONDS", Duration::from_secs(3))
@@ -31,6 +33,11 @@ fn seconds() -> Duration {
 
 fn cpu(index: u32, config: &CpuConfig) -> Arc<dyn Device> {
     Arc::new(CpuDevice::new(index, config.clone()).unwrap())
+}
+
+/// As little as a launch and its neighbours need, where an access to an absent page is a crash.
+fn rigid(grain: u64) -> CpuConfig {
+    CpuConfig { absent: Absent::Undefined, memory: 256 << 10, grain, workers: 2, ..CpuConfig::default() }
 }
 
 /// The rounds of a run: what differs are the grain, whether launches declare or fault, the room, and the size.
@@ -45,7 +52,15 @@ fn setting(n: usize) -> Setting {
         5 => ("declared", CpuConfig { coherent: true, ..roomy(16 << 10) }, 64 << 10),
         6 => ("demand", CpuConfig { coherent: true, workers: 2, ..smallest(4 << 10) }, 256 << 10),
         // An access to an absent page is a crash on this one.
-        _ => ("declared", CpuConfig { absent: Absent::Undefined, ..roomy(16 << 10) }, 64 << 10),
+        7 => ("declared", CpuConfig { absent: Absent::Undefined, ..roomy(16 << 10) }, 64 << 10),
+        8 => ("demand", CpuConfig { workers: 2, ..smallest(4 << 10) }, 64 << 10),
+        9 => ("declared", CpuConfig { workers: 2, ..smallest(64 << 10) }, 256 << 10),
+        10 => ("declared", rigid(4 << 10), 64 << 10),
+        11 => ("declared", CpuConfig { host_readable: false, workers: 2, ..smallest(4 << 10) }, 128 << 10),
+        _ => {
+            let devices = [cpu(0, &CpuConfig { workers: 2, ..smallest(4 << 10) }), cpu(1, &rigid(4 << 10))];
+            return Setting { policy: "demand", devices, bytes: 64 << 10 };
+        }
     };
     Setting { policy, devices: [0, 1].map(|i| cpu(i, &config)), bytes }
 }
@@ -74,7 +89,7 @@ fn torture(
     setting: impl Fn(usize) -> Option<Setting>,
 ) -> Option<Tally> {
     let (start, mut total, mut n) = (Instant::now(), Tally::default(), seed as usize % SETTINGS);
-    let rounds = (time.as_secs() as usize).clamp(3, 10);
+    let rounds = (time.as_secs() as usize).clamp(3, SETTINGS);
     for _ in 0..rounds {
         let setting = setting(n)?;
         let said = setting.to_string();

@@ -52,8 +52,8 @@ impl World {
         self.danger.gone(dev);
     }
 
-    /// Forks; the child looks at what it should find. The parent's bytes stay as they are.
-    pub(super) fn fork(&self) {
+    /// Forks; the child looks at what it should find, and drops every handle. The parent's bytes stay as they are.
+    pub(super) fn fork(&mut self) {
         // SAFETY: the child loads, stores and leaves by `_exit`: other threads may have held any lock at the fork.
         unsafe {
             let pid = libc::fork();
@@ -71,7 +71,7 @@ impl World {
     }
 
     /// What a child finds; says whether that is wrong.
-    fn in_child(&self) -> bool {
+    fn in_child(&mut self) -> bool {
         let mut wrong = false;
         for both in &self.all {
             // A page that two allocations share is as the later of the two asked for it.
@@ -90,6 +90,7 @@ impl World {
             // SAFETY: as above.
             whole.for_each(|i| unsafe { both.x.as_host_ptr().cast_mut().add(i).write_volatile(77) });
         }
+        self.all.clear();
         wrong
     }
 }

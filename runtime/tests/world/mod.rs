@@ -2,13 +2,15 @@
 //! not its business: property tests do, and fuzzing does.
 
 mod danger;
+mod drops;
+mod files;
 mod loss;
 mod program;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use sterna::cpu::CpuDevice;
+use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::{Absent, Caps, DevAddr, Device as _, Frames, Injected};
 use sterna::kernels::fill;
 use sterna::{Advice, Device, Error, ForkPolicy, Location, Runtime, Shared};
@@ -124,12 +126,25 @@ pub(crate) enum Op {
     ReadFile {
         of: usize,
     },
+    /// A file with the same contents, and a segment that begins at any byte of it or behind its end.
+    FileFrom {
+        of: usize,
+        at: u16,
+        bytes: usize,
+        shared: bool,
+    },
+    /// A kernel drops the last handle, perhaps that of its own argument.
+    DropInKernel {
+        of: usize,
+        dev: usize,
+        own: bool,
+    },
     /// What a forked child finds: nothing, the same, or zeros.
     ForkPolicy {
         of: usize,
         what: usize,
     },
-    /// Forks a child that looks.
+    /// Forks a child that looks, and drops every handle.
     Fork,
     /// How much of its memory a device has left, out of 256: somebody else takes the rest, as far as it is free.
     Budget {
@@ -151,6 +166,8 @@ pub(crate) struct World {
     /// Frames that somebody else has; `None` where another world sees to that.
     taken: Option<[Vec<Frames>; 2]>,
     danger: Danger,
+    /// What kernels were given to drop.
+    keys: Vec<u32>,
     /// Elements between the borders of views that a launch may have: whole grains where host faults are not served.
     unit: usize,
     /// Other threads run programs of their own on the same devices.
@@ -176,10 +193,30 @@ impl Both {
     }
 }
 
+/// Number of the first device with the least memory that it may have: one for each of [`least`].
+pub(crate) const LEAST: usize = 50;
+
+/// Devices of which each has as little memory as it may, or, where an absent page is a crash, little more than one launch needs.
+fn least() -> [CpuConfig; 5] {
+    let least = |config: CpuConfig| {
+        let frames = device(config.clone()).caps().min_frames;
+        CpuConfig { memory: u64::from(frames) * config.grain, ..config }
+    };
+    let pages = CpuConfig { grain: 4096, ..small(MIB) };
+    [
+        least(pages.clone()),
+        least(small(MIB)),
+        CpuConfig { grain: 4096, ..rigid(2 * MIB) },
+        least(CpuConfig { map_host: false, host_readable: false, ..pages.clone() }),
+        least(CpuConfig { coherent: true, ..pages }),
+    ]
+}
+
 /// Number of the first Vulkan device: one for each of the [`TABLES`](vulkan::TABLES).
 pub(crate) const VULKAN: usize = 100;
 
-/// The device with this number: one of the [`kinds`], or a Vulkan device.
+/// The device with this number: one of the [`kinds`], one with the [`least`] memory, or a Vulkan
+/// device.
 ///
 /// # Errors
 /// What is not there.
@@ -187,7 +224,10 @@ pub(crate) fn open(number: usize) -> Result<Injected, String> {
     const MEMORY: usize = 4 * MIB;
     match number.checked_sub(VULKAN) {
         Some(table) => vulkan::vulkan(vulkan::TABLES[table], MEMORY as u64, None),
-        None => Ok(Injected::new(device(kinds(MEMORY)[number].1.clone()), |d: &CpuDevice| d.inject().lose())),
+        None => {
+            let config = number.checked_sub(LEAST).map_or_else(|| kinds(MEMORY)[number].1.clone(), |n| least()[n].clone());
+            Ok(Injected::new(device(config), |d: &CpuDevice| d.inject().lose()))
+        }
     }
 }
 
@@ -221,15 +261,24 @@ impl World {
         let rt = b.policy(policy).unwrap().build().unwrap();
         let grain = rt.devices().iter().map(|d| d.caps().grain).max().unwrap() as usize / 4;
         let unit = if faults(&rt) { 1 } else { grain };
-        Self { rt, all: Vec::new(), below, taken: Some(Default::default()), danger: Danger::default(), unit, crowded }
-            .furnished()
+        Self {
+            rt,
+            all: Vec::new(),
+            below,
+            taken: Some(Default::default()),
+            danger: Danger::default(),
+            keys: Vec::new(),
+            unit,
+            crowded,
+        }
+        .furnished()
     }
 
     /// On the same runtime, for another thread.
     pub(crate) fn beside(&self) -> Self {
         let (rt, below) = (self.rt.clone(), self.below.clone());
-        let (taken, danger) = (None, Danger::default());
-        Self { rt, all: Vec::new(), below, taken, danger, unit: self.unit, crowded: true }.furnished()
+        let (taken, danger, keys) = (None, Danger::default(), Vec::new());
+        Self { rt, all: Vec::new(), below, taken, danger, keys, unit: self.unit, crowded: true }.furnished()
     }
 
     fn furnished(mut self) -> Self {
@@ -244,6 +293,9 @@ impl World {
             same(&b.x, &b.v, &(0..b.v.len()));
         }
         self.sync();
+        if !self.below.iter().any(|d| d.is_lost()) {
+            assert_eq!(drops::take_back(&self.keys).len(), 0, "kernels have not dropped what they were given");
+        }
     }
 
     fn sync(&self) {
@@ -440,28 +492,10 @@ impl World {
                 let both = Both::new(x.cow_clone().unwrap(), v.clone());
                 self.keep(of, both);
             }
-            Op::Map { of } if n(of) > 0 => {
-                // A file with the contents of the one takes its place.
-                let path = self.file(of);
-                // SAFETY: nobody writes it.
-                let mut mapped = unsafe { self.rt.map_file::<u32>(&path) }.unwrap();
-                let Both { v, .. } = &mut self.all[of];
-                let half = v.len() / 2;
-                mapped[half] ^= 5;
-                v[half] ^= 5;
-                mapped.flush().unwrap();
-                assert_eq!(std::fs::read(&path).unwrap()[half * 4..][..4], v[half].to_ne_bytes());
-                std::fs::remove_file(&path).unwrap();
-                self.all[of] = Both::new(mapped, std::mem::take(v));
-                let n = self.all[of].v.len();
-                self.touched(of, &(0..n));
-            }
-            Op::ReadFile { of } if n(of) > 0 => {
-                let path = self.file(of);
-                let both = Both::new(self.rt.read_file(&path).unwrap(), self.all[of].v.clone());
-                std::fs::remove_file(&path).unwrap();
-                self.keep(of, both);
-            }
+            Op::Map { of } if n(of) > 0 => self.map(of),
+            Op::ReadFile { of } if n(of) > 0 => self.read_file(of),
+            Op::FileFrom { of, at, bytes, shared } if n(of) > 0 => self.file_from(of, at, bytes.max(1), shared),
+            Op::DropInKernel { of, dev, own } if n(of) > 0 => self.drop_in_kernel(of, dev, own),
             Op::ReadOnly { of, dev } if n(of) > 0 => {
                 let (_, device) = self.device(dev);
                 let Both { x, v, fork } = self.all.swap_remove(of);
@@ -486,7 +520,7 @@ impl World {
                 let Caps { absent, grain, min_frames, .. } = *self.below[dev].caps();
                 // Where an absent page is a crash, what one launch needs must fit.
                 let least = match absent {
-                    // The least that works is slow; `progress` tries that.
+                    // The least that works is slow, but for devices with no more.
                     Absent::Faults => 8 * u64::from(min_frames) * grain,
                     _ => 3 * MIB as u64 + 4 * grain,
                 };
@@ -511,17 +545,11 @@ impl World {
             _ => {}
         }
     }
-    /// A file with the contents of an allocation.
-    fn file(&self, of: usize) -> std::path::PathBuf {
-        let Both { x, v, .. } = &self.all[of];
-        let path = std::env::temp_dir().join(format!("sterna-random-{}-{:p}", std::process::id(), x.as_host_ptr()));
-        std::fs::write(&path, sterna::bytemuck::cast_slice(v)).unwrap();
-        path
-    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
+        drop(drops::take_back(&self.keys));
         for (device, taken) in self.below.iter().zip(self.taken.iter_mut().flatten()) {
             // SAFETY: allocated by `budget`, and used by nobody.
             unsafe { device.free(&std::mem::take(taken)) };
