@@ -379,3 +379,20 @@ fn a_policy_whose_panic_panics_again_fails_the_launch_and_no_other() {
     rt.launch(&add(1), (&mut x,)).unwrap();
     assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
 }
+
+/// Records are made accessible in steps: whichever allocation is the newest, launches may use it at once, whatever its size.
+#[test]
+fn the_newest_of_any_number_of_allocations_can_be_launched_on() {
+    let _limit = limit();
+    for elems in [10, 700_000] {
+        let rt = Runtime::builder().open_device(device(small(8 * MIB))).build().unwrap();
+        let mut all = Vec::new();
+        for i in 0..1100_u32 {
+            let mut x = rt.shared::<u32>(elems).unwrap();
+            rt.launch(&add(i), (&mut x.range_mut(..elems.min(16_384)).unwrap(),)).unwrap();
+            all.push(x);
+        }
+        let wrong = all.iter().enumerate().find(|(i, x)| x[9] != *i as u32);
+        assert!(wrong.is_none(), "{elems} elements: {wrong:?}");
+    }
+}

@@ -82,6 +82,8 @@ unsafe impl Sync for Block {}
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Body {
+    /// First: where it stands says which block's it is, and behind the last field begins the next record.
+    pub(crate) dev: Parts,
     /// The window does not map these pages; a touch faults.
     pub(crate) revoked: Mask,
     /// The window lets these pages be loaded, and reports stores to them: devices may have replicas.
@@ -147,8 +149,9 @@ pub(crate) struct Body {
     /// Decided beforehand by the policy: how far a host fault, and a device fault, grows (see [`Grow`]).
     pub(crate) host_grow: Grow,
     pub(crate) device_grow: Grow,
-    pub(crate) dev: Parts,
 }
+
+const _: () = assert!(std::mem::offset_of!(Block, body) + std::mem::offset_of!(Body, dev) < size_of::<Block>());
 
 /// How far a fault reaches around its page: percent for the density rule (`addr::grow`), offset so that zeroed memory is the
 /// default.

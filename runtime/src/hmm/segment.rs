@@ -42,6 +42,8 @@ use crate::policy::{FaultRule, HintMap, Hints, Side};
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct SegRec {
+    /// First: where it stands says which record's it is, and behind the last field begins the next record.
+    pub(crate) view: Views,
     pub(crate) gate: Gate,
     /// Blocks of the segment.
     pub(crate) blocks: AtomicU32,
@@ -55,8 +57,9 @@ pub(crate) struct SegRec {
     pub(crate) reading: AtomicU32,
     /// Bit `d`: device `d` has, or had, addresses for it or launches that use it. The views of others are all zero.
     known: AtomicU64,
-    pub(crate) view: Views,
 }
+
+const _: () = assert!(std::mem::offset_of!(SegRec, view) < size_of::<SegRec>());
 
 impl SegRec {
     /// Back to 'no segment'. Nobody uses it meanwhile.
