@@ -18,7 +18,7 @@ macro_rules! say {
 /// What a shell says of a program that a closed pipe has ended: 128 and the number of SIGPIPE.
 const NOBODY_READS: i32 = 141;
 
-/// See [`say`](crate::say).
+/// See [`say`].
 pub fn line(text: fmt::Arguments<'_>) {
     match writeln!(io::stdout(), "{text}") {
         Ok(()) => {}
