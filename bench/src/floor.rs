@@ -3,6 +3,7 @@
 //! Nothing here uses sterna: a floor is what a program would write without it.
 
 mod faults;
+mod files;
 pub(crate) mod vulkan;
 pub(crate) mod vulkan_copies;
 
@@ -11,6 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 pub(crate) use faults::{How, RawFaults};
+pub(crate) use files::{Contents, Empty, PIECE, Way, system_of};
 
 pub(crate) const FOLIO: usize = 2 << 20;
 const MADV_COLLAPSE: libc::c_int = 25;

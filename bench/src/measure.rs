@@ -8,12 +8,25 @@ use std::time::Instant;
 pub(crate) struct Runs(Vec<f64>);
 
 impl Runs {
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     pub(crate) fn one(value: f64) -> Self {
         Self(vec![value])
     }
 
     pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Round by round, both added.
+    pub(crate) fn plus(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a + b).collect())
     }
 
     /// Forgets the first rounds.
@@ -124,13 +137,22 @@ impl Pinned {
 
     /// The first processor that this process may use.
     pub(crate) fn first_cpu() -> usize {
-        // SAFETY: as above.
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
-            (0..libc::CPU_SETSIZE as usize).find(|c| libc::CPU_ISSET(*c, &set)).unwrap_or(0)
-        }
+        cpus()[0]
     }
+}
+
+/// The processors that the calling thread may use; never none.
+pub(crate) fn cpus() -> Vec<usize> {
+    // SAFETY: plain old data for which all zero is the empty set; the call fills it.
+    let mut all: Vec<usize> = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
+        (0..libc::CPU_SETSIZE as usize).filter(|c| libc::CPU_ISSET(*c, &set)).collect()
+    };
+    if all.is_empty() {
+        all.push(0);
+    }
+    all
 }
 
 impl Drop for Pinned {

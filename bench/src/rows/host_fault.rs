@@ -34,7 +34,7 @@ const ROUNDS: u8 = 5;
 const MOST: Option<f64> = Some(1.3);
 
 /// Brings what launches declare; host faults reach as far as `host` says.
-struct Reach(Grow);
+pub(super) struct Reach(pub(super) Grow);
 
 impl Policy for Reach {
     fn name(&self) -> &'static str {
@@ -61,7 +61,7 @@ fn run(sheet: &mut Sheet) -> Result<()> {
             Some(r) => r,
             None => {
                 let how = if mechanism == Mechanism::Signal { How::Signal } else { How::Message };
-                *raw.insert(RawFaults::start(how, BYTES as usize, cpu)?)
+                *raw.insert(RawFaults::start(how, BYTES as usize, &[cpu], true)?)
             }
         };
         one_size(sheet, &rt, raw, &format!("{mechanism}, {name}"), chunk)?;
@@ -118,18 +118,17 @@ fn touch_all(x: &[u64], chunk: u64, expected: u64, right: &mut bool) -> f64 {
 
 /// The median time of copying a chunk as the floor does, without a fault.
 fn copies(raw: &RawFaults, chunk: usize) -> f64 {
-    let n = raw.source.bytes / chunk;
+    let n = raw.window.bytes / chunk;
     let one = |i: usize| {
         let t = Instant::now();
-        // SAFETY: inside both mappings, which nobody else uses now.
-        unsafe { raw.view.at.add(i * chunk).copy_from_nonoverlapping(raw.source.at.add(i * chunk), chunk) };
+        raw.copy(i * chunk, chunk);
         t.elapsed().as_secs_f64()
     };
     median(&mut out_of_order(n).map(one).collect::<Vec<_>>())
 }
 
 /// The numbers below `n`, a power of two, each once.
-fn out_of_order(n: usize) -> impl Iterator<Item = usize> {
+pub(super) fn out_of_order(n: usize) -> impl Iterator<Item = usize> {
     assert!(n.is_power_of_two(), "an odd step visits each number once");
     (0..n).map(move |i| i.wrapping_mul(0x9E37_79B1) & (n - 1))
 }

@@ -3,6 +3,7 @@
 mod allocation;
 mod backlog;
 mod bulk;
+mod file_fault;
 mod futures;
 mod host_fault;
 mod idle;
@@ -30,9 +31,10 @@ pub(crate) struct Row {
 }
 
 /// Every row, in the order of the table.
-pub(crate) const ALL: [Row; 14] = [
+pub(crate) const ALL: [Row; 15] = [
     indexing::ROW,
     host_fault::ROW,
+    file_fault::ROW,
     bulk::ROW,
     launch::ROW,
     futures::ROW,
