@@ -41,7 +41,6 @@ pub(crate) struct Contents {
     pub(crate) path: PathBuf,
     pub(crate) bytes: usize,
     file: File,
-    map: Mapping,
 }
 
 impl Contents {
@@ -51,16 +50,10 @@ impl Contents {
         let written = fs::File::create(&path).and_then(|mut file| {
             (0..bytes / PIECE).try_for_each(|i| file.write_all(&piece(i).repeat(PIECE / 8)))?;
             file.sync_all()?;
-            let file = File::open(&path)?;
-            // SAFETY: a new mapping, at an address of the system's choice.
-            let at = unsafe { libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            Ok((file, Mapping { at: at.cast(), bytes }))
+            File::open(&path)
         });
         match written {
-            Ok((file, map)) => Ok(Self { path, bytes, file, map }),
+            Ok(file) => Ok(Self { path, bytes, file }),
             Err(e) => {
                 let _ = fs::remove_file(&path); // what is left of it, if there is anything
                 Err(e)
@@ -69,11 +62,23 @@ impl Contents {
     }
 }
 
+impl Contents {
+    fn map(&self) -> io::Result<Mapping> {
+        let fd = self.file.as_raw_fd();
+        // SAFETY: a new mapping, at an address of the system's choice.
+        let at = unsafe { libc::mmap(ptr::null_mut(), self.bytes, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+        if at == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Mapping { at: at.cast(), bytes: self.bytes })
+        }
+    }
+}
+
 impl Drop for Contents {
     fn drop(&mut self) {
         // It may be gone already.
         let _ = fs::remove_file(&self.path);
-        unmap(self.map);
     }
 }
 
@@ -81,6 +86,8 @@ impl Drop for Contents {
 #[derive(Debug)]
 pub(crate) struct Empty<'a> {
     from: &'a Contents,
+    /// The file, mapped anew: nobody has touched a page of it.
+    mapped: Mapping,
     memory: MemoryFile,
     view: Mapping,
     window: Mapping,
@@ -94,7 +101,7 @@ impl<'a> Empty<'a> {
         let memory = MemoryFile::new(from.bytes.next_multiple_of(FOLIO))?;
         let (view, window) = (memory.map()?, memory.map()?);
         let uffd = registered.then(|| Uffd::over(&window, true)).transpose()?;
-        Ok(Self { from, memory, view, window, uffd })
+        Ok(Self { from, mapped: from.map()?, memory, view, window, uffd })
     }
 
     /// Brings a piece, and loads from its byte `at`.
@@ -103,7 +110,7 @@ impl<'a> Empty<'a> {
         assert!(start + PIECE <= self.from.bytes && at < PIECE, "a piece of the file");
         let file = self.from.file.as_raw_fd();
         // SAFETY: a piece of each mapping, which is this call's alone.
-        let (view, mapped) = unsafe { (self.view.at.add(start), self.from.map.at.add(start)) };
+        let (view, mapped) = unsafe { (self.view.at.add(start), self.mapped.at.add(start)) };
         match way {
             Way::Read => whole(read(file, view, start))?,
             Way::Buffer => {
@@ -123,8 +130,7 @@ impl<'a> Empty<'a> {
 
 impl Drop for Empty<'_> {
     fn drop(&mut self) {
-        unmap(self.view);
-        unmap(self.window);
+        [self.mapped, self.view, self.window].into_iter().for_each(unmap);
     }
 }
 
