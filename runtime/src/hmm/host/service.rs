@@ -106,8 +106,10 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         let body = block.lock(free);
         // A store to a page that is mapped for loads is parked while a launch uses its replicas.
         let missing = if store { body.revoked | body.duplicated } else { body.revoked };
-        if !missing.has(p) || body.busy.has(p) {
-            None // it is home, or whoever has it wakes the thread
+        if !body.wanted.has(p) || !missing.has(p) || body.busy.has(p) {
+            // It is home, or whoever has it wakes the thread; or whoever asked was woken meanwhile, and the block may be another
+            // segment's by now: then nothing is taken from a device for nobody.
+            None
         } else {
             let rec = block.segment().map(|s| space.rec(s));
             let running = body
@@ -177,8 +179,8 @@ fn reads_beside_a_launch(space: &Space, free: &mut Free, (id, p): (BlockId, usiz
     let block = space.block(id);
     let body = block.lock(free);
     let Some(rec) = block.segment().map(|s| space.rec(s)) else { return false };
-    let here =
-        body.revoked.has(p) && !(body.gone | body.lost | body.busy | body.unread | body.lent | body.unreadable).has(p);
+    let here = (body.revoked & body.wanted).has(p)
+        && !(body.gone | body.lost | body.busy | body.unread | body.lent | body.unreadable).has(p);
     here && !body.read_mostly
         && !body.exclusive(None).has(p)
         && body.devices().any(|d| body.dev[d].valid.has(p) && rec.view[d].active.load(Ordering::Acquire) > 0)
