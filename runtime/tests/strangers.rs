@@ -237,3 +237,47 @@ fn contents_are_dropped_beside_a_launch() {
         assert_eq!((b[5], b[99_999], b[100_000]), (1, 1, mid as u32 + 100_002), "{how}");
     }
 }
+
+/// Fails by its limit if a fault waits for the end of a launch beside a guard, which has copies of its own to bring home, where the
+/// thread that faults is the only one that could have looked at the launch.
+#[test]
+fn the_host_touches_a_page_of_a_launch_beside_a_guard_that_nobody_waits_for() {
+    let _limit = limit();
+    static OWN: [Hold; 6] = [const { Hold::new() }; 6];
+    fn body(_: Group, n: u32, y: &mut [u32]) {
+        OWN[n as usize].wait();
+        y.iter_mut().for_each(|y| *y += 1);
+    }
+    let grains = [4 << 10, 64 << 10, 2 << 20];
+    for (n, (grain, stores)) in grains.into_iter().flat_map(|g| [(g, true), (g, false)]).enumerate() {
+        let how = format!("grain {grain}, stores {stores}");
+        let rt = runtime(CpuConfig { grain, map_host: false, host_readable: false, workers: 3, ..rigid(64 * MIB) });
+        if !faults(&rt) {
+            return; // two sides cannot share a grain there
+        }
+        let kernel: Kernel<(EachMut<u32>,)> = Kernel::new("held", n as u32, (each_mut(1 << 30),), body);
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        let (mut c, mut rest) = x.split_at_mut(10_500).unwrap();
+        let (mut a, mut b) = rest.split_at_mut(10_000).unwrap();
+        let guard = b.host_mut(..10).unwrap();
+        let p = rt.launch(&kernel, (&mut a,)).unwrap();
+        OWN[n].entered();
+        scope(|s| {
+            s.spawn(|| {
+                sleep(Duration::from_millis(20)); // the fault is parked before the launch ends
+                OWN[n].release();
+            });
+            if stores {
+                c[10_499] = 1;
+            }
+            assert_eq!(c[10_499], if stores { 1 } else { 10_499 }, "{how}");
+        });
+        // And launches are let go on.
+        let q = rt.launch(&add(1), (&mut c,)).unwrap();
+        q.wait().unwrap();
+        drop((guard, p));
+        let want = |i: usize| if i == 10_499 && stores { 2 } else { i as u32 + u32::from(i < 20_500) };
+        let wrong = x.iter().enumerate().find(|(i, v)| **v != want(*i));
+        assert_eq!(wrong, None, "{how}");
+    }
+}

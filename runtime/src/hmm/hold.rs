@@ -5,7 +5,9 @@
 //! end by themselves, and later ones wait, so that a program which launches without a gap starves nobody.
 //!
 //! **Why that is enough.** Entries and frames stay while launches use them; a launch that only reads goes on with what it has, and one
-//! on other pages is not concerned. A launch that writes a page has to end before the page can be copied.
+//! on other pages is not concerned. A launch that writes a page has to end before the page can be copied. One with copies of its own
+//! ([`Borders`](super::migrate::Borders)) has ended only when it has retired, and perhaps nobody waits for it: whoever asks here has it
+//! retired.
 //!
 //! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
 //! served. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
@@ -13,10 +15,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::addr::Pages;
+use super::addr::{BlockId, Mask, Pages};
 use super::os;
 use super::running;
 use super::segment::Segment;
+use super::watch;
 
 /// The thread that serves the host's faults.
 pub(crate) const HOST: u32 = 1;
@@ -34,9 +37,20 @@ pub(crate) fn quiet(seg: &Segment, who: u32, pages: &Pages) -> bool {
             let _driver = m.pods().lock.hold();
             seg.rec().view[m.slot()].hold.fetch_or(who, Ordering::AcqRel);
         }
-        quiet &= pages.blocks().all(|(id, mask)| running::user(seg, id, m.slot(), mask, true).is_none());
+        quiet &= pages.blocks().all(|(id, mask)| has_quit(seg, id, m.slot(), mask));
     }
     quiet
+}
+
+/// Whether launches on device `slot` that write some of `pages` have ended. With no lock held: those that the device has finished with
+/// are retired, for nobody else may be about to look at them.
+fn has_quit(seg: &Segment, id: BlockId, slot: usize, pages: Mask) -> bool {
+    while let Some(launch) = running::user(seg, id, slot, pages, true) {
+        if !launch.poll_only() || !watch::retire(&launch) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Lets launches go on.

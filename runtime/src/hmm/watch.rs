@@ -2,7 +2,8 @@
 //!
 //! **Guarantee.** Whoever awaits a launch is told when it has ended, whatever else is awaited, was awaited and dropped, or runs on other
 //! devices. A launch has one entry at most, however often it is polled, and none when it has ended or its future was dropped. Nobody
-//! wakes for a launch that nobody awaits, but once for one whose future was dropped while a thread waited for it.
+//! wakes for a launch that nobody awaits, but once for one whose future was dropped while a thread waited for it, and for one that has
+//! to [`retire`] before a fault can be served.
 //!
 //! **How.** A device's queue reaches its points in order, so one thread waits for the first point that is awaited there: the *patient*
 //! one. Who awaits a launch whose point comes before the one that it sleeps for gets a second thread, the *hasty* one, which looks
@@ -129,6 +130,18 @@ pub(crate) fn forget(launch: &Arc<InFlight>) {
         let _not_called = launch.awaited().take();
         launch.mirror().watch().remove(launch);
     }
+}
+
+/// Has a launch retired that the device has finished with, and says whether it has: for threads that serve faults, where it is in a
+/// fault's way and perhaps nobody waits for it. With no lock held.
+///
+/// It is done on another thread, for an end may wait for other launches' ends, which code of the program may hold up: the fault looks
+/// again. Where the system has no thread it is done here, as nobody else may.
+pub(crate) fn retire(launch: &Arc<InFlight>) -> bool {
+    if !launch.has_ended() && !launch.mirror().watch().add(launch) {
+        launch.mirror().reap_up_to(launch);
+    }
+    launch.has_ended()
 }
 
 /// The awaited launches of one device.
