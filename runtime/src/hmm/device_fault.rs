@@ -321,7 +321,9 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
     let (grain, budget) = (mirror.caps().grain, mirror.device().memory().budget);
     let region = if u64::from(region.count()) * PAGE > (budget / 4).max(grain) { least } else { region };
     let brought = bring(free, &mirror, &seg, first, region, access).and_then(|done| match done {
-        Brought::Full if region != least => bring(free, &mirror, &seg, first, least, access),
+        // Neighbours may stand in the way, or be more than there is room for where others have a part of the memory: then those that
+        // come push out those that were there, and never is the whole region. The page alone needs none of them.
+        Brought::Full | Brought::Not if region != least => bring(free, &mirror, &seg, first, least, access),
         done => Ok(done),
     });
     match brought {

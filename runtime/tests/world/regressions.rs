@@ -76,5 +76,18 @@ pub(crate) fn regressions() -> Vec<Program> {
             devices: [0, 4],
             threads: vec![vec![ToDevice { of: 0, dev: 1 }, ToDevice { of: 1, dev: 1 }, ReadFile { of: 0 }]],
         },
+        // What a fault was to bring along was more than there was room for: it pushed itself out again and again, and the page that
+        // was asked for never came.
+        Program {
+            policy: "demand",
+            devices: [1, 4],
+            threads: vec![vec![
+                Budget { dev: 0, left: 30 },
+                ToDevice { of: 1, dev: 0 },
+                ToDevice { of: 0, dev: 1 },
+                Read { of: 1, at: 38155, len: 42643 },
+                AddChunks { of: 1, chunk: 99, value: 433 },
+            ]],
+        },
     ]
 }
