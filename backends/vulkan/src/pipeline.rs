@@ -18,6 +18,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use sterna_hal::kernel::spirv::PUSH;
 use sterna_hal::kernel::{Code, Spirv};
 use sterna_hal::{DeviceError, KernelId};
+use sterna_host::files::Standard;
 
 use crate::cache::Cache;
 use crate::config::CacheFolder;
@@ -111,6 +112,8 @@ impl Kernels {
     }
 
     fn build(&self, code: &Code, form: &Spirv) -> Result<Loaded, DeviceError> {
+        // Drivers open their own caches when they first compile.
+        let _standard = Standard::hold();
         let bad = |what| DeviceError::BadKernel { kernel: code.name.into(), what };
         let fitted = module::check(code, form, &self.raw.gpu.can).map_err(|e| bad(e.to_string()))?;
         let (pipeline, form) = (vk::Pipeline::null(), form.detached());
