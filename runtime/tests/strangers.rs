@@ -9,6 +9,7 @@ use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use common::*;
+use sterna::Advice;
 use sterna::cpu::CpuConfig;
 use sterna::hal::Device as _;
 use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Whole, each, each_mut, each_out, whole};
@@ -280,4 +281,46 @@ fn the_host_touches_a_page_of_a_launch_beside_a_guard_that_nobody_waits_for() {
         let wrong = x.iter().enumerate().find(|(i, v)| **v != want(*i));
         assert_eq!(wrong, None, "{how}");
     }
+}
+
+/// Fails by its limit if the thread that serves devices' faults waits for a launch that reads a page where it is, on a device that
+/// cannot fault, while another device wants other bytes of the page; fails if the launch loses the page.
+#[test]
+fn faults_of_devices_are_served_beside_a_launch_that_reads_in_place() {
+    let _limit = limit();
+    static OWN: Hold = Hold::new();
+    fn body(_: Group, (): (), x: &[u32], y: &mut [u64]) {
+        OWN.wait();
+        y[0] = x.iter().map(|x| u64::from(*x)).sum();
+    }
+    let reads: Kernel<(Whole<u32>, EachOut<u64>)> = Kernel::new("reads in place", (), (whole(), each_out(1)), body);
+    let configs = [rigid(16 * MIB), small(16 * MIB), small(16 * MIB)];
+    let open = |b: sterna::Builder, (i, c): (usize, &CpuConfig)| {
+        b.open_device(std::sync::Arc::new(sterna::cpu::CpuDevice::new(i as u32, c.clone()).unwrap()))
+    };
+    let rt = configs.iter().enumerate().fold(sterna::Runtime::builder(), open);
+    let rt = rt.policy("demand").unwrap().build().unwrap();
+    if !faults(&rt) {
+        return; // nobody shares a page there
+    }
+    let [here, one, two] = [0, 1, 2].map(|d| rt.devices()[d].clone());
+    let mut x = rt.shared_with(1000, |i| i as u32).unwrap();
+    let mut z = rt.shared_with(100_000, |i| i as u32).unwrap();
+    let mut y = rt.shared::<u64>(1).unwrap();
+    x.advise(Advice::AccessedBy(here.clone()));
+    let (a, mut b) = x.split_at_mut(500).unwrap();
+    let p = rt.on(&here).launch(&reads, (&a, &mut y)).unwrap();
+    OWN.entered();
+    let q = rt.on(&one).launch(&add(1), (&mut b,)).unwrap();
+    sleep(Duration::from_millis(50));
+    assert!(!q.is_done(), "its page was taken from a launch that reads it");
+    rt.on(&two).launch(&add(1), (&mut z,)).unwrap().wait().unwrap();
+    assert!(!p.is_done(), "it was held");
+    OWN.release();
+    p.wait().unwrap();
+    q.wait().unwrap();
+    assert_eq!((y[0], x[499], x[500], z[7]), (499 * 500 / 2, 499, 501, 8));
+    // And launches of the first device go on afterwards.
+    rt.on(&here).launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    assert_eq!((x[499], x[500]), (500, 502));
 }

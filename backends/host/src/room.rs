@@ -4,8 +4,8 @@
 //! memory for more than a page or two asks here first, and has a typed error where there is none.
 //!
 //! **Guarantee.** What [`take`] grants was there when it was last looked, less what was granted since. It is looked again after
-//! 5 ms, or 100 ms while more than a gibibyte is left, and before anything is refused. Plain stores of the program take memory
-//! without asking.
+//! 5 ms, or 100 ms while more than a gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is
+//! left), what was read last holds. Plain stores of the program take memory without asking.
 //!
 //! **Locks**: a mutex around the last look, held over the reading of some small files, and one around the groups' folders inside it.
 //! Never called from a signal handler.
@@ -23,55 +23,65 @@ const PLENTY: u64 = 1 << 30;
 const GOOD_FOR_PLENTY: Duration = Duration::from_millis(100);
 
 /// The last look: when it was, and what has been left of it.
-static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+#[derive(Debug)]
+struct Last(Option<(Instant, u64)>);
+
+static LAST: Mutex<Last> = Mutex::new(Last(None));
+
+impl Last {
+    /// As [`take`](self::take), with `look` for another look, which there may be none of.
+    fn take(&mut self, bytes: u64, look: impl FnOnce() -> Option<u64>) -> Result<(), u64> {
+        let good = self.0.filter(|(at, left)| {
+            let age = at.elapsed();
+            *left >= bytes && (age < GOOD_FOR || *left - bytes >= PLENTY && age < GOOD_FOR_PLENTY)
+        });
+        let looked = good.or_else(|| look().map(|left| (Instant::now(), left))).or(self.0);
+        let (at, left) = looked.unwrap_or_else(|| (Instant::now(), machine().available));
+        let after = left.checked_sub(bytes);
+        self.0 = Some((at, after.unwrap_or(left)));
+        after.map(drop).ok_or(left)
+    }
+}
 
 /// Grants `bytes` bytes of memory that have no storage yet.
 ///
 /// # Errors
 /// As many are not to be had; how many are.
 pub fn take(bytes: u64) -> Result<(), u64> {
-    let mut last = LAST.lock();
-    let good = last.filter(|(at, left)| {
-        let age = at.elapsed();
-        *left >= bytes && (age < GOOD_FOR || *left - bytes >= PLENTY && age < GOOD_FOR_PLENTY)
-    });
-    let (at, left) = good.unwrap_or_else(|| (Instant::now(), groups().room(machine().available)));
-    let after = left.checked_sub(bytes);
-    *last = Some((at, after.unwrap_or(left)));
-    after.map(drop).ok_or(left)
+    LAST.lock().take(bytes, || groups()?.room(machine().available).ok())
 }
 
-/// Bytes that this process can ever have: the machine's memory, or what its control groups allow.
+/// Bytes that this process can ever have in memory: the machine's, or what its control groups allow.
 #[must_use]
 pub fn most() -> u64 {
-    machine().total.min(groups().limit())
+    machine().total.min(limits().0)
 }
 
-/// The least limit on memory of the control groups that this process is in; `u64::MAX` without one.
+/// What the control groups allow that this process is in: the least sum of a limit on memory and what may be swapped beside it;
+/// `u64::MAX` without one.
 #[must_use]
 pub fn group_limit() -> u64 {
-    static LIMIT: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let mut known = LIMIT.lock();
-    let good = known.filter(|(at, _)| at.elapsed() < GOOD_FOR_PLENTY);
-    let now = good.unwrap_or_else(|| (Instant::now(), groups().limit()));
-    *known = Some(now);
-    now.1
+    limits().1
 }
 
-/// The groups that the process is in now: somebody may have put it into others.
-fn groups() -> Arc<Groups> {
-    static GROUPS: Mutex<Option<(String, Arc<Groups>)>> = Mutex::new(None);
-    let now = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let mut known = GROUPS.lock();
-    match &*known {
-        Some((then, groups)) if *then == now => Arc::clone(groups),
-        _ => {
-            let groups = Arc::new(Groups::of(Path::new("/")));
-            *known = Some((now, Arc::clone(&groups)));
-            groups
-        }
-    }
+/// The least limit on memory of the control groups, and the least with swap.
+fn limits() -> (u64, u64) {
+    static LIMITS: Mutex<Option<(Instant, (u64, u64))>> = Mutex::new(None);
+    let mut known = LIMITS.lock();
+    let good = known.filter(|(at, _)| at.elapsed() < GOOD_FOR_PLENTY);
+    let looked = good.or_else(|| Some((Instant::now(), groups()?.limits().ok()?))).or(*known);
+    *known = looked;
+    looked.map_or((u64::MAX, u64::MAX), |(_, limits)| limits)
 }
+
+/// The groups that the process is in now: somebody may have put it into others. `None` if that could not be found out yet.
+fn groups() -> Option<Arc<Groups>> {
+    static GROUPS: Mutex<Known> = Mutex::new(None);
+    Groups::now(Path::new("/"), &mut GROUPS.lock())
+}
+
+/// What `/proc/self/cgroup` said, and what followed.
+type Known = Option<(String, Arc<Groups>)>;
 
 /// Bytes of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,15 +153,38 @@ impl Version {
     }
 }
 
-fn number(folder: &Path, name: &str) -> Option<u64> {
-    std::fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+/// A file could not be read now, for want of descriptors or memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Unread;
+
+/// The text of a file, empty where there is none.
+fn text(path: &Path) -> Result<String, Unread> {
+    std::fs::read_to_string(path).or_else(|e| match e.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Err(Unread),
+        _ => Ok(String::new()),
+    })
+}
+
+fn number(folder: &Path, name: &str) -> Result<Option<u64>, Unread> {
+    Ok(text(&folder.join(name))?.trim().parse().ok())
 }
 
 impl Groups {
-    /// As `/proc` below `root` says; none where it says nothing.
-    fn of(root: &Path) -> Self {
-        let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap_or_default();
-        let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
+    /// As `/proc` below `root` says now, or `known` where that cannot be read.
+    fn now(root: &Path, known: &mut Known) -> Option<Arc<Self>> {
+        let read = |name: &str| text(&root.join(name));
+        if let Ok(now) = read("proc/self/cgroup")
+            && known.as_ref().is_none_or(|(then, _)| *then != now)
+            && let Ok(mounts) = read("proc/self/mountinfo")
+        {
+            let groups = Arc::new(Self::of(root, &now, &mounts));
+            *known = Some((now, groups));
+        }
+        known.as_ref().map(|(_, groups)| Arc::clone(groups))
+    }
+
+    /// As these texts say; none where they say nothing.
+    fn of(root: &Path, groups: &str, mounts: &str) -> Self {
         let mut folders = Vec::new();
         // `number:controllers:path`; the unified hierarchy has no controllers there.
         for line in groups.lines() {
@@ -172,29 +205,39 @@ impl Groups {
         Self { folders }
     }
 
-    fn limits(&self) -> impl Iterator<Item = (&Path, Version, u64)> {
+    /// Those that have a limit.
+    fn limited(&self) -> impl Iterator<Item = Result<(&Path, Version, u64), Unread>> {
         self.folders.iter().filter_map(|(folder, version)| {
-            let limit = number(folder, version.names().limit)?;
-            Some((folder.as_path(), *version, limit))
+            let limit = number(folder, version.names().limit).transpose()?;
+            Some(limit.map(|limit| (folder.as_path(), *version, limit)))
         })
     }
 
-    fn limit(&self) -> u64 {
-        self.limits().map(|(.., limit)| limit).min().unwrap_or(u64::MAX)
+    /// The least limit on memory, and the least of memory and swap together.
+    fn limits(&self) -> Result<(u64, u64), Unread> {
+        let mut least = (u64::MAX, u64::MAX);
+        for group in self.limited() {
+            let (folder, version, limit) = group?;
+            let swap = may_swap(folder, version, limit)?.min(machine_swap("SwapTotal:")?);
+            least = (least.0.min(limit), least.1.min(limit.saturating_add(swap)));
+        }
+        Ok(least)
     }
 
     /// What is left in the fullest of them, at most `most`.
-    fn room(&self, most: u64) -> u64 {
-        let left = |(folder, version, limit): (&Path, Version, u64)| {
+    fn room(&self, most: u64) -> Result<u64, Unread> {
+        let mut least = most;
+        for group in self.limited() {
+            let (folder, version, limit) = group?;
             let names = version.names();
-            let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let stat = text(&folder.join("memory.stat"))?;
             let line =
                 |name: &str| stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
             let caches: u64 = names.caches.iter().filter_map(|n| line(n)).sum();
-            let used = number(folder, names.usage).unwrap_or(0).saturating_sub(caches);
-            limit.saturating_sub(used).saturating_add(swap(folder, version, limit))
-        };
-        self.limits().map(left).min().unwrap_or(u64::MAX).min(most)
+            let used = number(folder, names.usage)?.unwrap_or(0).saturating_sub(caches);
+            least = least.min(limit.saturating_sub(used).saturating_add(swap(folder, version, limit)?));
+        }
+        Ok(least)
     }
 }
 
@@ -212,22 +255,26 @@ fn mounted(line: &str, version: Version) -> Option<(&str, &str)> {
     wanted.then_some((within, at))
 }
 
-/// Bytes that a group may swap, if the machine has as many.
-fn swap(folder: &Path, version: Version, limit: u64) -> u64 {
-    let free = || {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let value = text.lines().find_map(|l| l.strip_prefix("SwapFree:"))?;
-        Some(value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
-    };
-    let allowed = match version {
+/// Bytes that a group may swap at most.
+fn may_swap(folder: &Path, version: Version, limit: u64) -> Result<u64, Unread> {
+    Ok(match version {
         // Both together; without such a limit, whatever there is.
-        Version::One => number(folder, "memory.memsw.limit_in_bytes").map_or(u64::MAX, |both| both.saturating_sub(limit)),
-        Version::Two => match number(folder, "memory.swap.max") {
-            Some(most) => most.saturating_sub(number(folder, "memory.swap.current").unwrap_or(0)),
-            None => u64::MAX,
-        },
-    };
-    free().unwrap_or(0).min(allowed)
+        Version::One => number(folder, "memory.memsw.limit_in_bytes")?.map_or(u64::MAX, |both| both.saturating_sub(limit)),
+        Version::Two => number(folder, "memory.swap.max")?.unwrap_or(u64::MAX),
+    })
+}
+
+/// Bytes that a group may swap now, if the machine has as many.
+fn swap(folder: &Path, version: Version, limit: u64) -> Result<u64, Unread> {
+    let used = if version == Version::Two { number(folder, "memory.swap.current")?.unwrap_or(0) } else { 0 };
+    Ok(may_swap(folder, version, limit)?.saturating_sub(used).min(machine_swap("SwapFree:")?))
+}
+
+/// A line of `/proc/meminfo` about swap, in bytes.
+fn machine_swap(name: &str) -> Result<u64, Unread> {
+    let all = text(Path::new("/proc/meminfo"))?;
+    let value = all.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    Ok(value.map_or(0, |kib| kib << 10))
 }
 
 #[cfg(test)]
@@ -270,9 +317,12 @@ mod tests {
                 ("sys/fs/cgroup/jobs/memory.stat", "anon 5\ninactive_file 100000\nactive_file 50000\n"),
             ],
         );
-        let groups = Groups::of(&root.0);
+        let groups = Groups::now(&root.0, &mut None).unwrap();
         assert_eq!(groups.folders.len(), 3);
-        assert_eq!((groups.limit(), groups.room(u64::MAX), groups.room(7)), (1_000_000, 450_000, 7));
+        assert_eq!(
+            (groups.limits(), groups.room(u64::MAX), groups.room(7)),
+            (Ok((1_000_000, 1_000_000)), Ok(450_000), Ok(7))
+        );
     }
 
     #[test]
@@ -293,9 +343,9 @@ mod tests {
                 ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "20\n"),
             ],
         );
-        let groups = Groups::of(&root.0);
+        let groups = Groups::now(&root.0, &mut None).unwrap();
         assert_eq!(groups.folders.len(), 2);
-        assert_eq!((groups.limit(), groups.room(u64::MAX)), (5000, 720));
+        assert_eq!((groups.limits(), groups.room(u64::MAX)), (Ok((5000, 5000)), Ok(720)));
     }
 
     #[test]
@@ -311,8 +361,8 @@ mod tests {
             ),
         ] {
             let root = Root::new(name, files);
-            let groups = Groups::of(&root.0);
-            assert_eq!((groups.limit(), groups.room(9)), (u64::MAX, 9), "{name}");
+            let groups = Groups::now(&root.0, &mut None).unwrap();
+            assert_eq!((groups.limits(), groups.room(9)), (Ok((u64::MAX, u64::MAX)), Ok(9)), "{name}");
         }
         assert_eq!(meminfo("MemTotal: lots\n"), None);
     }
@@ -329,8 +379,65 @@ mod tests {
 
     #[test]
     fn what_is_granted_is_not_granted_again() {
+        const ALL: u64 = 1 << 40;
+        let mut last = Last(None);
+        assert_eq!(last.take(u64::MAX, || Some(ALL)), Err(ALL));
+        assert_eq!(last.take(ALL / 2, || unreachable!("looked again at once")), Ok(()));
+        assert_eq!(last.0.map(|(_, left)| left), Some(ALL / 2));
+        // Before it refuses it looks again; what is not to be seen is as it was.
+        assert_eq!(last.take(ALL, || None), Err(ALL / 2));
+        assert_eq!(last.take(ALL, || Some(ALL)), Ok(()));
         let most = take(u64::MAX).unwrap_err();
-        assert!(take(most / 2).is_ok());
         assert!(most <= machine().available + (1 << 30));
+    }
+
+    #[test]
+    fn what_may_be_swapped_counts_as_far_as_the_machine_has_it() {
+        let swap = machine_swap("SwapTotal:").unwrap();
+        let mounts = "31 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        for (most, may) in [("max\n", swap), ("0\n", 0), ("4096\n", swap.min(4096))] {
+            let root = Root::new(
+                "swap",
+                &[
+                    ("proc/self/cgroup", "0::/\n"),
+                    ("proc/self/mountinfo", mounts),
+                    ("sys/fs/cgroup/memory.max", "1000000\n"),
+                    ("sys/fs/cgroup/memory.swap.max", most),
+                ],
+            );
+            let groups = Groups::now(&root.0, &mut None).unwrap();
+            assert_eq!(groups.limits(), Ok((1_000_000, 1_000_000 + may)), "{most}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_limits_as_before() {
+        if std::env::var_os("STERNA_TEST_DESCRIPTORS").is_none() {
+            let name = "room::tests::what_cannot_be_read_now_limits_as_before";
+            let mut c = std::process::Command::new(std::env::current_exe().unwrap());
+            c.args([name, "--exact", "--test-threads=1"]).env("STERNA_TEST_DESCRIPTORS", "1");
+            assert!(c.status().unwrap().success());
+            return;
+        }
+        let root = Root::new(
+            "descriptors",
+            &[
+                ("proc/self/cgroup", "0::/\n"),
+                ("proc/self/mountinfo", "31 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+                ("sys/fs/cgroup/memory.max", "1000000\n"),
+            ],
+        );
+        let mut known = None;
+        let before = Groups::now(&root.0, &mut known).unwrap();
+        let mut last = Last(None);
+        assert_eq!(last.take(600_000, || before.room(u64::MAX).ok()), Ok(()));
+        let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+        let groups = Groups::now(&root.0, &mut known).map(|g| g.folders.clone());
+        let (limits, room, unknown) = (before.limits(), before.room(9), Groups::now(&root.0, &mut None).is_none());
+        let granted = last.take(600_000, || before.room(u64::MAX).ok());
+        drop(files);
+        assert_eq!(groups, Some(before.folders.clone()));
+        assert_eq!((limits, room, unknown, granted), (Err(Unread), Err(Unread), true, Err(400_000)));
+        assert_eq!(before.room(9), Ok(9));
     }
 }

@@ -396,6 +396,12 @@ fn bring(
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
+    // Who cannot fault and uses pages where they are loses entries with them: not while a launch does, reading or writing.
+    let (held, quiet) = hold::off_storage(free, seg, hold::DEVICES, mirror.slot(), &pages);
+    if !quiet {
+        held.keep();
+        return Ok(Brought::Not);
+    }
     if mirror.may_alias() && stays(free, mirror, seg, &pages) {
         return Ok(brought(in_place(free, mirror, seg, &pages, want)?));
     }
@@ -407,6 +413,7 @@ fn bring(
     if moved.foreign {
         // The other device may be one that cannot fault: then not while a launch of it writes the pages.
         if !hold::quiet(seg, hold::DEVICES, &pages) {
+            held.keep();
             return Ok(Brought::Not);
         }
         let home = Home { map: false, wait: false, ..Home::SHARED };

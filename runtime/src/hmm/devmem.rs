@@ -156,13 +156,14 @@ impl Drop for Reserved {
 
 /// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one
 /// whose last use is longest ago, and no one that submitted launches use. Waits for one of those if there is no other, or for one that is
-/// on its way out. False if none is left, and none has gone since `left`.
+/// on its way out. False if none is left, and none has gone since `left`; those on which somebody sits for the moment are waited for,
+/// until the caller, who began `since`, has tried long enough.
 pub(crate) fn unseat_another(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     wants: &Segment,
     below: u64,
-    left: u64,
+    (left, since): (u64, Instant),
 ) -> Result<bool, Error> {
     if mirror.caps().absent != Absent::Undefined {
         return Ok(false);
@@ -178,7 +179,7 @@ pub(crate) fn unseat_another(
     let others: Vec<_> = mirror.seated().into_iter().filter(|s| s.first() != wants.first()).collect();
     let mut ranked: Vec<_> = others.into_iter().map(|s| (rank(free, &s), s)).filter(|(r, _)| *r < below).collect();
     ranked.sort_by_key(|(r, s)| (*r, s.first()));
-    let mut used = false;
+    let (mut used, mut sat_on) = (false, false);
     for (_, seg) in ranked {
         if mirror.gathering.is_kept(number, &seg.pages()) {
             continue;
@@ -190,6 +191,7 @@ pub(crate) fn unseat_another(
             seg.is_seated(slot)
         };
         used |= in_use;
+        sat_on |= seated && !in_use;
         if in_use || seated {
             continue;
         }
@@ -203,7 +205,8 @@ pub(crate) fn unseat_another(
     if wait_for_oldest(free, mirror) {
         return Ok(true);
     }
-    if mirror.is_left_since(left) || mirror.gathering.is_behind(number) {
+    let is_moment = sat_on && since.elapsed() < PATIENCE;
+    if is_moment || mirror.is_left_since(left) || mirror.gathering.is_behind(number) {
         std::thread::sleep(MOMENT);
         return Ok(true);
     }

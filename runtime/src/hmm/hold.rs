@@ -8,6 +8,8 @@
 //! on other pages is not concerned. A launch that writes a page has to end before the page can be copied. One with copies of its own
 //! ([`Borders`](super::migrate::Borders)) has ended only when it has retired, and perhaps nobody waits for it: whoever asks here has it
 //! retired.
+//! Entries that name host storage do not stay: whoever moves such a page away from there asks [`off_storage`] as well, which holds for
+//! readers, too.
 //!
 //! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
 //! served. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
@@ -16,7 +18,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::addr::{BlockId, Mask, Pages};
+use super::lock::Free;
 use super::os;
+use super::parts::Slots;
 use super::running;
 use super::segment::Segment;
 use super::watch;
@@ -37,15 +41,15 @@ pub(crate) fn quiet(seg: &Segment, who: u32, pages: &Pages) -> bool {
             let _driver = m.pods().lock.hold();
             seg.rec().view[m.slot()].hold.fetch_or(who, Ordering::AcqRel);
         }
-        quiet &= pages.blocks().all(|(id, mask)| has_quit(seg, id, m.slot(), mask));
+        quiet &= pages.blocks().all(|(id, mask)| has_quit(seg, id, m.slot(), mask, true));
     }
     quiet
 }
 
-/// Whether launches on device `slot` that write some of `pages` have ended. With no lock held: those that the device has finished with
+/// Whether launches on device `slot` that use, or with `writes` that write, some of `pages` have ended. With no lock held: those that the device has finished with
 /// are retired, for nobody else may be about to look at them.
-fn has_quit(seg: &Segment, id: BlockId, slot: usize, pages: Mask) -> bool {
-    while let Some(launch) = running::user(seg, id, slot, pages, true) {
+fn has_quit(seg: &Segment, id: BlockId, slot: usize, pages: Mask, writes: bool) -> bool {
+    while let Some(launch) = running::user(seg, id, slot, pages, writes) {
         if !launch.poll_only() || !watch::retire(&launch) {
             return false;
         }
@@ -53,13 +57,64 @@ fn has_quit(seg: &Segment, id: BlockId, slot: usize, pages: Mask) -> bool {
     true
 }
 
+/// Launches over a segment are held back, by this one for a moment: those slots' bits go when it is dropped, but for [`keep`](Self::keep).
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    seg: &'a Segment,
+    who: u32,
+    slots: u64,
+}
+
+impl Held<'_> {
+    /// Until [`release`].
+    pub(crate) fn keep(mut self) {
+        self.slots = 0;
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        Slots(self.slots).for_each(|slot| give_back(self.seg, self.who, slot));
+    }
+}
+
+/// As [`quiet`], for whoever moves `pages` away from host storage to device `to`: whether no launch on another device that cannot fault
+/// uses them there, be it for reading. What is held back is so while the answer lives, whatever it is.
+pub(crate) fn off_storage<'a>(free: &mut Free, seg: &'a Segment, who: u32, to: usize, pages: &Pages) -> (Held<'a>, bool) {
+    let (mut held, mut quiet) = (Held { seg, who, slots: 0 }, true);
+    for m in seg.space().devices() {
+        let slot = m.slot();
+        if slot == to || !m.is_rigid() || !m.may_alias() || seg.view(slot).is_none() {
+            continue;
+        }
+        {
+            let _driver = m.pods().lock.hold();
+            let before = seg.rec().view[slot].hold.fetch_or(who, Ordering::AcqRel);
+            held.slots |= u64::from(before & who == 0) << slot;
+        }
+        let per = m.pods().pages_per_grain();
+        quiet &= pages.blocks().all(|(id, mask)| {
+            let there = {
+                let body = seg.claim(id).lock(free);
+                let dev = &body.dev[slot];
+                // Entries go by whole grains.
+                ((dev.alias | dev.atomic) & dev.mapped & mask).widened(per) & dev.mapped
+            };
+            has_quit(seg, id, slot, there, false)
+        });
+    }
+    (held, quiet)
+}
+
 /// Lets launches go on.
 pub(crate) fn release(seg: &Segment, who: u32) {
-    for slot in seg.rec().devices() {
-        let word = &seg.rec().view[slot].hold;
-        if word.load(Ordering::Acquire) & who != 0 && word.fetch_and(!who, Ordering::AcqRel) == who {
-            os::futex_wake(word, i32::MAX);
-        }
+    seg.rec().devices().for_each(|slot| give_back(seg, who, slot));
+}
+
+fn give_back(seg: &Segment, who: u32, slot: usize) {
+    let word = &seg.rec().view[slot].hold;
+    if word.load(Ordering::Acquire) & who != 0 && word.fetch_and(!who, Ordering::AcqRel) == who {
+        os::futex_wake(word, i32::MAX);
     }
 }
 

@@ -53,7 +53,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sterna_hal::{Absent, Access, Edit, HostAt, Target};
+use sterna_hal::{Absent, Access, DeviceError, Edit, HostAt, Target};
+use sterna_host::mappings;
 
 use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
@@ -375,7 +376,10 @@ pub(crate) fn map_remote(
     let deadline = Instant::now() + BUDGET;
     // A short pin keeps a page on a coherent device, for one operation.
     let mut kept = false;
+    // Entries are made by the last count of mappings. What that refuses is tried again after another one.
+    let mut recounted = false;
     loop {
+        let _ = mappings::room(0); // counts before the locks, if need be
         if let Some(blocked) = source::prepare(free, seg, pages, access, false)? {
             result.blocked = result.blocked.or(Some(blocked));
             return Ok(result);
@@ -443,13 +447,17 @@ pub(crate) fn map_remote(
             body.admit(slot);
             // Under the driver lock, since the retry check holds only there: such an edit is one call that waits for nothing.
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
-            if let Err(e) = unsafe { mirror.device().edit(&edits, &[]) } {
+            if let Err(e) = mappings::by_last_count(|| unsafe { mirror.device().edit(&edits, &[]) }) {
                 // Some may have been made: the books say *stale*, and the next launch removes them first.
                 let dev = &mut body.dev[slot];
                 dev.mapped |= fix;
                 dev.alias &= !fix;
                 seg.rec().view[slot].stale.store(1, Ordering::Release);
                 DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
+                if matches!(e, DeviceError::TooManyMappings { .. }) && !std::mem::replace(&mut recounted, true) {
+                    again = true;
+                    break;
+                }
                 return Err(Error::device(mirror.device(), e));
             }
             body.hole &= !fix; // the device's accesses give them storage

@@ -13,6 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use sterna_hal::{Absent, DevAddr, DevRange};
 
@@ -143,7 +144,7 @@ impl DeviceMirror {
         exactly: bool,
         below: u64,
     ) -> Result<(Seat, Addresses), Error> {
-        let need = self.reserved_for(bytes);
+        let (need, since) = (self.reserved_for(bytes), Instant::now());
         loop {
             let seated = {
                 let _driver = self.pods().lock.hold();
@@ -164,7 +165,7 @@ impl DeviceMirror {
             let left = self.left();
             match self.reserve(seg, if part { &need } else { &whole }) {
                 Ok(_) => {}
-                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below, left)? => {}
+                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below, (left, since))? => {}
                 Err(e) => return Err(e),
             }
         }

@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
+use sterna_host::mappings;
+
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::backing::Backing;
 use super::block::{Block, Grow};
@@ -503,6 +505,7 @@ impl Segment {
     pub(crate) fn hint(&self, bytes: &Range<u64>, change: impl Fn(&mut Hints)) {
         let pages = self.pages_of(bytes);
         let (start, end) = (pages.0.start * PAGE - self.offset(), pages.0.end * PAGE - self.offset());
+        let _ = mappings::plenty(0); // counts before the locks, if need be
         // With it, so that a block that is first looked at now gets what is said now.
         let claimed = self.claimed.lock();
         self.hints.lock().change(&(start..end), change);

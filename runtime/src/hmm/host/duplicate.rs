@@ -56,20 +56,22 @@ impl Host {
         if !self.can_duplicate() {
             return false;
         }
+        let _ = mappings::plenty(0); // counts before the locks, if need be
         let _registering = self.registering.hold();
         let mut body = space.block(id).lock_in_handler();
         body.read_mostly |= body.collapses < CONTRADICTED && self.watch_stores(space, id, &mut body);
         body.read_mostly
     }
 
-    /// Has stores to pages of a block reported that are mapped for loads; says whether they are.
+    /// Has stores to pages of a block reported that are mapped for loads; says whether they are. By the last count of mappings.
     fn watch_stores(&self, space: &Space, id: BlockId, body: &mut Body) -> bool {
         if let Some(uffd) = self.uffd()
             && !body.stores_watched
         {
             let at = space.window_at(id.offset()).as_ptr().addr();
             let modes = os::uffd::STORES | reports(body);
-            if !mappings::plenty(2) || uffd.register(at, BLOCK as usize, modes).is_err() {
+            let plenty = mappings::by_last_count(|| mappings::plenty(2));
+            if !plenty || uffd.register(at, BLOCK as usize, modes).is_err() {
                 return false; // too many mappings: the hint does nothing
             }
             self.watched.lock().insert(id);

@@ -75,6 +75,9 @@ impl Guard {
                 Self::Protection => os::protect(at, bytes, true, write),
             }
         };
+        if self == Self::Protection {
+            mappings::gone(2); // those that shutting it was granted
+        }
         if opened.is_err() {
             // A page between two that stay away needs a mapping of its own, and there is none left. The touch that waits for it
             // cannot be put off.

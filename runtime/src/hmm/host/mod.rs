@@ -268,6 +268,7 @@ impl Host {
         if super::planted::on(&super::planted::NO_MISSING) {
             return Ok(());
         }
+        let _ = mappings::plenty(0); // counts before the lock, if need be
         let _registering = self.registering.hold();
         let mut blocks: Vec<(BlockId, u64)> = Vec::new();
         for s in spans {
@@ -282,11 +283,11 @@ impl Host {
             while end < blocks.len() && blocks[end] == (blocks[end - 1].0.plus(1), blocks[i].1) {
                 end += 1;
             }
-            if !self.everywhere.load(Ordering::Relaxed) && !mappings::plenty(2) {
+            if !self.everywhere.load(Ordering::Relaxed) && !mappings::by_last_count(|| mappings::plenty(2)) {
                 // Not over mappings of a coherent device's memory, of which nothing may be reported.
                 if !space.has_coherent() {
                     self.watch_everywhere(space, uffd)?;
-                } else if !mappings::reserve(2) {
+                } else if !mappings::by_last_count(|| mappings::reserve(2)) {
                     return Err(Error::System(mappings::exhausted()));
                 }
             }
