@@ -306,7 +306,14 @@ impl<'a> Cut<'a> {
             }
             match self.prepared.submit_groups(mirror, own, (Groups::Range(groups.start, groups.end), &touches), false, by) {
                 Ok(()) => return Ok(true),
-                Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
+                Err(NotYet::Failed(e)) => {
+                    let e = mirror.noticed(e);
+                    // It was recorded with its submission: everybody would wait for it.
+                    if let By::Caller = by {
+                        own.refuse(e.clone());
+                    }
+                    return Err(e);
+                }
                 Err(NotYet::Populate) if mirror.is_lost() => {
                     return Err(Error::Lost { device: mirror.device().info().id.clone() });
                 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use common::*;
 use placed::Placed;
-use sterna::cpu::CpuConfig;
-use sterna::hal::Device;
+use sterna::cpu::{CpuConfig, CpuDevice};
+use sterna::hal::{Device, Injected, KernelError};
 use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
 use sterna::kernel::{EachMut, Group, Kernel, Scatter, each_mut, scatter};
 use sterna::kernels::{fill, pagerank_contributions, pagerank_step, reduce_sum_len, reference, spmv_csr};
@@ -131,6 +131,48 @@ fn what_a_failed_part_leaves_is_tainted_as_a_whole_and_no_part_comes_behind_it()
         drop(rt.launch(&bad, (&mut y,)).unwrap());
         assert!(rt.sync().is_err(), "{how}: nobody was told");
         assert!(rt.sync().is_ok(), "{how}: told twice");
+    }
+}
+
+/// Fails by its limit if a part that the device refused stays among those that use the pages.
+#[test]
+fn a_device_fails_at_any_call_of_a_launch_in_parts() {
+    type Fail = fn(&Injected, u64);
+    let (_limit, _alone) = (limit(), alone());
+    for (what, fail) in [("refused submission", Injected::fail_submit as Fail), ("loss", Injected::lose_at as Fail)] {
+        for (how, config) in [("plain", rigid(2 * MIB)), ("page grain", CpuConfig { grain: 4096, ..rigid(2 * MIB) })] {
+            let (mut failed, mut between) = (0, 0);
+            for n in 0.. {
+                let d = Arc::new(Injected::new(device(config.clone()), |d: &CpuDevice| d.inject().lose()));
+                let rt = over(&d);
+                let mut y = rt.shared::<u32>(MIB).unwrap(); // 4 MiB
+                fail(&d, n);
+                let asked = rt.launch(&add(1), (&mut y,));
+                let begun = asked.is_ok();
+                let ended = asked.and_then(|p| p.wait());
+                between += u32::from(ended.is_err() && parts(&rt) > 0);
+                failed += u32::from(ended.is_err());
+                if let Err(e) = &ended {
+                    let lost = matches!(e, Error::Lost { .. } | Error::Kernel { source: KernelError::Lost(_), .. });
+                    assert!(lost && d.is_lost() || matches!(e, Error::Device { .. }), "{how}, {what} {n}: {e:?}");
+                }
+                // Nobody is left that the host would wait for.
+                match y.try_read() {
+                    Ok(y) if begun && ended.is_ok() => assert!(y.iter().all(|y| *y == 1), "{how}, {what} {n}"),
+                    Ok(_) => assert!(!begun, "{how}, {what} {n}: readable after a failure"),
+                    Err(e) => assert!(ended.is_err() || d.is_lost(), "{how}, {what} {n}: {e}"),
+                }
+                let over = if what == "loss" { !d.is_lost() } else { d.submits() < n };
+                drop(y);
+                drop(rt);
+                eventually("frames are given back", || d.memory().in_use == 0);
+                eventually("the device is let go", || Arc::strong_count(&d) == 1);
+                if over {
+                    break;
+                }
+            }
+            assert!(failed > 2 && between > 1, "{how}, {what}: {failed} failed, {between} of them between two parts");
+        }
     }
 }
 
