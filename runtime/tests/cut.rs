@@ -13,7 +13,7 @@ use placed::Placed;
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::{Device, Injected, KernelError};
 use sterna::hmm::{Action, Mirror, MirrorOps, Pages};
-use sterna::kernel::{EachMut, Group, Kernel, Scatter, each_mut, scatter};
+use sterna::kernel::{EachMut, Group, Kernel, Scatter, each, each_mut, scatter};
 use sterna::kernels::{fill, pagerank_contributions, pagerank_step, reduce_sum_len, reference, spmv_csr};
 use sterna::{Error, Runtime, Shared};
 
@@ -317,4 +317,63 @@ fn rows_of_a_matrix_are_multiplied_where_the_matrix_fits() {
         rt.launch(&spmv_csr(), (&row_ptr, &col, &val, &x, &mut y)).unwrap().wait().unwrap_or_else(|e| panic!("{how}: {e}"));
         assert!(y.iter().enumerate().all(|(i, y)| *y == i as f32 * (((i + 1) % n) % 10) as f32), "{how}");
     }
+}
+
+/// Fails if a part needs room for more than the bytes of its groups: the last one for what lies behind its arguments' last bytes.
+#[test]
+fn a_launch_of_many_arguments_is_cut_until_its_parts_fit() {
+    const N: usize = 50_000;
+    const EACH: usize = 3000;
+    let (_limit, _alone) = (limit(), alone());
+    let reads = each::<u32>(EACH);
+    let kernel = Kernel::new(
+        "mix",
+        3u32,
+        (reads, reads, reads, each_mut::<u32>(EACH), each_mut::<u32>(EACH)),
+        |_: Group, a: u32, p: &[u32], q: &[u32], r: &[u32], y: &mut [u32], z: &mut [u32]| {
+            for i in 0..y.len() {
+                y[i] = y[i].wrapping_add(p[i].wrapping_mul(a) ^ q[i]);
+                z[i] = z[i].wrapping_add(r[i]) ^ y[i];
+            }
+        },
+    );
+    let config = CpuConfig { grain: 4096, ..rigid(256 << 10) };
+    for threads in [1, 3] {
+        let rt = Runtime::builder().open_device(device(config.clone())).build().expect("a runtime");
+        let run = || {
+            let [p, q, r] = [1, 2, 3].map(|k| rt.shared_with(N, move |i| (i * k) as u32).unwrap());
+            let (mut y, mut z) = (rt.shared::<u32>(N).unwrap(), rt.shared::<u32>(N).unwrap());
+            for i in 0..5 {
+                let done = rt.launch(&kernel, (&p, &q, &r, &mut y, &mut z)).and_then(|p| p.wait());
+                done.unwrap_or_else(|e| panic!("{threads} threads, launch {i}: {e}"));
+            }
+            for i in 0..N as u32 {
+                let step = |(y, z): (u32, u32)| {
+                    let y = y.wrapping_add((3 * i) ^ (2 * i));
+                    (y, z.wrapping_add(3 * i) ^ y)
+                };
+                let right = (0..5).fold((0, 0), |at, _| step(at));
+                assert_eq!((y[i as usize], z[i as usize]), right, "{threads} threads, element {i}");
+            }
+        };
+        std::thread::scope(|s| (0..threads).for_each(|_| drop(s.spawn(run))));
+    }
+}
+
+/// Fails if a launch that fits as it is, but cannot be cut, is refused for what lies behind its arguments' last bytes.
+#[test]
+fn nothing_behind_the_last_byte_takes_room() {
+    let (_limit, _alone) = (limit(), alone());
+    let rt =
+        Runtime::builder().open_device(device(CpuConfig { grain: 4096, ..rigid(256 << 10) })).build().expect("a runtime");
+    let kernel = Kernel::new("all", (), (each_mut::<u32>(1 << 20),), |_: Group, (): (), y: &mut [u32]| y.fill(7));
+    // Nine pages each, of a granule of sixteen: seven fit, and are looked at one after the other.
+    let mut all: Vec<_> = (0..7).map(|_| rt.shared::<u32>(9 * 1024).unwrap()).collect();
+    for _ in 0..2 {
+        for y in &mut all {
+            rt.launch(&kernel, (y,)).unwrap().wait().unwrap();
+        }
+    }
+    assert_eq!(rt.stats().devices[0].evictions, 0);
+    assert!(all.iter().all(|y| y.iter().all(|v| *v == 7)));
 }

@@ -240,13 +240,10 @@ impl Attached {
     }
 
     fn migrate_run(&self, free: &mut Free, seg: &Arc<Segment>, run: &Pages, access: Access) -> Result<Migration, Error> {
-        // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
-        let whole = seg.pages_of(&(0..seg.bytes())).0.end == run.0.end;
-        let all = Pages(run.0.start..if whole { seg.pages().0.end } else { run.0.end });
         let before = self.resident(free, seg, run);
         loop {
             let want = Want { access, rank: self.space().tick(), cause: Cause::Mirror, own: true };
-            let done = migrate::to_device(free, &self.mirror, seg, &all, want)?;
+            let done = migrate::to_device(free, &self.mirror, seg, run, want)?;
             match done.blocked {
                 Some(blocked) => migrate::wait_blocked(free, self.space(), blocked),
                 None => {

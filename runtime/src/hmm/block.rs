@@ -53,7 +53,7 @@ pub(crate) struct Block {
     pub(crate) asked_next: [AtomicU32; QUEUES],
     /// Segment slot plus one; 0: no segment.
     seg: AtomicU32,
-    /// Pages that belong to the segment, whole granules.
+    /// Pages that belong to the segment, whole granules; above [`HOLDS`], those of them that hold bytes of it.
     limit: AtomicU32,
     /// For each granule, the number of its storage in the arena's file less its own in the window, wrapping: all zero is where a
     /// segment is made, so that a fault handler finds the storage of a block that the engine has not looked at yet. Changed
@@ -150,6 +150,9 @@ pub(crate) struct Body {
     pub(crate) host_grow: Grow,
     pub(crate) device_grow: Grow,
 }
+
+/// Where in [`Block::limit`] the second number begins.
+const HOLDS: u32 = 16;
 
 const _: () = assert!(std::mem::offset_of!(Block, body) + std::mem::offset_of!(Body, dev) < size_of::<Block>());
 
@@ -441,7 +444,7 @@ impl Block {
     /// Shows what `body` says of device `slot` now; gives the block's bits in its view's `ready` words, before and after. With
     /// the block's lock and the driver lock held.
     pub(crate) fn show(&self, body: &Body, slot: usize) -> (u32, u32) {
-        let (dev, shown, limit) = (&body.dev[slot], self.shown(slot), self.limit());
+        let (dev, shown, limit) = (&body.dev[slot], self.shown(slot), self.holding());
         let (readable, owned) = (dev.readable(), dev.owned());
         for (words, mask) in [(&shown.readable, readable), (&shown.owned, owned)] {
             for (word, bits) in words.iter().zip(mask.words()) {
@@ -464,7 +467,12 @@ impl Block {
 
     /// The pages that belong to the segment.
     pub(crate) fn limit(&self) -> Mask {
-        Mask::range(0..self.limit.load(Ordering::Relaxed) as usize)
+        Mask::range(0..(self.limit.load(Ordering::Relaxed) & ((1 << HOLDS) - 1)) as usize)
+    }
+
+    /// The pages that hold bytes of the segment: what a kernel may touch. Nothing lies behind them, so a device need not have it.
+    fn holding(&self) -> Mask {
+        Mask::range(0..(self.limit.load(Ordering::Relaxed) >> HOLDS) as usize)
     }
 
     /// Byte offset of the storage of a page of this block, which is number `id`. Each side is found through the block: nobody
@@ -505,9 +513,9 @@ impl Block {
         self.moved[granule].store(((offset / GRANULE) as u32).wrapping_sub(own), Ordering::Relaxed);
     }
 
-    /// Gives the block to a segment, or takes it away (`None`). Nobody uses it meanwhile.
-    pub(crate) fn assign(&self, to: Option<(u32, usize)>) {
-        let (seg, limit) = to.map_or((0, 0), |(s, l)| (s + 1, l as u32));
+    /// Gives the block to a segment, with so many pages of which so many hold bytes, or takes it away (`None`). Nobody uses it meanwhile.
+    pub(crate) fn assign(&self, to: Option<(u32, usize, usize)>) {
+        let (seg, limit) = to.map_or((0, 0), |(s, l, holding)| (s + 1, l as u32 | (holding as u32) << HOLDS));
         self.limit.store(limit, Ordering::Relaxed);
         self.moved.iter().for_each(|m| m.store(0, Ordering::Relaxed));
         self.walk.forget();

@@ -59,12 +59,7 @@ impl DeviceMirror {
     /// their rank.
     pub(crate) fn gather<'t>(self: &Arc<Self>, number: u64, touches: impl IntoIterator<Item = &'t Touch>) -> Gathers {
         let per = self.pods().pages_per_grain() as u64;
-        let pages = |t: &Touch| {
-            let pages = t.seg.pages_of(&t.bytes);
-            // What lies behind a segment's last byte comes along.
-            let whole = t.seg.pages_of(&(0..t.seg.bytes())).0.end == pages.0.end;
-            Pages(pages.0.start..if whole { t.seg.pages().0.end } else { pages.0.end }).widened(per)
-        };
+        let pages = |t: &Touch| t.seg.pages_of(&t.bytes).widened(per);
         self.gathering.0.lock().push((number, touches.into_iter().map(pages).collect()));
         Gathers { mirror: Arc::clone(self), number }
     }

@@ -247,9 +247,6 @@ pub(crate) fn populate_within(
     want: Want,
     budget: Option<Duration>,
 ) -> Result<Moved, Error> {
-    // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
-    let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
-    let pages = &Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
     // What keeps a page away may lie beside it: pages come by whole grains, where a device can fault.
     let per = mirror.pods().pages_per_grain() as u64;
     let along = if mirror.is_rigid() { 1 } else { per };

@@ -472,7 +472,8 @@ impl Segment {
             let mut claimed = self.claimed.lock();
             if block.segment().is_none() {
                 let pages = self.limit(id.0 - self.first.0).count() as usize;
-                block.assign(Some((self.slot, pages)));
+                let holding = (self.bytes.max(1) - self.bytes_of(id).start).min(BLOCK).div_ceil(PAGE) as usize;
+                block.assign(Some((self.slot, pages, holding)));
                 self.decide(id);
                 claimed.push(id);
             }

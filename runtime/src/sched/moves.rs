@@ -31,9 +31,6 @@ pub(super) struct Move {
 
 impl Move {
     pub(super) fn new(seg: Arc<Segment>, pages: Pages, to: Option<Arc<DeviceMirror>>) -> Self {
-        // A segment is ready when its last granule is, whole: what lies behind its last byte comes along.
-        let whole = seg.pages_of(&(0..seg.bytes())).0.end == pages.0.end;
-        let pages = Pages(pages.0.start..if whole { seg.pages().0.end } else { pages.0.end });
         Self { seg, left: VecDeque::from([pages]), to }
     }
 
