@@ -135,7 +135,7 @@ fn held(hold: &'static Hold) -> Kernel<(Each<u32>, EachOut<u32>)> {
 }
 
 /// Elements of what is held: not a block.
-const N: usize = 200_000;
+const N: usize = 1 << 19; // 2 MiB: whole grains of every kind of device
 
 #[test]
 fn a_launch_that_waits_for_another_device_holds_up_nobody() {

@@ -22,11 +22,13 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Takes pages `mask` of a block, widened to whole grains of every device: entries are for whole grains.
-    pub(crate) fn take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask) -> Self {
-        let mask = mask.widened(widest(seg));
+    /// Takes pages `mask` of a block, widened to whole grains of every device that has addresses for the segment: entries are for
+    /// whole grains. Devices of strangers do not widen what is waited for.
+    pub(crate) fn take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, pages: Mask) -> Self {
         let block = seg.claim(id);
         loop {
+            let grain = widest(seg);
+            let mask = pages.widened(grain);
             // A launch that lacks pages may be waiting for these: it has to end before they are ours.
             while let Some(l) = running(seg, id, mask) {
                 l.wait(free, None);
@@ -45,7 +47,8 @@ impl Lease {
                 continue;
             }
             let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
-            if running(seg, id, mask).is_none() {
+            // A device that has got addresses meanwhile may have made an entry for more.
+            if running(seg, id, mask).is_none() && widest(seg) <= grain {
                 return lease;
             }
         }
@@ -54,9 +57,10 @@ impl Lease {
 
 impl Lease {
     /// As [`take`](Self::take), if that needs no waiting.
-    pub(crate) fn try_take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask) -> Option<Self> {
+    pub(crate) fn try_take(free: &mut Free, seg: &Arc<Segment>, id: BlockId, pages: Mask) -> Option<Self> {
         let block = seg.claim(id);
-        let mask = mask.widened(widest(seg));
+        let grain = widest(seg);
+        let mask = pages.widened(grain);
         if running(seg, id, mask).is_some() {
             return None;
         }
@@ -68,13 +72,15 @@ impl Lease {
             body.busy |= mask;
         }
         let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
-        running(seg, id, mask).is_none().then_some(lease)
+        (running(seg, id, mask).is_none() && widest(seg) <= grain).then_some(lease)
     }
 }
 
-/// Pages of the largest grain.
+/// Pages of the largest grain of the devices that have addresses for the segment.
 fn widest(seg: &Segment) -> usize {
-    seg.space().devices().iter().map(|m| m.pods().pages_per_grain()).max().unwrap_or(1)
+    let devices = seg.space().devices();
+    let own = devices.iter().filter(|m| seg.view(m.slot()).is_some());
+    own.map(|m| m.pods().pages_per_grain()).max().unwrap_or(1)
 }
 
 impl Drop for Lease {
