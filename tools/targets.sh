@@ -2,7 +2,8 @@
 # Checks what a machine cannot run: that the library compiles for other targets, says in one line where it does not, resolves and
 # compiles with the oldest dependencies that it names, and that its packages are whole.
 #
-#   tools/targets.sh             checks; what is missing for a part is said aloud, and STERNA_REQUIRE=targets makes that a failure
+#   tools/targets.sh [PART ...]  checks aarch64, musl, elsewhere, oldest, packages, or those named; what is missing for a part is
+#                                said aloud, and STERNA_REQUIRE=targets makes that a failure
 #   tools/targets.sh install     as root on Debian 12: a compiler with its sources and the library for aarch64, from the distribution
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +47,13 @@ check() {
     return 3
 }
 
-for triple in aarch64-unknown-linux-gnu x86_64-unknown-linux-musl; do
+parts=" ${*:-aarch64 musl elsewhere oldest packages} "
+wanted() { case $parts in *" $1 "*) ;; *) return 1 ;; esac; }
+
+triples=()
+if wanted aarch64; then triples+=(aarch64-unknown-linux-gnu); fi
+if wanted musl; then triples+=(x86_64-unknown-linux-musl); fi
+for triple in "${triples[@]}"; do
     printf -- '-- %s\n' "$triple"
     status=0
     check "$triple" -p sterna --all-features || status=$?
@@ -58,6 +65,7 @@ for triple in aarch64-unknown-linux-gnu x86_64-unknown-linux-musl; do
 done
 
 # Where it does not run, one line says so and no other error hides it.
+if wanted elsewhere; then
 triple=x86_64-pc-windows-gnu
 printf -- '-- %s\n' "$triple"
 status=0
@@ -74,7 +82,9 @@ case $status in
     grep '^error: sterna runs on Linux' <<<"$said"
     ;;
 esac
+fi
 
+if wanted oldest; then
 echo '-- the oldest dependencies that are named'
 old=$target/oldest
 rm -rf "$old"
@@ -88,7 +98,9 @@ rm "$old/Cargo.lock"
     CARGO_TARGET_DIR=$target cargo check -q --locked -p sterna --all-features
 )
 echo compiles
+fi
 
+if wanted packages; then
 echo '-- packages'
 for package in sterna sterna-hal sterna-host sterna-cpu sterna-vulkan sterna-kernels; do
     list=$(cargo package --list --allow-dirty -p "$package")
@@ -97,3 +109,4 @@ for package in sterna sterna-hal sterna-host sterna-cpu sterna-vulkan sterna-ker
     done
     printf '%s: %s files, with README and licences\n' "$package" "$(wc -l <<<"$list")"
 done
+fi
