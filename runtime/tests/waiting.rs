@@ -16,7 +16,8 @@ use support::under_each;
 
 const LIMIT: Duration = Duration::from_secs(80);
 
-/// A runtime whose device makes each copy arrive late, so that a move of 64 MiB takes some hundred milliseconds everywhere.
+/// A runtime whose device makes each copy arrive late, so that a move of 128 MiB takes half a second everywhere: a
+/// launch beside it waits for two copies, for one of the move that is under way and for its own.
 fn late() -> (Runtime, std::sync::Arc<sterna::cpu::CpuDevice>) {
     let dev = device(CpuConfig { memory: 256 << 20, ..small(0) });
     dev.inject().delay_copies(Duration::from_millis(40));
@@ -24,10 +25,10 @@ fn late() -> (Runtime, std::sync::Arc<sterna::cpu::CpuDevice>) {
 }
 
 fn big(rt: &Runtime) -> Shared<u32> {
-    rt.shared_with(16 << 20, |i| i as u32).unwrap()
+    rt.shared_with(32 << 20, |i| i as u32).unwrap()
 }
 
-/// How long `what` took beside a move of 64 MiB, and how long the move took.
+/// How long `what` took beside a move of 128 MiB, and how long the move took.
 fn beside_a_move(rt: &Runtime, what: impl FnOnce()) -> (Duration, Duration) {
     let big = big(rt);
     let start = Instant::now();
@@ -96,14 +97,14 @@ fn a_launch_waits_for_the_part_of_a_move_that_it_needs() {
         big.prefetch_to(&rt.devices()[0]);
         let asked = Instant::now();
         {
-            let mut part = big.range_mut((15 << 20)..(15 << 20) + 65_536).unwrap();
+            let mut part = big.range_mut((31 << 20)..(31 << 20) + 65_536).unwrap();
             rt.launch(&add(1), (&mut part,)).unwrap().wait().unwrap();
         }
         let took = asked.elapsed();
         rt.sync().unwrap();
         a_fraction((took, start.elapsed()), &format!("{m}: a launch over a part"));
         assert_eq!(big.residency().devices[0].pages, big.residency().pages, "{m}");
-        let right = |i: usize| i as u32 + u32::from(((15 << 20)..(15 << 20) + 65_536).contains(&i));
+        let right = |i: usize| i as u32 + u32::from(((31 << 20)..(31 << 20) + 65_536).contains(&i));
         assert!(big.iter().enumerate().all(|(i, x)| *x == right(i)), "{m}");
     });
 }
@@ -115,7 +116,7 @@ fn contents_dropped_under_a_move_stay_dropped() {
         let (rt, _dev) = late();
         let mut big = big(&rt);
         big.prefetch_to(&rt.devices()[0]);
-        let half = 8 << 20;
+        let half = 16 << 20;
         big.discard(half..).unwrap();
         rt.sync().unwrap();
         let there = big.residency();
