@@ -175,21 +175,74 @@ fn version(v: u32) -> String {
     format!("{}.{}.{}", vk::api_version_major(v), vk::api_version_minor(v), vk::api_version_patch(v))
 }
 
+/// The extensions that a device has.
+struct Extensions(Vec<vk::ExtensionProperties>);
+
+impl Extensions {
+    fn has(&self, name: &CStr) -> bool {
+        self.0.iter().any(|e| e.extension_name_as_c_str() == Ok(name))
+    }
+}
+
 fn describe(vk: &ash::Instance, raw: vk::PhysicalDevice) -> Gpu {
-    // SAFETY: a device of this instance, here and below; each chain lives on this stack.
+    // SAFETY: a device of this instance, here and below.
     let extensions = unsafe { vk.enumerate_device_extension_properties(raw) };
-    let has = |name: &CStr| extensions.iter().flatten().any(|e| e.extension_name_as_c_str() == Ok(name));
+    let (extensions, broken) = match extensions {
+        Ok(all) => (Extensions(all), None),
+        Err(e) => (Extensions(Vec::new()), Some(e)),
+    };
     // SAFETY: as above.
     let plain = unsafe { vk.get_physical_device_properties(raw) };
-    let (name, limits) = (text(&plain.device_name), plain.limits);
+    let mut gpu = first(raw, &plain, &extensions);
+    if plain.api_version < vk::API_VERSION_1_2 {
+        gpu.lacks = Some(format!("Vulkan 1.2 (it has {})", gpu.api));
+        return gpu;
+    }
+    if let Some(e) = broken {
+        // One broken device must not hide the others.
+        gpu.lacks = Some(format!("a list of its extensions (vkEnumerateDeviceExtensionProperties: {e:?})"));
+        return gpu;
+    }
+    properties(vk, &mut gpu, &extensions);
+    gpu.can.sparse_space = plain.limits.sparse_address_space_size;
+    features(vk, &mut gpu, &extensions);
+    memory(vk, &mut gpu);
+    gpu
+}
+
+/// What every version of Vulkan says of a device.
+fn first(raw: vk::PhysicalDevice, plain: &vk::PhysicalDeviceProperties, extensions: &Extensions) -> Gpu {
+    let limits = &plain.limits;
     let kind = match plain.device_type {
         vk::PhysicalDeviceType::CPU => DeviceKind::Software,
         vk::PhysicalDeviceType::DISCRETE_GPU => DeviceKind::Discrete,
         _ => DeviceKind::Integrated,
     };
-    let mut gpu = Gpu {
+    let can = Can {
+        api: plain.api_version,
+        max_invocations: limits.max_compute_work_group_invocations,
+        max_local: limits.max_compute_work_group_size,
+        max_groups: limits.max_compute_work_group_count,
+        max_push: limits.max_push_constants_size,
+        max_storage: limits.max_storage_buffer_range,
+        max_uniform: limits.max_uniform_buffer_range,
+        storage_alignment: limits.min_storage_buffer_offset_alignment,
+        max_sets: limits.max_bound_descriptor_sets,
+        max_allocations: limits.max_memory_allocation_count,
+        identity: Identity {
+            vendor: plain.vendor_id,
+            device: plain.device_id,
+            driver: plain.driver_version,
+            cache: plain.pipeline_cache_uuid,
+        },
+        host_import: extensions.has(ext::external_memory_host::NAME),
+        dma_buf_import: extensions.has(ext::external_memory_dma_buf::NAME) && extensions.has(khr::external_memory_fd::NAME),
+        memory_budget: extensions.has(ext::memory_budget::NAME),
+        ..Can::default()
+    };
+    Gpu {
         index: 0,
-        name,
+        name: text(&plain.device_name),
         kind,
         uuid: String::new(),
         pci: None,
@@ -197,75 +250,52 @@ fn describe(vk: &ash::Instance, raw: vk::PhysicalDevice) -> Gpu {
         api: version(plain.api_version),
         memory: 0,
         lacks: None,
-        can: Can {
-            api: plain.api_version,
-            max_invocations: limits.max_compute_work_group_invocations,
-            max_local: limits.max_compute_work_group_size,
-            max_groups: limits.max_compute_work_group_count,
-            max_push: limits.max_push_constants_size,
-            max_storage: limits.max_storage_buffer_range,
-            max_uniform: limits.max_uniform_buffer_range,
-            storage_alignment: limits.min_storage_buffer_offset_alignment,
-            max_sets: limits.max_bound_descriptor_sets,
-            max_allocations: limits.max_memory_allocation_count,
-            identity: Identity {
-                vendor: plain.vendor_id,
-                device: plain.device_id,
-                driver: plain.driver_version,
-                cache: plain.pipeline_cache_uuid,
-            },
-            host_import: has(ext::external_memory_host::NAME),
-            dma_buf_import: has(ext::external_memory_dma_buf::NAME) && has(khr::external_memory_fd::NAME),
-            memory_budget: has(ext::memory_budget::NAME),
-            ..Can::default()
-        },
+        can,
         raw,
-    };
-    if plain.api_version < vk::API_VERSION_1_2 {
-        gpu.lacks = Some(format!("Vulkan 1.2 (it has {})", gpu.api));
-        return gpu;
     }
-    if let Err(e) = extensions {
-        // One broken device must not hide the others.
-        gpu.lacks = Some(format!("a list of its extensions (vkEnumerateDeviceExtensionProperties: {e:?})"));
-        return gpu;
-    }
+}
+
+/// Limits and names that a device of Vulkan 1.2 gives.
+fn properties(vk: &ash::Instance, gpu: &mut Gpu, extensions: &Extensions) {
     let (mut id, mut three) =
         (vk::PhysicalDeviceIDProperties::default(), vk::PhysicalDeviceMaintenance3Properties::default());
     let mut driver = vk::PhysicalDeviceDriverProperties::default();
     let (mut pci, mut import) =
         (vk::PhysicalDevicePCIBusInfoPropertiesEXT::default(), vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default());
     let mut subgroup = vk::PhysicalDeviceSubgroupProperties::default();
+    let mut longest = vk::PhysicalDeviceMaintenance4Properties::default();
+    let (on_a_bus, newer) = (extensions.has(ext::pci_bus_info::NAME), gpu.can.api >= vk::API_VERSION_1_3);
     let mut properties = vk::PhysicalDeviceProperties2::default()
         .push_next(&mut id)
         .push_next(&mut three)
         .push_next(&mut driver)
         .push_next(&mut subgroup);
-    if has(ext::pci_bus_info::NAME) {
+    if on_a_bus {
         properties = properties.push_next(&mut pci);
     }
     if gpu.can.host_import {
         properties = properties.push_next(&mut import);
     }
-    let mut longest = vk::PhysicalDeviceMaintenance4Properties::default();
-    if plain.api_version >= vk::API_VERSION_1_3 {
+    if newer {
         properties = properties.push_next(&mut longest);
     }
-    // SAFETY: as above; only structures that the device knows are chained.
-    unsafe { vk.get_physical_device_properties2(raw, &mut properties) };
+    // SAFETY: a device of this instance; the chain lives on this stack, and only structures that the device knows are in it.
+    unsafe { vk.get_physical_device_properties2(gpu.raw, &mut properties) };
     gpu.uuid = id.device_uuid.iter().map(|b| format!("{b:02x}")).collect();
     gpu.driver = format!("{} {}", text(&driver.driver_name), text(&driver.driver_info));
-    if has(ext::pci_bus_info::NAME) {
+    if on_a_bus {
         gpu.pci = Some(format!("{:04x}:{:02x}:{:02x}.{}", pci.pci_domain, pci.pci_bus, pci.pci_device, pci.pci_function));
     }
     gpu.can.max_allocation = three.max_memory_allocation_size;
-    gpu.can.max_buffer = if plain.api_version >= vk::API_VERSION_1_3 { longest.max_buffer_size } else { 1 << 31 };
-    gpu.can.sparse_space = limits.sparse_address_space_size;
+    gpu.can.max_buffer = if newer { longest.max_buffer_size } else { 1 << 31 };
     if subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE) {
         gpu.can.subgroup = subgroup.supported_operations;
     }
     gpu.can.import_alignment = import.min_imported_host_pointer_alignment;
+}
 
+/// What kernels may use on a device of Vulkan 1.2, and what it lacks.
+fn features(vk: &ash::Instance, gpu: &mut Gpu, extensions: &Extensions) {
     let (mut sixteen, mut twelve) =
         (vk::PhysicalDevice16BitStorageFeatures::default(), vk::PhysicalDeviceVulkan12Features::default());
     let (mut pointers, mut four) =
@@ -273,14 +303,14 @@ fn describe(vk: &ash::Instance, raw: vk::PhysicalDevice) -> Gpu {
     let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default();
     let mut features =
         vk::PhysicalDeviceFeatures2::default().push_next(&mut sixteen).push_next(&mut twelve).push_next(&mut pointers);
-    if plain.api_version >= vk::API_VERSION_1_3 {
+    if gpu.can.api >= vk::API_VERSION_1_3 {
         features = features.push_next(&mut four);
     }
-    if has(ext::robustness2::NAME) {
+    if extensions.has(ext::robustness2::NAME) {
         features = features.push_next(&mut robust);
     }
-    // SAFETY: as above.
-    unsafe { vk.get_physical_device_features2(raw, &mut features) };
+    // SAFETY: a device of this instance; the chain lives on this stack, and only structures that the device knows are in it.
+    unsafe { vk.get_physical_device_features2(gpu.raw, &mut features) };
     let base = features.features;
     let on = |b: vk::Bool32| b == vk::TRUE;
     let can = &mut gpu.can;
@@ -292,14 +322,12 @@ fn describe(vk: &ash::Instance, raw: vk::PhysicalDevice) -> Gpu {
         (on(twelve.vulkan_memory_model), on(twelve.vulkan_memory_model_device_scope));
     (can.variable_pointers, can.maintenance4) = (on(pointers.variable_pointers), on(four.maintenance4));
     (can.robust, can.robust2) = (on(base.robust_buffer_access), on(robust.robust_buffer_access2));
-    // SAFETY: as above.
-    let families = unsafe { vk.get_physical_device_queue_family_properties(raw) };
+    // SAFETY: a device of this instance.
+    let families = unsafe { vk.get_physical_device_queue_family_properties(gpu.raw) };
     can.sparse = [base.sparse_binding, base.sparse_residency_buffer, base.sparse_residency_aliased].into_iter().all(on)
         && families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::SPARSE_BINDING));
     let compute = families.iter().any(|f| f.queue_flags.contains(vk::QueueFlags::COMPUTE));
     gpu.lacks = lacking(on(twelve.buffer_device_address), on(twelve.timeline_semaphore), compute);
-    memory(vk, &mut gpu);
-    gpu
 }
 
 /// What a device of Vulkan 1.2 lacks, of what it must have.

@@ -39,11 +39,18 @@ impl std::fmt::Debug for Raw {
     }
 }
 
-impl Raw {
-    pub(crate) fn new(instance: Arc<Instance>, gpu: Gpu) -> Result<Arc<Self>, VulkanError> {
-        if let Some(feature) = &gpu.lacks {
-            return Err(VulkanError::MissingFeature { device: gpu.name.clone(), feature: feature.clone() });
-        }
+/// Which queues do what: a family, and the number of a queue in it.
+struct Roles {
+    launches: (u32, u32),
+    copies: (u32, u32),
+    binds: Option<(u32, u32)>,
+    /// How many queues of each family that takes.
+    asked: Vec<(u32, u32)>,
+}
+
+impl Roles {
+    /// Each role has a queue of its own, as far as there are so many in its family.
+    fn choose(instance: &Instance, gpu: &Gpu) -> Result<Self, VulkanError> {
         // SAFETY: a device of this instance.
         let families = unsafe { instance.raw.get_physical_device_queue_family_properties(gpu.raw) };
         let find = |yes: vk::QueueFlags, no: vk::QueueFlags| {
@@ -59,7 +66,6 @@ impl Raw {
             .or_else(|| families[launches as usize].queue_flags.contains(binding).then_some(launches))
             .or_else(|| find(binding, vk::QueueFlags::empty()))
             .filter(|_| gpu.can.sparse);
-        // Each role has a queue of its own, as far as there are so many in its family.
         let mut asked: Vec<(u32, u32)> = Vec::new();
         let mut role = |family: u32| match asked.iter_mut().find(|(f, _)| *f == family) {
             Some((_, n)) => {
@@ -72,64 +78,80 @@ impl Raw {
             }
         };
         let (launches, copies, binds) = (role(launches), role(copies), binds.map(&mut role));
-        let priorities = [1.0; 3];
-        let queue = |(family, n): &(u32, u32)| {
-            vk::DeviceQueueCreateInfo::default().queue_family_index(*family).queue_priorities(&priorities[..*n as usize])
-        };
-        let queues: Vec<_> = asked.iter().map(queue).collect();
+        Ok(Self { launches, copies, binds, asked })
+    }
+}
+
+/// Makes the logical device, with queues of each family as many as are asked for.
+fn make(instance: &Instance, gpu: &Gpu, asked: &[(u32, u32)]) -> Result<ash::Device, VulkanError> {
+    let priorities = [1.0; 3];
+    let queue = |(family, n): &(u32, u32)| {
+        vk::DeviceQueueCreateInfo::default().queue_family_index(*family).queue_priorities(&priorities[..*n as usize])
+    };
+    let queues: Vec<_> = asked.iter().map(queue).collect();
+    let can = &gpu.can;
+    let mut extensions = Vec::new();
+    if can.host_import {
+        extensions.extend([ext::external_memory_host::NAME.as_ptr(), khr::external_memory::NAME.as_ptr()]);
+    }
+    if can.dma_buf_import {
+        extensions.extend([ext::external_memory_dma_buf::NAME.as_ptr(), khr::external_memory_fd::NAME.as_ptr()]);
+    }
+    if can.memory_budget {
+        extensions.push(ext::memory_budget::NAME.as_ptr());
+    }
+    if can.robust2 {
+        extensions.push(ext::robustness2::NAME.as_ptr());
+    }
+    let mut sixteen = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(can.storage16);
+    let mut twelve = vk::PhysicalDeviceVulkan12Features::default()
+        .buffer_device_address(true)
+        .timeline_semaphore(true)
+        .shader_int8(can.int8)
+        .shader_float16(can.float16)
+        .storage_buffer8_bit_access(can.storage8)
+        .shader_buffer_int64_atomics(can.int64_atomics)
+        .vulkan_memory_model(can.memory_model)
+        .vulkan_memory_model_device_scope(can.memory_model_device);
+    let mut pointers = vk::PhysicalDeviceVariablePointersFeatures::default()
+        .variable_pointers_storage_buffer(can.variable_pointers)
+        .variable_pointers(can.variable_pointers);
+    let mut four = vk::PhysicalDeviceMaintenance4Features::default().maintenance4(can.maintenance4);
+    // Of use to descriptors alone: what is reached by address is bounded by the shader.
+    let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(can.robust2);
+    let base = vk::PhysicalDeviceFeatures::default()
+        .robust_buffer_access(can.robust)
+        .sparse_binding(can.sparse)
+        .sparse_residency_buffer(can.sparse)
+        .sparse_residency_aliased(can.sparse)
+        .shader_int64(can.int64)
+        .shader_int16(can.int16)
+        .shader_float64(can.float64);
+    let mut info = vk::DeviceCreateInfo::default()
+        .queue_create_infos(&queues)
+        .enabled_extension_names(&extensions)
+        .enabled_features(&base)
+        .push_next(&mut sixteen)
+        .push_next(&mut twelve)
+        .push_next(&mut pointers);
+    if can.maintenance4 {
+        info = info.push_next(&mut four);
+    }
+    if can.robust2 {
+        info = info.push_next(&mut robust);
+    }
+    // SAFETY: the device is of this instance; everything that the structures point to is alive.
+    unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))
+}
+
+impl Raw {
+    pub(crate) fn new(instance: Arc<Instance>, gpu: Gpu) -> Result<Arc<Self>, VulkanError> {
+        if let Some(feature) = &gpu.lacks {
+            return Err(VulkanError::MissingFeature { device: gpu.name.clone(), feature: feature.clone() });
+        }
+        let roles = Roles::choose(&instance, &gpu)?;
+        let device = make(&instance, &gpu, &roles.asked)?;
         let can = &gpu.can;
-        let mut extensions = Vec::new();
-        if can.host_import {
-            extensions.extend([ext::external_memory_host::NAME.as_ptr(), khr::external_memory::NAME.as_ptr()]);
-        }
-        if can.dma_buf_import {
-            extensions.extend([ext::external_memory_dma_buf::NAME.as_ptr(), khr::external_memory_fd::NAME.as_ptr()]);
-        }
-        if can.memory_budget {
-            extensions.push(ext::memory_budget::NAME.as_ptr());
-        }
-        if can.robust2 {
-            extensions.push(ext::robustness2::NAME.as_ptr());
-        }
-        let mut sixteen = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(can.storage16);
-        let mut twelve = vk::PhysicalDeviceVulkan12Features::default()
-            .buffer_device_address(true)
-            .timeline_semaphore(true)
-            .shader_int8(can.int8)
-            .shader_float16(can.float16)
-            .storage_buffer8_bit_access(can.storage8)
-            .shader_buffer_int64_atomics(can.int64_atomics)
-            .vulkan_memory_model(can.memory_model)
-            .vulkan_memory_model_device_scope(can.memory_model_device);
-        let mut pointers = vk::PhysicalDeviceVariablePointersFeatures::default()
-            .variable_pointers_storage_buffer(can.variable_pointers)
-            .variable_pointers(can.variable_pointers);
-        let mut four = vk::PhysicalDeviceMaintenance4Features::default().maintenance4(can.maintenance4);
-        // Of use to descriptors alone: what is reached by address is bounded by the shader.
-        let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(can.robust2);
-        let base = vk::PhysicalDeviceFeatures::default()
-            .robust_buffer_access(can.robust)
-            .sparse_binding(can.sparse)
-            .sparse_residency_buffer(can.sparse)
-            .sparse_residency_aliased(can.sparse)
-            .shader_int64(can.int64)
-            .shader_int16(can.int16)
-            .shader_float64(can.float64);
-        let mut info = vk::DeviceCreateInfo::default()
-            .queue_create_infos(&queues)
-            .enabled_extension_names(&extensions)
-            .enabled_features(&base)
-            .push_next(&mut sixteen)
-            .push_next(&mut twelve)
-            .push_next(&mut pointers);
-        if can.maintenance4 {
-            info = info.push_next(&mut four);
-        }
-        if can.robust2 {
-            info = info.push_next(&mut robust);
-        }
-        // SAFETY: the device is of this instance; everything that the structures point to is alive.
-        let device = unsafe { instance.raw.create_device(gpu.raw, &info, None) }.map_err(opening("vkCreateDevice"))?;
         let import = can.host_import.then(|| ext::external_memory_host::Device::new(&instance.raw, &device));
         let import_fd = can.dma_buf_import.then(|| khr::external_memory_fd::Device::new(&instance.raw, &device));
         let mut made: Vec<((u32, u32), Shared)> = Vec::new();
@@ -142,7 +164,7 @@ impl Raw {
             made.push(((family, index), Arc::clone(&queue)));
             (family, queue)
         };
-        let (compute, transfer, sparse) = (queue(launches), queue(copies), binds.map(&mut queue));
+        let (compute, transfer, sparse) = (queue(roles.launches), queue(roles.copies), roles.binds.map(&mut queue));
         Ok(Arc::new(Self {
             import,
             import_fd,
