@@ -12,6 +12,8 @@
 //! [`InFlight`](super::inflight::InFlight) when it is recorded and when it retires. `uses`, `taints`, `pins`: under their mutex,
 //! held for word operations.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr;
@@ -156,6 +158,8 @@ pub struct Segment {
     remapped: AtomicBool,
     /// Some of its pages were lost with a device once.
     pub(super) lossy: AtomicBool,
+    /// It was dropped, and its devices know.
+    leaving: bool,
     pub(super) sources: Sources,
 }
 
@@ -241,6 +245,7 @@ impl Segment {
             bare: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
             lossy: AtomicBool::new(false),
+            leaving: false,
             sources: Sources::default(),
         }))
     }
@@ -567,47 +572,4 @@ pub(crate) fn without(a: &Range<u64>, b: &Range<u64>) -> impl Iterator<Item = Ra
 /// Whether two ranges have a byte in common.
 pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
-}
-
-impl Segment {
-    /// All of it: what is left behind has nothing to end.
-    fn take(&mut self) -> Self {
-        let Self { space, slot, first, blocks, bytes, .. } = *self;
-        Self {
-            space,
-            slot,
-            first,
-            blocks,
-            bytes,
-            kind: std::mem::replace(&mut self.kind, Kind::Private),
-            queued: std::mem::take(&mut self.queued),
-            used: std::mem::take(&mut self.used),
-            views: std::mem::take(&mut self.views),
-            uses: std::mem::take(&mut self.uses),
-            taints: std::mem::take(&mut self.taints),
-            pins: std::mem::take(&mut self.pins),
-            claimed: std::mem::take(&mut self.claimed),
-            rule: std::mem::take(&mut self.rule),
-            hints: std::mem::take(&mut self.hints),
-            altered: std::mem::take(&mut self.altered),
-            bare: std::mem::take(&mut self.bare),
-            remapped: std::mem::take(&mut self.remapped),
-            lossy: std::mem::take(&mut self.lossy),
-            sources: std::mem::take(&mut self.sources),
-        }
-    }
-}
-
-impl Drop for Segment {
-    fn drop(&mut self) {
-        if super::fork::forked() {
-            return;
-        }
-        if sterna_hal::in_kernel() {
-            let taken = self.take();
-            return super::reaper::end(move || drop(taken));
-        }
-        self.space.retire(self);
-        self.sources.end();
-    }
 }

@@ -361,15 +361,13 @@ impl Space {
         done
     }
 
-    /// A dropped segment's end: mirrors are told, then device entries, frames and addresses go, then storage, then records. Nobody
-    /// uses it any more.
+    /// The end of a dropped segment, which its devices know to be leaving: mirrors are told, then device entries, frames and addresses
+    /// go, then storage, then records. Nobody uses it any more.
     pub(crate) fn retire(&self, seg: &Segment) {
         if crate::hmm::fork::forked() {
             return;
         }
         let mut free = Free::at_entry();
-        let devices = self.devices();
-        devices.iter().for_each(|m| m.leaves());
         self.segments.write().remove(&seg.first().0);
         // The engine's own devices find no segment there: what they have goes below, in one piece.
         let mirrored = !self.mirrors.read().is_empty();
@@ -381,7 +379,7 @@ impl Space {
             let mut body = block.lock(&mut free);
             self.host.unframe(self, (id, block), &mut body, Mask::FULL);
         }
-        for m in devices {
+        for m in seg.seats() {
             m.forget(&mut free, seg);
         }
         let mut away = seg.is_altered();
