@@ -359,6 +359,8 @@ impl Drop for Inner {
             for m in &devices {
                 for l in m.live() {
                     l.wait(&mut free, None);
+        // Now, and not when another thread comes to it.
+        devices.iter().for_each(|m| m.ends());
                 }
                 m.reap();
             }

@@ -576,11 +576,11 @@ impl Drop for Attached {
             return;
         }
         let mirror = Arc::clone(&self.mirror);
+        mirror.ends();
         reaper::end_alone(move || {
             let mut free = Free::at_entry();
             // A device that fails keeps its segments' addresses until they end; what it does not give back is lost with it.
             let _ = release(&mut free, &mirror).and_then(|()| mirror.detach(&mut free));
-            mirror.ends();
         });
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use sterna_hal::Device;
 
+use super::reaper;
 use crate::Error;
 
 /// How long a device that is ending is waited for.
@@ -56,6 +57,8 @@ impl Claims {
     pub(crate) fn claim(&'static self, device: &dyn Device) -> Result<Claim, Error> {
         let (identity, window) = (device.identity(), device.window());
         let frames = device.frames_base().map(|base| base.as_ptr().addr());
+        // It may be among what waits for a thread.
+        reaper::settle();
         let until = Instant::now() + ENDING;
         let mut list = self.list.lock();
         while let Some(other) = list.claimed.iter().find(|c| c.is(identity, window.as_ref(), frames)) {

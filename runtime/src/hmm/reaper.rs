@@ -1,11 +1,12 @@
 //! What ends, ends outside kernels.
 //!
 //! **Guarantee.** Nothing of a runtime, a device or a segment is torn down on a thread that runs a kernel: that might wait for the
-//! kernel, or take the memory that it uses from under it. What a kernel drops last is handed to another thread.
+//! kernel, or take the memory that it uses from under it. What a kernel drops last is handed to another thread. And what waits for
+//! launches, or for threads of the engine, does not end on one that they may be waiting for ([`is_awaited`]).
 //!
 //! **States.** What waits for launches when it ends (a runtime, an attached device) gets a thread of its own; the rest has one in
 //! common, which goes a moment after its last piece of work. Where the system has no thread, things stay until somebody ends
-//! something outside a kernel.
+//! something on a thread of the program, or wants a device.
 //!
 //! **Lock**: the queue's mutex, a leaf; nothing is ended or dropped under it.
 
@@ -35,25 +36,36 @@ struct Ending {
     thread: bool,
 }
 
+/// Whether what goes on may be waiting for this thread: it runs a kernel, or is one of the engine's, on which code of the program (a
+/// policy, a driver's callback) may drop anything.
+pub(crate) fn is_awaited() -> bool {
+    in_kernel() || os::serves_faults()
+}
+
 /// Runs `end` here, or in a kernel on another thread, where others may be ended before.
 pub(crate) fn end(end: impl FnOnce() + Send + 'static) {
     if in_kernel() {
         queue(Box::new(end));
     } else {
         end();
-        if LEFT.load(Ordering::Relaxed) {
-            left_over();
-        }
+        settle();
+    }
+}
+
+/// Ends what no thread was to be had for, if this thread may.
+pub(crate) fn settle() {
+    if LEFT.load(Ordering::Relaxed) && !is_awaited() {
+        left_over();
     }
 }
 
 /// As [`end`], for what waits for launches: nobody else waits for it.
 pub(crate) fn end_alone(end: impl FnOnce() + Send + 'static) {
-    if in_kernel() { end_elsewhere(end) } else { self::end(end) }
+    if is_awaited() { end_elsewhere(end) } else { self::end(end) }
 }
 
 /// Runs `end` on a thread of its own.
-pub(crate) fn end_elsewhere(end: impl FnOnce() + Send + 'static) {
+fn end_elsewhere(end: impl FnOnce() + Send + 'static) {
     // Found again if there is no thread for it.
     let kept = Arc::new(Mutex::new(Some(Box::new(end) as End)));
     let theirs = Arc::clone(&kept);

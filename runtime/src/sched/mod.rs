@@ -87,9 +87,9 @@ impl Scheduler {
                     // Without a thread (ulimit -u) the caller carries it out, and what it stands behind: slower, but right.
                     drop(state);
                     let worker = self.worker(None);
-                    if sterna_hal::in_kernel() {
-                        // Not here: it may wait for this kernel.
-                        return reaper::end(move || worker.until_done(number));
+                    if reaper::is_awaited() {
+                        // Not here: it may wait for what waits for this thread.
+                        return reaper::end_alone(move || worker.until_done(number));
                     }
                     worker.until_done(number);
                     return;
@@ -114,8 +114,8 @@ impl Scheduler {
         loop {
             let (under_way, ended) = state.cut_moves(seg, pages);
             over.extend(ended);
-            // A kernel waits for nothing: the step may have to wait for it.
-            if !under_way || sterna_hal::in_kernel() {
+            // Not on a thread for which the step may wait, or which carries it out.
+            if !under_way || reaper::is_awaited() {
                 break;
             }
             schedule::wait(&self.queue.changed, &mut state);

@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::super::claim::Claim;
 use super::super::fork;
 use super::super::lock::Free;
 use super::super::migrate::Home;
-use super::super::os;
 use super::super::reaper;
 use super::super::segment::Segment;
 use super::DeviceMirror;
@@ -142,7 +140,6 @@ const ENDING: Duration = Duration::from_secs(5);
 /// A thread that has just served a fault may be the last to let go; the device must not end beside the end of the process, which
 /// takes the driver's own state away.
 pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
-    mirrors.iter().for_each(|m| m.space.let_go(m.slot));
     mirrors.iter().for_each(|m| m.ends());
     let ends: Vec<_> = mirrors.iter().map(|m| (Arc::clone(&m.ended), Arc::downgrade(m))).collect();
     drop(mirrors);
@@ -157,27 +154,23 @@ pub(crate) fn give_up(mirrors: Vec<Arc<DeviceMirror>>) {
 
 impl Drop for DeviceMirror {
     fn drop(&mut self) {
+        if fork::forked() {
+            // The device is the parent's, as is whoever holds the locks of what follows; `device` drops nothing by itself.
+            return std::mem::forget(self.claim.take());
+        }
         self.watch.close();
+        self.ends();
         // SAFETY: taken once, here; nobody can use the mirror any more.
         let device = unsafe { ManuallyDrop::take(&mut self.device) };
-        if fork::forked() {
-            return std::mem::forget(device); // it is the parent's
-        }
         let (space, slot, ended, claim) = (self.space, self.slot, Arc::clone(&self.ended), self.claim.take());
-        claim.iter().for_each(Claim::ends);
-        let end = move || {
+        // A lost device ends its workers, which may be parked in a fault that this thread answers.
+        reaper::end_alone(move || {
             // A lost device ends its workers, which may be parked in a fault: faults are answered until it is gone.
             drop(device);
             space.device_faults.unwatch(slot);
             space.give_slot(slot);
             drop(claim);
             ended.store(true, Ordering::Release);
-        };
-        if os::serves_faults() {
-            // This thread may be the one that answers them.
-            reaper::end_elsewhere(end);
-        } else {
-            reaper::end_alone(end);
-        }
+        });
     }
 }

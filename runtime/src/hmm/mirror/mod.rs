@@ -195,9 +195,10 @@ impl DeviceMirror {
         &self.notifier
     }
 
-    /// Whoever used the device has given it up.
+    /// Whoever used the device has given it up, be it that it goes on for a while: who wants it, or a place for another, waits a moment.
     pub(crate) fn ends(&self) {
         self.claim.iter().for_each(Claim::ends);
+        self.space.let_go(self.slot);
     }
 
     /// Its launches that are awaited.

@@ -9,6 +9,7 @@ use sterna_hal::panics::caught;
 use super::super::addr::Pages;
 use super::super::fork;
 use super::super::notifier::Notifier;
+use super::super::os;
 use super::super::space::Space;
 
 /// Why entries go away.
@@ -128,6 +129,8 @@ impl Mirror {
     /// Calls the driver, which is code of the program on whichever thread changes the host side. A driver that panics has no say any
     /// more.
     pub(crate) fn call(&self, f: impl FnOnce(&dyn MirrorOps)) {
+        // What it drops last ends elsewhere: the change that it is called for waits for it, and a launch for the change.
+        let _mark = os::AsServing::begin();
         if caught(|| f(&*self.ops)).is_err() {
             self.windows.lock().closed = true;
         }

@@ -211,7 +211,22 @@ thread_local! {
     static SERVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether this is a thread of the engine, on which somebody may be waiting.
+/// Whether this is a thread of the engine, on which somebody may be waiting, or counts as one.
 pub(crate) fn serves_faults() -> bool {
     SERVES.with(std::cell::Cell::get)
+}
+
+/// While it lives this thread counts as one of the engine's: it runs code of the program for which something of the engine waits.
+pub(crate) struct AsServing(bool);
+
+impl AsServing {
+    pub(crate) fn begin() -> Self {
+        Self(SERVES.replace(true))
+    }
+}
+
+impl Drop for AsServing {
+    fn drop(&mut self) {
+        SERVES.set(self.0);
+    }
 }
