@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytemuck::Pod;
 use parking_lot::Mutex;
 use sterna_hal as hal;
+use sterna_hal::panics::caught_inside;
 
 use crate::device::Device;
 use crate::hmm::entry;
@@ -231,7 +232,13 @@ impl Runtime {
 
     /// Has the policy say how far faults of a new segment reach.
     pub(crate) fn advise_new(&self, seg: &Segment) {
-        seg.set_rule(self.0.policy.lock().allocated(seg.bytes()));
+        // A kernel, or a policy that is being asked, does not wait for one.
+        let policy = &self.0.policy;
+        let asked = if hal::in_kernel() { policy.try_lock() } else { Some(policy.lock()) };
+        let rule = asked.map(|mut policy| caught_inside(|| policy.allocated(seg.bytes())));
+        // A panic goes on from here: it is the calling thread's own, and was printed.
+        let rule = rule.transpose().unwrap_or_else(|text| std::panic::resume_unwind(Box::new(text)));
+        seg.set_rule(rule.unwrap_or_default());
     }
 
     /// A shared allocation with a copy of `values`.
@@ -352,6 +359,8 @@ impl Drop for Inner {
             return;
         }
         let (devices, sched) = (std::mem::take(&mut self.devices), self.sched.clone());
+        // Now, and not when another thread comes to it.
+        devices.iter().for_each(|m| m.ends());
         let errors = Arc::clone(&self.errors);
         reaper::end_alone(move || {
             let mut free = Free::at_entry();
@@ -359,8 +368,6 @@ impl Drop for Inner {
             for m in &devices {
                 for l in m.live() {
                     l.wait(&mut free, None);
-        // Now, and not when another thread comes to it.
-        devices.iter().for_each(|m| m.ends());
                 }
                 m.reap();
             }

@@ -30,6 +30,16 @@ pub fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
     })
 }
 
+/// As [`caught`], for code for which more waits than the thread that it is on: marked as a kernel, it may neither launch nor wait, and
+/// what it drops last ends on another thread.
+///
+/// # Errors
+/// The panic's message.
+pub fn caught_inside<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+    let _mark = InKernel::enter();
+    caught(f)
+}
+
 /// Drops a panic's payload, which is a value of the program's: its drop may panic as well. It is dropped as in a kernel, of which it
 /// may come: it waits for nothing.
 pub fn discard(payload: Box<dyn Any + Send>) {

@@ -81,7 +81,8 @@ pub struct FaultRule {
     pub device: Grow,
 }
 
-/// Decides where pages go.
+/// Decides where pages go. Launches wait for what it answers, so that it may do what a kernel may: what launches or waits is
+/// [refused](crate::Error::InsideKernel), and an allocation that it makes has the default [`FaultRule`].
 pub trait Policy: Send {
     /// Its name, as `STERNA_POLICY` and `stats` spell it.
     fn name(&self) -> &'static str;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use sterna_hal::panics::caught;
+use sterna_hal::panics::caught_inside;
 use sterna_hal::{Absent, Access};
 
 use super::moves::running_on_rigid;
@@ -102,8 +102,9 @@ pub(super) fn launch(
     let budget = mirror.device().memory().budget;
     let event = LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args };
     let mut asked = policy.lock();
-    // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches.
-    if caught(|| asked.launch(&event, &mut places)).is_err() {
+    // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches, for which it may
+    // not wait either.
+    if caught_inside(|| asked.launch(&event, &mut places)).is_err() {
         return Err(Error::Policy { kernel: p.kernel.name });
     }
     drop(asked);

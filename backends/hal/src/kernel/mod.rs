@@ -33,7 +33,8 @@
 //! let k = Kernel::new("captures", (), (each_mut(64),), move |_: Group, _: (), y: &mut [f32]| y[0] = factor);
 //! ```
 //!
-//! A kernel's thread is marked while it runs a group ([`in_kernel`]); the mark is nobody's to make or to take off:
+//! A kernel's thread is marked while it runs a group ([`in_kernel`]); the mark is nobody's to make, but around a
+//! [call](crate::panics::caught_inside), or to take off:
 //!
 //! ```compile_fail,E0432
 //! use sterna_hal::kernel::InKernel;
