@@ -31,6 +31,8 @@ pub(super) struct Worker {
     queue: Arc<Queue>,
     /// Nothing: it serves all.
     lane: Option<usize>,
+    /// The last job that is its business.
+    upto: u64,
     policy: Arc<Mutex<Box<dyn Policy>>>,
     aside: Aside,
     turns: u32,
@@ -104,7 +106,7 @@ impl Aside {
 impl Worker {
     pub(super) fn new(queue: Arc<Queue>, lane: Option<usize>, policy: Arc<Mutex<Box<dyn Policy>>>) -> Self {
         let aside = Aside { points: BTreeMap::new(), crowd: None, coming: Vec::new(), since: Instant::now() };
-        Self { queue, lane, policy, aside, turns: 0 }
+        Self { queue, lane, upto: u64::MAX, policy, aside, turns: 0 }
     }
 
     /// The thread of a lane, until the scheduler is stopped and nothing is left.
@@ -118,11 +120,8 @@ impl Worker {
 
     /// On a caller's thread: everything up to job `number`.
     pub(super) fn until_done(mut self, number: u64) {
+        self.upto = number;
         self.serve(|state| state.oldest().is_none_or(|n| n > number));
-        // What came later is its own caller's.
-        let coming = self.aside.coming.into_iter().map(|(_, n)| n);
-        let rest: Vec<u64> = self.aside.points.into_values().flat_map(|(_, numbers)| numbers).chain(coming).collect();
-        self.queue.change(|state| rest.into_iter().for_each(|n| state.ready(n)));
     }
 
     fn serve(&mut self, over: impl Fn(&State) -> bool) {
@@ -130,12 +129,15 @@ impl Worker {
             let mut free = Free::at_entry();
             let ended = if self.aside.is_empty() { Vec::new() } else { self.aside.ended(&mut free) };
             let crowded = self.aside.is_crowded(&mut free);
+            if !ended.is_empty() {
+                // Others are told: who serves all lanes may have set another thread's jobs aside.
+                self.queue.change(|state| ended.into_iter().for_each(|n| state.ready(n)));
+            }
             let mut state = self.queue.state.lock();
-            ended.into_iter().for_each(|n| state.ready(n));
             if over(&state) {
                 return;
             }
-            if let Some(task) = state.pick(self.lane, &mut self.turns, crowded) {
+            if let Some(task) = state.pick(self.lane, self.upto, &mut self.turns, crowded) {
                 drop(state);
                 self.carry_out(&mut free, task);
             } else {

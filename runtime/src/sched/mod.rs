@@ -129,6 +129,10 @@ impl Scheduler {
         let mut state = self.queue.state.lock();
         let upto = state.asked();
         while state.oldest().is_some_and(|n| n <= upto) {
+        if state.is_unserved() {
+            drop(state);
+            return self.worker(None).until_done(upto);
+        }
             schedule::wait(&self.queue.changed, &mut state);
         }
     }
@@ -136,6 +140,7 @@ impl Scheduler {
     /// Carries out what is left and ends the threads.
     pub(crate) fn stop(&self) {
         let threads = self.queue.change(|state| state.stop());
+        self.drain();
         for t in threads {
             if t.thread().id() != std::thread::current().id() {
                 // It panics only for a defect of ours, whose message is out already.

@@ -279,6 +279,11 @@ impl State {
     }
 
     /// Whether a lane's thread may end.
+    /// Whether something is left that no thread may ever come to: what a kernel asked for when there was none to be had.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.lanes.iter().any(|l| l.left > 0 && l.thread.is_none())
+    }
+
     pub(super) fn is_over(&self, lane: usize) -> bool {
         self.stop && self.lanes[lane].left == 0
     }
@@ -369,16 +374,16 @@ impl State {
         })
     }
 
-    /// The next task of a lane, or of any: only steps of moves, if the device is `crowded`.
-    pub(super) fn pick(&mut self, lane: Option<usize>, turns: &mut u32, crowded: bool) -> Option<Task> {
+    /// The next task of a lane, or of any up to job `upto`: only steps of moves, if the device is `crowded`.
+    pub(super) fn pick(&mut self, lane: Option<usize>, upto: u64, turns: &mut u32, crowded: bool) -> Option<Task> {
         let lanes = lane.map_or(0..self.lanes.len(), |l| l..l + 1);
         lanes.into_iter().find_map(|l| {
             if crowded {
-                self.pick_step(l, turns)
+                self.pick_step(l, upto, turns)
             } else if *turns < super::lane::TURNS {
-                self.pick_ready(l, turns).or_else(|| self.pick_step(l, turns))
+                self.pick_ready(l, upto, turns).or_else(|| self.pick_step(l, upto, turns))
             } else {
-                self.pick_step(l, turns).or_else(|| self.pick_ready(l, turns))
+                self.pick_step(l, upto, turns).or_else(|| self.pick_ready(l, upto, turns))
             }
         })
     }
@@ -387,8 +392,8 @@ impl State {
         !self.running.iter().any(|r| r.claims.iter().any(|b| claims.iter().any(|a| collides(a, b))))
     }
 
-    fn pick_ready(&mut self, lane: usize, turns: &mut u32) -> Option<Task> {
-        let ready = self.lanes[lane].ready.iter().take(LOOKED_AT).copied();
+    fn pick_ready(&mut self, lane: usize, upto: u64, turns: &mut u32) -> Option<Task> {
+        let ready = self.lanes[lane].ready.range(..=upto).take(LOOKED_AT).copied();
         let number = ready.into_iter().find(|n| self.jobs.get(n).is_some_and(|e| self.is_free(&e.claims)))?;
         self.lanes[lane].ready.remove(&number);
         let over = self.lanes[lane].ready.is_empty();
@@ -404,9 +409,9 @@ impl State {
         }
     }
 
-    fn pick_step(&mut self, lane: usize, turns: &mut u32) -> Option<Task> {
+    fn pick_step(&mut self, lane: usize, upto: u64, turns: &mut u32) -> Option<Task> {
         *turns = 0;
-        let first: SmallVec<[u64; LOOKED_AT]> = self.lanes[lane].moves.iter().take(LOOKED_AT).copied().collect();
+        let first: SmallVec<[u64; LOOKED_AT]> = self.lanes[lane].moves.range(..=upto).take(LOOKED_AT).copied().collect();
         for number in first {
             let Some(Entry { job: Some(Job::Move(m)), .. }) = self.jobs.get(&number) else { continue };
             let Some(pages) = m.left.front() else { continue };
