@@ -21,6 +21,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use sterna_hal::kernel::MOST_BUFFERS;
 
 use super::moves::Move;
 use crate::hmm::inflight::{InFlight, Touch};
@@ -31,8 +32,8 @@ use crate::launch::Prepared;
 
 /// How many ready jobs are looked at for one that no running job stands in the way of.
 const LOOKED_AT: usize = 64;
-/// Arguments of a launch have numbers of their own in the lists by bytes.
-const ARGS: u32 = 3;
+/// Arguments of a launch have numbers of their own in the lists by bytes, which end in so many bits.
+const ARGS: u32 = MOST_BUFFERS.next_power_of_two().ilog2();
 
 pub(super) enum Job {
     Launch(Box<Prepared>, Arc<InFlight>),

@@ -34,11 +34,14 @@ pub enum RawArg<'a> {
 /// valid for its parameter's access, and no group runs twice at the same time.
 pub type RustForm = unsafe fn(group: Group, args: &[RawArg<'_>]);
 
+/// Buffers that a kernel takes at most.
+pub const MOST_BUFFERS: usize = 8;
+
 /// What a kernel takes: what can be compared with a compiled form before anything runs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Takes {
     /// What it does with each buffer, and the bytes of its elements.
-    pub buffers: [Option<(Access, u32)>; 8],
+    pub buffers: [Option<(Access, u32)>; MOST_BUFFERS],
     /// Bytes of the plain value.
     pub value: usize,
 }

@@ -48,7 +48,7 @@ mod param;
 pub mod spirv;
 
 pub use body::{Body, Kernel, MOST_VALUE};
-pub use code::{Code, Contents, Form, KernelId, RawArg, RustForm, Takes};
+pub use code::{Code, Contents, Form, KernelId, MOST_BUFFERS, RawArg, RustForm, Takes};
 pub(crate) use group::InKernel;
 pub use group::{Group, in_kernel};
 pub use held::{Held, Watch};
