@@ -242,7 +242,7 @@ impl InFlight {
                 }
             }
             let replaces = t.access == Access::Write;
-            let used = Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self) };
+            let used = Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self), number: 0 };
             numbers.push(uses.add(used, !self.part));
         }
     }

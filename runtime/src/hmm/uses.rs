@@ -26,6 +26,8 @@ pub(crate) struct Use {
     /// It writes all of them and reads none.
     pub(crate) replaces: bool,
     pub(crate) launch: Arc<InFlight>,
+    /// Of the uses of its segment, in the order in which they came; given by [`Uses::add`].
+    pub(crate) number: u64,
 }
 
 /// Uses by the launches of which device.
@@ -72,9 +74,10 @@ struct Piece {
 
 impl Uses {
     /// Adds a use; `last` says that it answers for those before it. The answer is its number.
-    pub(crate) fn add(&mut self, used: Use, last: bool) -> u64 {
+    pub(crate) fn add(&mut self, mut used: Use, last: bool) -> u64 {
         self.next += 1;
         let number = self.next;
+        used.number = number;
         if used.writes && last {
             self.cut_out(&used.bytes);
             let piece = Piece { end: used.bytes.end, by: number, launch: Arc::clone(&used.launch) };
@@ -90,6 +93,11 @@ impl Uses {
         let list = if used.writes { &mut device.writes } else { &mut device.reads };
         list.add(number, used.bytes.clone(), used);
         number
+    }
+
+    /// The number of the use that came last.
+    pub(crate) fn latest(&self) -> u64 {
+        self.next
     }
 
     /// Removes the use with this number.

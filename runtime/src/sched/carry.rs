@@ -2,7 +2,6 @@
 //!
 //! **Guarantee.** A launch comes here when nothing that it has to come behind is left: see [`waits_for`]. It is submitted or refused here.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +10,7 @@ use sterna_hal::panics::caught_inside;
 use sterna_hal::{Absent, Access};
 
 use super::moves::running_on_rigid;
+use super::queue::Part;
 use crate::Error;
 use crate::cut::Cut;
 use crate::hmm::devmem::keep;
@@ -22,7 +22,7 @@ use crate::hmm::migrate::{Borders, Want};
 use crate::hmm::mirror::{By, NotYet};
 use crate::hmm::range::populate;
 use crate::hmm::uses::Of;
-use crate::hmm::{PAGE, Pages, Segment};
+use crate::hmm::{PAGE, Pages};
 use crate::launch::{Prepared, at_edges, may_fault};
 use crate::policy::{ArgEvent, Hints, LaunchEvent, Place, Policy};
 use crate::stats::Cause;
@@ -41,20 +41,20 @@ pub(super) fn waits_for(p: &Prepared, record: &InFlight) -> Option<Arc<InFlight>
 }
 
 /// A launch that has to end before a part of an allocation goes: one that uses it, or, where entries go between launches only, one on
-/// the same grains.
-pub(super) fn keeps_from_dropping(seg: &Segment, pages: &Pages, bytes: &Range<u64>) -> Option<Arc<InFlight>> {
-    let used = seg.uses.lock().newest(Of::Any, bytes, true, u64::MAX).map(Arc::clone);
-    used.or_else(|| running_on_rigid(seg, pages, Of::Any, true))
+/// the same grains that was there when the part was dropped. Those that came later are not awaited here: there may always be one.
+pub(super) fn keeps_from_dropping(part: &Part) -> Option<Arc<InFlight>> {
+    let used = part.seg.uses.lock().newest(Of::Any, &part.bytes, true, u64::MAX).map(Arc::clone);
+    used.or_else(|| running_on_rigid(&part.seg, &part.pages, Of::Any, true, part.latest))
 }
 
 /// Drops a part of an allocation, which nobody uses.
-pub(super) fn discard_part(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, bytes: &Range<u64>) {
-    if Arc::strong_count(seg) == 1 {
+pub(super) fn discard_part(free: &mut Free, part: &Part) {
+    if Arc::strong_count(&part.seg) == 1 {
         return; // it goes as a whole
     }
     // What cannot be given back now goes with the rest of the allocation.
-    let _ = discard(free, seg, pages);
-    seg.heal(bytes);
+    let _ = discard(free, &part.seg, &part.pages);
+    part.seg.heal(&part.bytes);
 }
 
 pub(super) fn launch(

@@ -118,7 +118,7 @@ impl Worker {
         self.serve(|state| state.is_over(lane));
     }
 
-    /// On a caller's thread: everything up to job `number`.
+    /// On a caller's thread: everything up to job `number`. What came later is its own caller's, and none of it is taken here.
     pub(super) fn until_done(mut self, number: u64) {
         self.upto = number;
         self.serve(|state| state.oldest().is_none_or(|n| n > number));
@@ -151,7 +151,7 @@ impl Worker {
     fn carry_out(&mut self, free: &mut Free, task: Task) {
         let waits_for = match &task {
             Task::Launch(_, p, record) => carry::waits_for(p, record),
-            Task::Discard(_, seg, pages, bytes) => carry::keeps_from_dropping(seg, pages, bytes),
+            Task::Discard(_, part) => carry::keeps_from_dropping(part),
             Task::Step(_, step) => moves::kept_by(step),
         };
         let number = task.number();
@@ -185,9 +185,9 @@ impl Worker {
                 }
                 drop(self.queue.change(|state| state.finish(number)));
             }
-            Task::Discard(_, seg, pages, bytes) => {
-                carry::discard_part(free, &seg, &pages, &bytes);
-                seg.unqueue();
+            Task::Discard(_, part) => {
+                carry::discard_part(free, &part);
+                part.seg.unqueue();
                 drop(self.queue.change(|state| state.finish(number)));
             }
             Task::Step(_, step) => {

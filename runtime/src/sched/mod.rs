@@ -37,7 +37,7 @@ pub(crate) use carry::populate_touch;
 
 use lane::Worker;
 use moves::Move;
-use queue::{Job, Queue};
+use queue::{Job, Part, Queue};
 
 #[derive(Clone)]
 pub(crate) struct Scheduler {
@@ -72,7 +72,8 @@ impl Scheduler {
     /// Has `pages` dropped once no launch uses `bytes` any more.
     pub(crate) fn discard(&self, seg: Arc<Segment>, pages: Pages, bytes: Range<u64>) {
         self.forget_moves(&seg, &pages);
-        self.push(Job::Discard { seg, pages, bytes });
+        let latest = seg.uses.lock().latest();
+        self.push(Job::Discard(Part { seg, pages, bytes, latest }));
     }
 
     fn push(&self, job: Job) {
@@ -128,19 +129,19 @@ impl Scheduler {
     pub(crate) fn drain(&self) {
         let mut state = self.queue.state.lock();
         let upto = state.asked();
-        while state.oldest().is_some_and(|n| n <= upto) {
         if state.is_unserved() {
             drop(state);
             return self.worker(None).until_done(upto);
         }
+        while state.oldest().is_some_and(|n| n <= upto) {
             schedule::wait(&self.queue.changed, &mut state);
         }
     }
 
     /// Carries out what is left and ends the threads.
     pub(crate) fn stop(&self) {
-        let threads = self.queue.change(|state| state.stop());
         self.drain();
+        let threads = self.queue.change(|state| state.stop());
         for t in threads {
             if t.thread().id() != std::thread::current().id() {
                 // It panics only for a defect of ours, whose message is out already.

@@ -55,18 +55,20 @@ impl Move {
 /// A launch that keeps pages of a step where they are until it has ended: it writes them, on a device that cannot fault.
 pub(super) fn kept_by(step: &Step) -> Option<Arc<InFlight>> {
     let of = step.to.as_ref().map_or(Of::Any, |m| Of::Others(m.slot()));
-    running_on_rigid(&step.seg, &step.pages, of, false)
+    running_on_rigid(&step.seg, &step.pages, of, false, u64::MAX)
 }
 
-/// A launch that has not ended, of a device that cannot fault, which may be writing, with `reads` using, the grains of `pages`.
-pub(super) fn running_on_rigid(seg: &Segment, pages: &Pages, of: Of, reads: bool) -> Option<Arc<InFlight>> {
+/// A launch that has not ended, of a device that cannot fault, which may be writing, with `reads` using, the grains of `pages`; of those
+/// uses up to number `upto`.
+pub(super) fn running_on_rigid(seg: &Segment, pages: &Pages, of: Of, reads: bool, upto: u64) -> Option<Arc<InFlight>> {
     let rigid = |m: &Arc<DeviceMirror>| m.caps().absent == Absent::Undefined;
     let widest = seg.space().devices().iter().filter(|m| rigid(m)).map(|m| m.pods().pages_per_grain()).max()?;
     let pages = pages.widened(widest as u64);
     let start = (pages.0.start * PAGE).saturating_sub(seg.offset());
     let bytes = start..(pages.0.end * PAGE).saturating_sub(seg.offset());
-    let uses = seg.uses.lock();
-    let found = uses.overlapping(of, &bytes, reads).find(|u| rigid(u.launch.mirror()) && u.launch.is_running());
+    let book = seg.uses.lock();
+    let mut uses = book.overlapping(of, &bytes, reads).filter(|u| u.number <= upto);
+    let found = uses.find(|u| rigid(u.launch.mirror()) && u.launch.is_running());
     found.map(|u| Arc::clone(&u.launch))
 }
 

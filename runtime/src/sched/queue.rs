@@ -39,12 +39,8 @@ pub(super) enum Job {
     Launch(Box<Prepared>, Arc<InFlight>),
     /// Pages to a device, or home.
     Move(Move),
-    /// A part of an allocation was dropped: its pages, and its bytes, which earlier launches may still use.
-    Discard {
-        seg: Arc<Segment>,
-        pages: Pages,
-        bytes: Range<u64>,
-    },
+    /// A part of an allocation was dropped.
+    Discard(Part),
 }
 
 impl Job {
@@ -53,7 +49,7 @@ impl Job {
         match self {
             Self::Launch(p, _) => p.touches.iter().for_each(|t| t.seg.queue()),
             Self::Move(m) => m.seg.queue(),
-            Self::Discard { seg, .. } => seg.queue(),
+            Self::Discard(part) => part.seg.queue(),
         }
     }
 }
@@ -61,7 +57,7 @@ impl Job {
 /// What is to be done now.
 pub(super) enum Task {
     Launch(u64, Box<Prepared>, Arc<InFlight>),
-    Discard(u64, Arc<Segment>, Pages, Range<u64>),
+    Discard(u64, Part),
     /// A part of a move.
     Step(u64, Step),
 }
@@ -72,6 +68,15 @@ impl Task {
             Self::Launch(n, ..) | Self::Discard(n, ..) | Self::Step(n, _) => *n,
         }
     }
+}
+
+/// A part of an allocation that was dropped: its pages, and its bytes, which earlier launches may still use.
+pub(super) struct Part {
+    pub(super) seg: Arc<Segment>,
+    pub(super) pages: Pages,
+    pub(super) bytes: Range<u64>,
+    /// The last use of the segment that there was when it was dropped.
+    pub(super) latest: u64,
 }
 
 /// Pages that are to move, of one segment.
@@ -241,7 +246,7 @@ fn claims(job: &Job) -> Claims {
             let hull = start..m.left.iter().map(|p| p.0.end).max().unwrap_or(start);
             SmallVec::from_iter([claim(&m.seg, &bytes_of(&m.seg, &Pages(hull)), Kind::Moves)])
         }
-        Job::Discard { seg, bytes, .. } => SmallVec::from_iter([claim(seg, bytes, Kind::Drops)]),
+        Job::Discard(p) => SmallVec::from_iter([claim(&p.seg, &p.bytes, Kind::Drops)]),
     }
 }
 
@@ -274,17 +279,17 @@ impl State {
         self.lanes[lane].thread = Some(thread);
     }
 
+    /// Whether something is left that no thread may ever come to: what a kernel asked for when there was none to be had.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.lanes.iter().any(|l| l.left > 0 && l.thread.is_none())
+    }
+
     pub(super) fn stop(&mut self) -> Vec<JoinHandle<()>> {
         self.stop = true;
         self.lanes.iter_mut().filter_map(|l| l.thread.take()).collect()
     }
 
     /// Whether a lane's thread may end.
-    /// Whether something is left that no thread may ever come to: what a kernel asked for when there was none to be had.
-    pub(super) fn is_unserved(&self) -> bool {
-        self.lanes.iter().any(|l| l.left > 0 && l.thread.is_none())
-    }
-
     pub(super) fn is_over(&self, lane: usize) -> bool {
         self.stop && self.lanes[lane].left == 0
     }
@@ -301,7 +306,7 @@ impl State {
         let slot = match &job {
             Job::Launch(_, record) => Some(record.mirror().slot()),
             Job::Move(m) => m.to.as_ref().map(|m| m.slot()),
-            Job::Discard { .. } => None,
+            Job::Discard(_) => None,
         };
         let lane = self.lanes.iter().position(|l| l.slot == slot).unwrap_or(0);
         let claims = claims(&job);
@@ -405,7 +410,7 @@ impl State {
         self.running.push(Running { number, claims });
         match job {
             Job::Launch(p, record) => Some(Task::Launch(number, p, record)),
-            Job::Discard { seg, pages, bytes } => Some(Task::Discard(number, seg, pages, bytes)),
+            Job::Discard(part) => Some(Task::Discard(number, part)),
             Job::Move(_) => None,
         }
     }
@@ -481,7 +486,7 @@ impl State {
     pub(super) fn set_aside(&mut self, task: Task) -> Option<Job> {
         let (number, job) = match task {
             Task::Launch(n, p, record) => (n, Job::Launch(p, record)),
-            Task::Discard(n, seg, pages, bytes) => (n, Job::Discard { seg, pages, bytes }),
+            Task::Discard(n, part) => (n, Job::Discard(part)),
             Task::Step(n, step) => {
                 self.put_back(n, &step.pages);
                 self.running.retain(|r| r.number != n);
