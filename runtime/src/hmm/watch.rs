@@ -136,12 +136,22 @@ pub(crate) fn forget(launch: &Arc<InFlight>) {
 /// fault's way and perhaps nobody waits for it. With no lock held.
 ///
 /// It is done on another thread, for an end may wait for other launches' ends, which code of the program may hold up: the fault looks
-/// again. Where the system has no thread it is done here, as nobody else may.
+/// again. Where the system has no thread that comes to it soon it is done here, as nobody else may.
 pub(crate) fn retire(launch: &Arc<InFlight>) -> bool {
-    if !launch.has_ended() && !launch.mirror().watch().add(launch) {
+    if !launch.has_ended() && launch.mirror().watch().put(launch) != Looks::Soon {
         launch.mirror().reap_up_to(launch);
     }
     launch.has_ended()
+}
+
+/// When a thread looks whether a launch of a line has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looks {
+    Soon,
+    /// When a later launch has ended.
+    Late,
+    /// The system has no thread for it.
+    Never,
 }
 
 /// The awaited launches of one device.
@@ -192,7 +202,11 @@ fn key(launch: &Arc<InFlight>) -> Option<(u32, Key)> {
 impl Watch {
     /// Puts a launch into its line, if it is submitted; else whoever submits it does. False: there is no thread for it.
     fn add(&self, launch: &Arc<InFlight>) -> bool {
-        let Some((queue, key)) = key(launch) else { return true };
+        self.put(launch) != Looks::Never
+    }
+
+    fn put(&self, launch: &Arc<InFlight>) -> Looks {
+        let Some((queue, key)) = key(launch) else { return Looks::Soon };
         let mut state = self.0.lines.lock();
         let line = state.line(queue);
         line.awaited.insert(key, Arc::clone(launch));
@@ -200,19 +214,20 @@ impl Watch {
             let shared = Arc::clone(&self.0);
             os::spawn(name, move || wait(&shared, queue)).is_ok()
         };
-        if !line.thread {
+        let looks = if !line.thread {
             line.thread = begin("sterna-watch", patient);
+            if line.thread { Looks::Soon } else { Looks::Never }
         } else if !line.hasty && line.sleeps_for.is_some_and(|k| key < k) {
             line.hasty = begin("sterna-watch2", hasty);
-            // Without one it is told late, and not never.
+            if line.hasty { Looks::Soon } else { Looks::Late }
         } else {
             self.0.changed.notify_all();
-        }
-        let there = line.thread;
-        let left = if there { None } else { line.awaited.remove(&key) };
+            Looks::Soon
+        };
+        let left = if looks == Looks::Never { line.awaited.remove(&key) } else { None };
         drop(state);
         drop(left);
-        there
+        looks
     }
 
     fn remove(&self, launch: &Arc<InFlight>) {
@@ -288,5 +303,37 @@ fn hasty(shared: &Shared, queue: u32) {
         drop(ended);
         let Some(launch) = next else { return };
         launch.wait(&mut free, Some(HASTE));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna_cpu::{CpuConfig, CpuDevice};
+
+    use super::super::mirror::DeviceMirror;
+    use super::super::space::Space;
+
+    /// A lock that a thread holds at a fork stays held in the child, where that thread is not.
+    #[test]
+    fn a_forked_child_drops_a_device_whose_threads_were_at_work() {
+        let space = Space::process(None).unwrap();
+        let config = CpuConfig { memory: 1 << 20, workers: 1, window: 1 << 30, ..CpuConfig::default() };
+        let mirror = DeviceMirror::new(space, std::sync::Arc::new(CpuDevice::new(0, config).unwrap())).unwrap();
+        let shared = std::sync::Arc::clone(&mirror.watch().0);
+        let at_work = shared.lines.lock();
+        // SAFETY: the child drops one value, and ends without running anything else of this process's.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: takes nothing; ends a child that waits.
+            unsafe { libc::alarm(10) };
+            drop(mirror);
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        drop(at_work);
+        let mut status = 1;
+        // SAFETY: a word of this function's own.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "the child did not end by itself");
     }
 }
