@@ -50,7 +50,7 @@ pub(crate) fn quiet(seg: &Segment, who: u32, pages: &Pages) -> bool {
 /// are retired, for nobody else may be about to look at them.
 fn has_quit(seg: &Segment, id: BlockId, slot: usize, pages: Mask, writes: bool) -> bool {
     while let Some(launch) = running::user(seg, id, slot, pages, writes) {
-        if !launch.poll_only() || !watch::retire(&launch) {
+        if !launch.is_finished() || !watch::retire(&launch) {
             return false;
         }
     }

@@ -3,6 +3,11 @@
 //! **States.** `QUEUED` (recorded, with the scheduler) → `SUBMITTED` (the device has it) → `RETIRING` (one thread asks for
 //! the outcome) → `ENDED`. A launch that cannot be submitted goes from `QUEUED` to `RETIRING` with an error.
 //!
+//! **Two ends.** *Finished*: the device is done with it ([`is_finished`](InFlight::is_finished)), and what it wrote into copies of its own
+//! has yet to go home. *Ended*: it has retired ([`has_ended`](InFlight::has_ended)), its effects are home, and everybody who waits is
+//! told. Who minds the device's accesses asks for the first, who minds bytes for the second; [`is_running`](InFlight::is_running) is for
+//! whoever wants to move pages: finished, or ended where it has such copies.
+//!
 //! **Guarantee.** From [`record`](InFlight::record) until `ENDED` the gates of its segments are up, its uses stand in their
 //! lists, and the segments live. Once submitted it retires when its point is reached or its device is lost, and for nothing else: a
 //! wait that fails is a matter of the waiting thread. It retires exactly once, on the thread of whoever looks: no thread of ours
@@ -284,6 +289,7 @@ impl InFlight {
         self.state.load(Ordering::Acquire) >= SUBMITTED
     }
 
+    /// Whether it has retired.
     pub(crate) fn has_ended(&self) -> bool {
         self.state.load(Ordering::Acquire) == ENDED
     }
@@ -301,7 +307,7 @@ impl InFlight {
     /// Whether the device has it and may still use what it was given.
     pub(crate) fn is_running(&self) -> bool {
         // What it wrote into copies of its own has yet to go home when the device has finished.
-        self.is_submitted() && if self.bordered.load(Ordering::Acquire) { !self.has_ended() } else { !self.poll_only() }
+        self.is_submitted() && if self.bordered.load(Ordering::Acquire) { !self.has_ended() } else { !self.is_finished() }
     }
 
     /// Gives it its own copies of pages that stay at home, or takes them away again. Before it is submitted.
@@ -317,8 +323,8 @@ impl InFlight {
         pin::bars(&self.mirror, seg, bytes, &own)
     }
 
-    /// Whether the device has finished with it, retired or not.
-    pub(crate) fn poll_only(&self) -> bool {
+    /// Whether the device has finished with it, retired or not. Asks the device, and changes nothing.
+    pub(crate) fn is_finished(&self) -> bool {
         self.has_ended() || self.point().is_some_and(|p| self.mirror.device().reached(p))
     }
 

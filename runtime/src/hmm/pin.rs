@@ -149,7 +149,7 @@ fn barred(free: &mut Free, seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>
         let m = u.launch.mirror();
         let per = m.pods().pages_per_grain() as u64;
         let meet = || seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per));
-        !m.may_alias() && !m.is_rigid() && meet() && !u.launch.poll_only()
+        !m.may_alias() && !m.is_rigid() && meet() && !u.launch.is_finished()
     });
     found.map(|u| Arc::clone(&u.launch))
 }

@@ -200,5 +200,5 @@ fn populate_parts(free: &mut Free, record: &InFlight, t: &Touch, place: Place, n
 fn used_before(t: &Touch, record: &InFlight) -> bool {
     let slot = record.mirror().slot();
     let uses = t.seg.uses.lock();
-    uses.overlapping(Of::Slot(slot), &t.bytes, true).any(|u| u.launch.id < record.id && !u.launch.poll_only())
+    uses.overlapping(Of::Slot(slot), &t.bytes, true).any(|u| u.launch.id < record.id && !u.launch.is_finished())
 }

@@ -188,8 +188,8 @@ impl DeviceMirror {
         launch.map_or_else(|| self.is_idle(), |p| self.device.reached(p))
     }
 
-    /// Whether a launch may be running. May be called from the threads that serve faults.
+    /// Whether no launch is running. May be called from the threads that serve faults.
     pub(crate) fn is_idle(&self) -> bool {
-        self.live.lock().iter().all(|l| l.point().is_some_and(|p| self.device.reached(p)))
+        self.live.lock().iter().all(|l| l.is_finished())
     }
 }
