@@ -5,6 +5,8 @@
 
 #[path = "torture/comers.rs"]
 mod comers;
+#[path = "torture/leaving.rs"]
+mod leaving;
 #[path = "torture/limits.rs"]
 mod limits;
 mod support;

@@ -361,6 +361,10 @@ struct Keep<'m> {
 impl<'m> Keep<'m> {
     fn new(mirror: &'m DeviceMirror, want: Want, in_use: bool) -> Self {
         let just_come = mirror.arrivals.kept(mirror.pods().pages_per_grain(), |launch| mirror.is_over(launch));
+        #[cfg(feature = "planted")]
+        let just_come = if super::planted::on(&super::planted::ARRIVALS_LEAVE) { SmallVec::new() } else { just_come };
+        #[cfg(feature = "planted")]
+        let in_use = in_use || super::planted::on(&super::planted::FRAMES_IN_USE_LEAVE);
         Self { mirror, want, in_use, just_come }
     }
 

@@ -59,6 +59,12 @@ pub static PINS_IGNORED: AtomicBool = AtomicBool::new(false);
 pub static BORDER_COMES_WHOLE: AtomicBool = AtomicBool::new(false);
 /// A move takes pages that another device alone has.
 pub static FOREIGN_STOLEN: AtomicBool = AtomicBool::new(false);
+/// Eviction takes what a kernel's thread was given last.
+pub static ARRIVALS_LEAVE: AtomicBool = AtomicBool::new(false);
+/// Eviction takes what a running launch uses as anything else.
+pub static FRAMES_IN_USE_LEAVE: AtomicBool = AtomicBool::new(false);
+/// Launches are submitted although a fault has them held back.
+pub static HOLD_IGNORED: AtomicBool = AtomicBool::new(false);
 
 /// A page leaves a coherent device while the window still shows it there.
 pub static FRAMES_NOT_HIDDEN: AtomicBool = AtomicBool::new(false);
