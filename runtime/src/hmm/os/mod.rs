@@ -123,7 +123,8 @@ pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, mut timeout: Optio
 
 fn timespec(t: Duration) -> libc::timespec {
     libc::timespec {
-        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        // Its type's name in libc is deprecated for musl; on every 64-bit system it is this one.
+        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: libc::c_long::from(t.subsec_nanos()),
     }
 }
