@@ -7,32 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use common::limits::*;
 use common::*;
 use sterna::{Error, Runtime};
-
-const MCL_ONFAULT: i32 = 4;
-
-/// Sets a limit, whatever more there may have been; says whether that could be done.
-fn limit_to(what: libc::__rlimit_resource_t, to: u64) -> bool {
-    let l = libc::rlimit { rlim_cur: to, rlim_max: to };
-    // SAFETY: reads `l` only.
-    unsafe { libc::setrlimit(what, &l) == 0 }
-}
-
-/// A user without privileges.
-fn nobody() {
-    // SAFETY: changes this process's user only.
-    unsafe {
-        libc::setgroups(0, std::ptr::null());
-        libc::setgid(65534);
-        libc::setuid(65534);
-    }
-}
-
-fn is_root() -> bool {
-    // SAFETY: no memory is involved.
-    unsafe { libc::geteuid() == 0 }
-}
 
 /// Has some system calls fail with an error, as a sandbox does.
 fn forbid(calls: &[libc::c_long], errno: i32) {
@@ -48,122 +25,6 @@ fn forbid(calls: &[libc::c_long], errno: i32) {
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &program), 0);
-    }
-}
-
-/// Bytes of every launch and of the host's stores between are as they should be.
-fn right(rt: &Runtime) {
-    let n = 1 << 20;
-    let x = rt.shared_with(n, |i| i as u32).unwrap();
-    let mut y = rt.shared::<u32>(n).unwrap();
-    for round in 0..4 {
-        rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
-        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
-        y[round] = 7;
-        rt.launch(&add(1), (&mut y,)).unwrap();
-        assert_eq!((y[round], y[n - 1]), (8, n as u32 + 1));
-    }
-}
-
-/// KiB of this process by a line of `/proc/self/status`.
-fn status(line: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let value = text.lines().find_map(|l| l.strip_prefix(line)).expect("a line");
-    value.trim_matches([':', ' ', '\t', 'k', 'B']).parse().unwrap()
-}
-
-const MECHANISMS: [&str; 4] = ["transparent", "signal", "guard", "none"];
-
-/// Runs the test as a child under each mechanism that there is.
-fn under_each_mechanism(name: &str, also: impl Fn(&mut Command)) {
-    for m in MECHANISMS.into_iter().filter(|m| *m != "transparent" || is_root()) {
-        let mut c = child(name);
-        c.env("STERNA_HOST_FAULTS", m).env("STERNA_DEVICE", "cpu:0").env("STERNA_CPU_WORKERS", "2");
-        also(&mut c);
-        succeeds(&mut c);
-    }
-}
-
-// ───────────── locked memory ─────────────
-
-#[test]
-fn a_program_that_has_locked_its_memory_goes_on() {
-    let name = "a_program_that_has_locked_its_memory_goes_on";
-    let _limit = limit();
-    if !is_root() {
-        return; // others may not lock as much
-    }
-    if !is_child() {
-        for flags in [libc::MCL_FUTURE, libc::MCL_CURRENT | libc::MCL_FUTURE, libc::MCL_FUTURE | MCL_ONFAULT] {
-            under_each_mechanism(name, |c| _ = c.env("FLAGS", flags.to_string()));
-        }
-        return;
-    }
-    let flags = std::env::var("FLAGS").unwrap().parse().unwrap();
-    // SAFETY: no memory is passed.
-    assert_eq!(unsafe { libc::mlockall(flags) }, 0);
-    let rt = Runtime::new().unwrap();
-    let before = status("RssShmem");
-    right(&rt);
-    // Sparse memory stays sparse.
-    let mut large = rt.shared::<u8>(1 << 40).unwrap();
-    large[7] = 1;
-    assert_eq!(large[7], 1);
-    assert!(status("RssShmem") < before + (200 << 10), "{} KiB", status("RssShmem"));
-}
-
-#[test]
-fn a_program_that_locks_its_memory_afterwards_goes_on() {
-    let name = "a_program_that_locks_its_memory_afterwards_goes_on";
-    let _limit = limit();
-    if !is_root() {
-        return;
-    }
-    if !is_child() {
-        under_each_mechanism(name, |_| {});
-        return;
-    }
-    let rt = Runtime::new().unwrap();
-    let mut y = rt.shared_with(1 << 20, |i| i as u32).unwrap();
-    rt.launch(&add(1), (&mut y,)).unwrap().wait().unwrap();
-    let before = status("RssShmem");
-    // What is accessible is filled: the program's own, and no terabytes of ours.
-    // SAFETY: no memory is passed.
-    unsafe { libc::mlockall(libc::MCL_CURRENT) };
-    assert!(status("RssShmem") < before + (200 << 10), "{} KiB", status("RssShmem"));
-    right(&rt);
-    assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
-    right(&Runtime::new().unwrap());
-    // SAFETY: as above.
-    unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) };
-    right(&rt);
-}
-
-#[test]
-fn a_limit_on_locked_memory_is_named_or_does_no_harm() {
-    let name = "a_limit_on_locked_memory_is_named_or_does_no_harm";
-    let _limit = limit();
-    if !is_root() {
-        return;
-    }
-    if !is_child() {
-        for mib in ["1", "8", "200"] {
-            succeeds(child(name).env("MIB", mib));
-        }
-        return;
-    }
-    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
-    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
-        return; // it may not be raised here
-    }
-    nobody();
-    // SAFETY: no memory is passed.
-    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
-    match Runtime::builder().device("cpu:0").build() {
-        Ok(rt) => right(&rt),
-        Err(e) => {
-            assert!(mib < 200 && e.to_string().contains("RLIMIT_MEMLOCK") && e.to_string().contains("mlockall"), "{e}")
-        }
     }
 }
 

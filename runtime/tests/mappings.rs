@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::process::Command;
-
 use common::*;
 use sterna::hal::DeviceError;
-use sterna::{Error, Mechanism, Runtime};
+use sterna::{Error, Runtime};
 
 fn mappings() -> usize {
     std::fs::read("/proc/self/maps").expect("maps").iter().filter(|b| **b == b'\n').count()
@@ -44,21 +42,6 @@ impl Drop for Taken {
             unsafe { libc::munmap(*at, 4096) };
         }
     }
-}
-
-/// The test again with each mechanism, as a process of its own; `false` in that process.
-fn with_each_mechanism(name: &str) -> bool {
-    if is_child() {
-        return false;
-    }
-    for mechanism in Mechanism::ALL {
-        let mut c: Command = child(name);
-        let o = c.env("STERNA_HOST_FAULTS", mechanism.to_string()).output().expect("a child");
-        let text = said(&o);
-        let lacking = text.contains("is not available") || text.contains("Mechanism {");
-        assert!(lacking || o.status.success() && text.contains("1 passed"), "{mechanism}: {text}");
-    }
-    true
 }
 
 /// A process with few mappings left: what else needs some finds them.

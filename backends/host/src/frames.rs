@@ -184,19 +184,22 @@ impl FrameTable {
     }
 
     /// Where `grains` (less than a chunk) fit in one stretch: the tightest partial chunk, else a whole one, if possible the one
-    /// behind `last`. `None` for a chunk or more, which is left over only when whole chunks have run out.
+    /// behind `last`. A last chunk that is shorter counts as a whole one while it is fresh: what lies highest is used last, since all
+    /// memory below what is used can be accessed. `None` for a chunk or more, which is left over only when whole chunks have run out.
     fn place_small(&self, grains: u32, last: Option<&Frames>) -> Option<u32> {
+        let whole = self.per_chunk as u16;
         let mut best: Option<(u16, usize)> = None;
         for (i, &l) in self.longest.iter().enumerate() {
-            if u32::from(l) >= grains && best.is_none_or(|(b, _)| l < b) {
-                best = Some((l, i));
-                if u32::from(l) == grains {
+            let rank = if self.fresh[i] { whole } else { l };
+            if u32::from(l) >= grains && best.is_none_or(|(b, _)| rank < b) {
+                best = Some((rank, i));
+                if u32::from(rank) == grains {
                     break;
                 }
             }
         }
         let (longest, mut chunk) = best?;
-        if u32::from(longest) == self.per_chunk {
+        if longest == whole {
             let behind = last.map(|f| ((f.first + f.grains) / self.per_chunk) as usize);
             chunk = behind.filter(|c| self.longest.get(*c) == Some(&longest)).unwrap_or(chunk);
         }
@@ -327,6 +330,16 @@ mod tests {
         assert_eq!(alloc(&mut t, 32).unwrap(), [Frames { first: 96, grains: 32 }]);
         assert!(alloc(&mut t, 256).is_none());
         assert_eq!(t.in_use(), 122);
+    }
+
+    #[test]
+    fn an_end_shorter_than_a_chunk_is_used_last() {
+        let mut t = FrameTable::new(32 * 3 + 5, 32);
+        for first in 0..3 {
+            assert_eq!(alloc(&mut t, 4).unwrap(), [Frames { first: first * 4, grains: 4 }]);
+        }
+        assert_eq!(alloc(&mut t, 84).unwrap().last().map(|f| f.first + f.grains), Some(96));
+        assert_eq!(alloc(&mut t, 5).unwrap(), [Frames { first: 96, grains: 5 }]);
     }
 
     #[test]

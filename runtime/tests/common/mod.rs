@@ -2,6 +2,7 @@
 //! and a way to run a test again as a child process.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub(crate) mod limits;
 pub(crate) mod vulkan;
 
 use std::ffi::OsStr;
@@ -272,6 +273,22 @@ pub(crate) fn succeeds(c: &mut Command) -> String {
     let text = said(&o);
     assert!(o.status.success() && text.contains("1 passed"), "{text}");
     text
+}
+
+/// The test again with each mechanism, as a process of its own; `false` in that process.
+#[must_use]
+pub(crate) fn with_each_mechanism(name: &str) -> bool {
+    if is_child() {
+        return false;
+    }
+    for mechanism in Mechanism::ALL {
+        let mut c = child(name);
+        let o = c.env("STERNA_HOST_FAULTS", mechanism.to_string()).output().expect("a child");
+        let text = said(&o);
+        let lacking = text.contains("is not available") || text.contains("Mechanism {");
+        assert!(lacking || o.status.success() && text.contains("1 passed"), "{mechanism}: {text}");
+    }
+    true
 }
 
 /// Runs `f` and gives the text of its panic.
