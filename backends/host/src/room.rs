@@ -96,14 +96,16 @@ fn machine() -> Machine {
 
 /// From the text of `/proc/meminfo`. What is available is what could be had by dropping caches and by swapping.
 fn meminfo(text: &str) -> Option<Machine> {
-    let line = |name: &str| {
-        let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-        Some(value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
-    };
     Some(Machine {
-        total: line("MemTotal")?,
-        available: line("MemAvailable")?.saturating_add(line("SwapFree").unwrap_or(0)),
+        total: in_bytes(text, "MemTotal")?,
+        available: in_bytes(text, "MemAvailable")?.saturating_add(in_bytes(text, "SwapFree").unwrap_or(0)),
     })
+}
+
+/// A line of `/proc/meminfo`.
+fn in_bytes(text: &str, name: &str) -> Option<u64> {
+    let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Where there is no `/proc`. What caches hold could be had and is not told of, so all counts as available that is not shared memory.
@@ -195,8 +197,11 @@ impl Groups {
                 c if c.split(',').any(|c| c == "memory") => Version::One,
                 _ => continue,
             };
-            let Some((within, at)) = mounts.lines().find_map(|l| mounted(l, version)) else { continue };
-            // A mount may begin below the hierarchy's root; what is not below it (another namespace's) shows its top alone.
+            // A mount may begin below the hierarchy's root, and there may be several; where the group is below none of them (another
+            // namespace's) the first shows its top alone.
+            let seen: Vec<_> = mounts.lines().filter_map(|l| mounted(l, version)).collect();
+            let has = |(within, _): &&(&str, &str)| Path::new(path).starts_with(within);
+            let Some((within, at)) = seen.iter().find(has).or(seen.first()) else { continue };
             let below = Path::new(path).strip_prefix(within).unwrap_or(Path::new(""));
             let top = root.join(at.trim_start_matches('/'));
             let all = below.ancestors().map(|p| (top.join(p), version));
@@ -218,7 +223,7 @@ impl Groups {
         let mut least = (u64::MAX, u64::MAX);
         for group in self.limited() {
             let (folder, version, limit) = group?;
-            let swap = may_swap(folder, version, limit)?.min(machine_swap("SwapTotal:")?);
+            let swap = may_swap(folder, version, limit)?.min(machine_swap("SwapTotal")?);
             least = (least.0.min(limit), least.1.min(limit.saturating_add(swap)));
         }
         Ok(least)
@@ -267,14 +272,12 @@ fn may_swap(folder: &Path, version: Version, limit: u64) -> Result<u64, Unread> 
 /// Bytes that a group may swap now, if the machine has as many.
 fn swap(folder: &Path, version: Version, limit: u64) -> Result<u64, Unread> {
     let used = if version == Version::Two { number(folder, "memory.swap.current")?.unwrap_or(0) } else { 0 };
-    Ok(may_swap(folder, version, limit)?.saturating_sub(used).min(machine_swap("SwapFree:")?))
+    Ok(may_swap(folder, version, limit)?.saturating_sub(used).min(machine_swap("SwapFree")?))
 }
 
-/// A line of `/proc/meminfo` about swap, in bytes.
+/// What a line of `/proc/meminfo` about swap says now.
 fn machine_swap(name: &str) -> Result<u64, Unread> {
-    let all = text(Path::new("/proc/meminfo"))?;
-    let value = all.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    Ok(value.map_or(0, |kib| kib << 10))
+    Ok(in_bytes(&text(Path::new("/proc/meminfo"))?, name).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -348,6 +351,48 @@ mod tests {
         assert_eq!((groups.limits(), groups.room(u64::MAX)), (Ok((5000, 5000)), Ok(720)));
     }
 
+    /// As `Documentation/admin-guide/cgroup-v2.rst` has it: `max` where nothing is limited, no files of limits at the top, a flat list of
+    /// what memory is used for, in which the names of some lines begin as others do.
+    #[test]
+    fn the_unified_interface_as_it_is_documented() {
+        let stat = "anon 409600\nfile 700000\nkernel 52000\nkernel_stack 16384\npagetables 8192\nsec_pagetables 0\npercpu 0\nsock 0\n\
+                    vmalloc 0\nshmem 300000\nzswap 0\nzswapped 0\nfile_mapped 4096\nfile_dirty 0\nfile_writeback 0\nswapcached 0\n\
+                    anon_thp 0\nfile_thp 0\nshmem_thp 0\ninactive_anon 600000\nactive_anon 109600\ninactive_file 250000\n\
+                    active_file 150000\nunevictable 0\nslab_reclaimable 1000\nslab_unreclaimable 2000\nslab 3000\n\
+                    workingset_refault_anon 0\nworkingset_refault_file 7\nworkingset_activate_file 3\npgscan 0\npgfault 991\n";
+        let files = [
+            // A group that has gone says so behind its name, and its ancestors hold on.
+            ("proc/self/cgroup", "0::/user.slice/app.scope (deleted)\n"),
+            (
+                "proc/self/mountinfo",
+                "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,discard\n\
+                 30 22 0:26 /other /mnt/some rw,nosuid - cgroup2 none rw\n\
+                 31 24 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n",
+            ),
+            ("mnt/some/memory.max", "5\n"),
+            ("sys/fs/cgroup/memory.stat", stat),
+            ("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n"),
+            ("sys/fs/cgroup/user.slice/memory.min", "0\n"),
+            ("sys/fs/cgroup/user.slice/memory.low", "0\n"),
+            ("sys/fs/cgroup/user.slice/memory.high", "max\n"),
+            ("sys/fs/cgroup/user.slice/memory.max", "2097152\n"),
+            ("sys/fs/cgroup/user.slice/memory.current", "1500000\n"),
+            ("sys/fs/cgroup/user.slice/memory.swap.max", "0\n"),
+            ("sys/fs/cgroup/user.slice/memory.swap.current", "0\n"),
+            ("sys/fs/cgroup/user.slice/memory.events", "low 0\nhigh 0\nmax 12\noom 0\noom_kill 0\noom_group_kill 0\n"),
+            ("sys/fs/cgroup/user.slice/memory.stat", stat),
+        ];
+        let root = Root::new("documented", &files);
+        let groups = Groups::now(&root.0, &mut None).unwrap();
+        assert_eq!(groups.limits(), Ok((2_097_152, 2_097_152)));
+        assert_eq!(groups.room(u64::MAX), Ok(2_097_152 - (1_500_000 - 400_000)));
+        // Without limits everything is left.
+        let open = root.0.join("sys/fs/cgroup/user.slice");
+        std::fs::write(open.join("memory.max"), "max\n").unwrap();
+        std::fs::write(open.join("memory.swap.max"), "max\n").unwrap();
+        assert_eq!((groups.limits(), groups.room(9)), (Ok((u64::MAX, u64::MAX)), Ok(9)));
+    }
+
     #[test]
     fn what_cannot_be_read_limits_nothing() {
         for (name, files) in [
@@ -393,7 +438,7 @@ mod tests {
 
     #[test]
     fn what_may_be_swapped_counts_as_far_as_the_machine_has_it() {
-        let swap = machine_swap("SwapTotal:").unwrap();
+        let swap = machine_swap("SwapTotal").unwrap();
         let mounts = "31 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         for (most, may) in [("max\n", swap), ("0\n", 0), ("4096\n", swap.min(4096))] {
             let root = Root::new(
