@@ -314,6 +314,40 @@ fn a_kernel_that_derefs_its_own_argument_fails_and_harms_nobody() {
     }
 }
 
+/// What a kernel hands to the threads of its device, by rayon, runs there while the kernel waits for it.
+#[test]
+fn tasks_of_a_kernel_on_other_threads_of_its_device_are_refused_what_the_kernel_is() {
+    let _limit = limit();
+    static RT: Mutex<Option<Runtime>> = Mutex::new(None);
+    static SAID: Mutex<Vec<(bool, Result<(), Error>)>> = Mutex::new(Vec::new());
+    fn body(_: Group, (): (), _: &mut [u32]) {
+        eventually("the runtime is there", || RT.lock().unwrap().is_some());
+        let rt = RT.lock().unwrap().take().unwrap();
+        let here = std::thread::current().id();
+        // Two tasks that wait for each other are on two threads.
+        let both = std::sync::Barrier::new(2);
+        let task = || {
+            both.wait();
+            let said = rt.sync();
+            SAID.lock().unwrap().push((std::thread::current().id() == here, said));
+        };
+        rayon::join(task, task);
+    }
+    for config in [small(8 * MIB), rigid(8 * MIB)] {
+        let rt = runtime(config);
+        let mut y = rt.shared::<u32>(1000).unwrap();
+        let kernel: Kernel<(EachMut<u32>,)> = Kernel::new("tasks", (), (each_mut(4096),), body);
+        let p = rt.launch(&kernel, (&mut y,)).unwrap();
+        *RT.lock().unwrap() = Some(rt);
+        p.wait().unwrap();
+        let mut said = std::mem::take(&mut *SAID.lock().unwrap());
+        said.sort_by_key(|s| s.0);
+        let threads: Vec<bool> = said.iter().map(|s| s.0).collect();
+        assert_eq!(threads, [false, true]);
+        assert!(said.iter().all(|s| matches!(s.1, Err(Error::InsideKernel))), "{said:?}");
+    }
+}
+
 #[test]
 fn a_device_is_opened_once_at_a_time_whatever_it_is_wrapped_in() {
     let _limit = limit();

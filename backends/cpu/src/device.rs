@@ -22,7 +22,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
-    HostAt, KernelError, KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel,
+    HostAt, KernelError, KernelId, Launch, Memory, Outcome, Point, RegionId, Role, Ticket, in_kernel, runs_kernels,
 };
 use sterna_host::copy::{Copier, INLINE, Owner};
 use sterna_host::fork::Origin;
@@ -155,6 +155,7 @@ fn start_workers(prefix: &str, count: usize) -> Result<(ThreadPool, Vec<JoinHand
         .spawn_handler(|worker| {
             let handle = sys::spawn(format!("{prefix}-{}", worker.index()), move || {
                 sys::unblock_faults();
+                runs_kernels();
                 worker.run();
             })?;
             handles.lock().push(handle);

@@ -19,6 +19,11 @@ pub fn futex_wait(word: &AtomicU32, expected: u32, _: Option<Duration>) {
     }
 }
 
+/// No thread here runs a kernel.
+pub fn in_kernel() -> bool {
+    false
+}
+
 /// As [`futex_wait`]; who is woken for nothing looks again.
 pub fn futex_wait_for(word: &AtomicU32, expected: u32, timeout: Option<Duration>, _: u32) {
     futex_wait(word, expected, timeout);

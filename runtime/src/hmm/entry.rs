@@ -39,3 +39,32 @@ pub(crate) fn may_move(seg: &Segment) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::addr::Pages;
+    use super::super::notifier::Notifier;
+    use super::*;
+
+    #[test]
+    fn a_reader_in_a_kernel_does_not_wait_for_a_window() {
+        const LONG: Duration = Duration::from_secs(20);
+        let n = Notifier::default();
+        let w = n.open(&Pages(0..4));
+        let reads = |page| n.read_begin(&mut Free::at_entry(), &Pages(page..page + 1), LONG).is_some();
+        let begin = Instant::now();
+        let got = std::thread::scope(|s| {
+            let kernel = || {
+                sterna_hal::runs_kernels();
+                (check().is_err(), reads(3), reads(4))
+            };
+            s.spawn(kernel).join().unwrap()
+        });
+        assert_eq!(got, (true, false, true));
+        assert!(begin.elapsed() < LONG / 2);
+        n.end(w);
+        assert!(reads(3));
+    }
+}

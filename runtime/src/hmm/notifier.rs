@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::addr::Pages;
 use super::lock::Free;
+use super::os;
 use super::schedule;
 use super::sync::{Condvar, Mutex};
 
@@ -50,12 +51,16 @@ pub struct Notifier {
 pub struct Seq(u64);
 
 impl Notifier {
-    /// Waits until no window over `pages` is open and says where the sequence stands, or `None` when `budget` ran out.
+    /// Waits until no window over `pages` is open and says where the sequence stands, or `None` when `budget` ran out. In a kernel, for
+    /// which a window may be waiting, it does not wait.
     #[must_use]
     pub fn read_begin(&self, _free: &mut Free, pages: &Pages, budget: Duration) -> Option<Seq> {
         let deadline = Instant::now().checked_add(budget);
         let mut state = self.state.lock();
         while state.windows.iter().any(|w| w.open && w.pages.intersects(pages)) {
+            if os::in_kernel() {
+                return None;
+            }
             if schedule::gives_way(&mut state) {
                 continue;
             }

@@ -494,7 +494,8 @@ impl Space {
         self.devices.read()[slot].as_ref().and_then(Weak::upgrade)
     }
 
-    /// Holds up windows: while the returned value lives none is opened, so nothing moves, and mirrors can be added. For a moment.
+    /// Holds up windows: while the returned value lives none is opened, so nothing moves, and mirrors can be added. For a moment, in which
+    /// its owner touches no shared memory: a page that had to move would wait for him.
     #[must_use]
     pub fn lock(&'static self) -> Locked {
         // In a forked child nothing moves, and whoever held the lock is not there.

@@ -34,10 +34,16 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether this thread is running a kernel's code. Launching and waiting are errors there.
+/// Whether this thread is running a kernel's code, or is one of a device's that run kernels. Launching and waiting are errors there.
 #[must_use]
 pub fn in_kernel() -> bool {
     DEPTH.with(Cell::get) > 0
+}
+
+/// Marks this thread as one that runs kernels, for good. What a kernel has others do for it (rayon's tasks go to the pool whose thread
+/// asks) runs on such threads between two groups, while the kernel waits for it: it waits for no launch either.
+pub fn runs_kernels() {
+    DEPTH.with(|d| d.set(d.get() + 1));
 }
 
 /// Held around the Rust form of a kernel, while one group runs. Not public: who is in a kernel waits for nothing, and the engine

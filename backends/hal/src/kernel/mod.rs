@@ -33,8 +33,8 @@
 //! let k = Kernel::new("captures", (), (each_mut(64),), move |_: Group, _: (), y: &mut [f32]| y[0] = factor);
 //! ```
 //!
-//! A kernel's thread is marked while it runs a group ([`in_kernel`]); the mark is nobody's to make, but around a
-//! [call](crate::panics::caught_inside), or to take off:
+//! A kernel's thread is marked while it runs a group ([`in_kernel`]), one that makes a [call](crate::panics::caught_inside) while it does, and
+//! a device may mark those that run nothing else for good ([`runs_kernels`]); the mark is nobody's to make in another way, or to take off:
 //!
 //! ```compile_fail,E0432
 //! use sterna_hal::kernel::InKernel;
@@ -50,7 +50,7 @@ pub mod spirv;
 pub use body::{Body, Kernel, MOST_VALUE};
 pub use code::{Code, Contents, Form, KernelId, MOST_BUFFERS, RawArg, RustForm, Takes};
 pub(crate) use group::InKernel;
-pub use group::{Group, in_kernel};
+pub use group::{Group, in_kernel, runs_kernels};
 pub use held::{Held, Watch};
 pub use param::{
     Each, EachMut, EachOut, Halo, HaloPart, Mapping, Param, ParamDesc, Params, Scatter, ScatterElem, Whole, each, each_mut,

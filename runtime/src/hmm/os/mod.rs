@@ -168,6 +168,11 @@ pub(super) fn real_ns() -> u64 {
     ts.tv_sec as u64 * 1_000_000_000 + ts.tv_nsec as u64
 }
 
+/// Whether this thread runs a kernel, which whoever is waited for may be waiting for.
+pub(crate) fn in_kernel() -> bool {
+    sterna_hal::in_kernel()
+}
+
 /// Writes a line to standard error, without its lock: whoever has that may be waiting for us. Signal-safe.
 pub(crate) fn say(line: &str) {
     // SAFETY: writes a valid buffer. If it cannot be written there is nobody to be told.
