@@ -57,6 +57,7 @@ pub(crate) struct Counters {
     pub(crate) host_faults: AtomicU64,
     pub(crate) device_faults: AtomicU64,
     pub(crate) evictions: AtomicU64,
+    pub(crate) unseated: AtomicU64,
     pub(crate) launches: AtomicU64,
     pub(crate) resident_launches: AtomicU64,
     pub(crate) parts: AtomicU64,
@@ -78,6 +79,7 @@ impl Counters {
             &self.host_faults,
             &self.device_faults,
             &self.evictions,
+            &self.unseated,
             &self.launches,
             &self.resident_launches,
             &self.parts,
@@ -100,6 +102,7 @@ impl Counters {
             host_faults: get(&self.host_faults),
             device_faults: get(&self.device_faults),
             evictions: get(&self.evictions),
+            unseated: get(&self.unseated),
             launches: get(&self.launches),
             resident_launches: get(&self.resident_launches),
             parts: get(&self.parts),
@@ -155,6 +158,9 @@ pub struct DeviceStats {
     pub device_faults: u64,
     /// Blocks evicted from it.
     pub evictions: u64,
+    /// Times that an allocation left it as a whole since it had no addresses left for another one. Each costs copies there and back:
+    /// if it grows while the program works, allocations take turns.
+    pub unseated: u64,
     /// Launches.
     pub launches: u64,
     /// Launches that found everything resident and were submitted by the calling thread.
@@ -222,6 +228,9 @@ impl fmt::Display for Stats {
                 d.device_faults,
                 d.evictions
             )?;
+            if d.unseated > 0 {
+                write!(f, ", {} allocations sent away for want of addresses", d.unseated)?;
+            }
             if d.parts > 0 {
                 write!(f, ", {} parts of launches that were cut", d.parts)?;
             }

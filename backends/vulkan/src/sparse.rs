@@ -15,6 +15,7 @@
 //! inside it; that of the chunks never.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ash::vk;
 use gpu_allocator::MemoryLocation;
@@ -50,6 +51,8 @@ pub(crate) struct Sparse {
     /// Longest reservation, and all of them together.
     limit: u64,
     space: u64,
+    /// Whether somebody was told that addresses have run out.
+    told: AtomicBool,
     state: Mutex<State>,
     /// Binds are mappings of this process: drivers that run on the host do not look whether the system refuses one, and what it refuses
     /// stays unbound without a word. So there has to be room before they are asked.
@@ -106,6 +109,7 @@ impl Sparse {
             grain,
             limit,
             space,
+            told: AtomicBool::new(false),
             state: Mutex::new(State { issued: 0, reserved: 0, entries, ending: Vec::new() }),
             maps: raw.gpu.kind == DeviceKind::Software,
         })
@@ -161,7 +165,10 @@ impl Sparse {
 
     /// A reservation of `whole` bytes in a buffer that is `slack` bytes longer; `None` if it does not come to lie as it has to.
     fn reserve_with(&self, bytes: u64, (whole, align, slack): (u64, u64, u64)) -> Result<Option<DevRange>, DeviceError> {
-        let exhausted = |in_use| DeviceError::OutOfMemory { requested: whole, in_use, budget: self.space };
+        let exhausted = |in_use| {
+            self.tell(in_use);
+            DeviceError::OutOfMemory { requested: whole, in_use, budget: self.space }
+        };
         {
             let mut state = self.state.lock();
             if whole + slack > self.space - state.reserved {
@@ -198,6 +205,23 @@ impl Sparse {
         }
         state.entries.add(Region::new(buffer, (base, at), (whole, slack), self.grain));
         Ok(Some(DevRange { at: DevAddr(at), bytes }))
+    }
+
+    /// Says once that addresses have run out: everything goes on, at a cost that nobody would guess. Without the lock of standard error.
+    fn tell(&self, in_use: u64) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mib = |bytes: u64| bytes >> 20;
+        let line = format!(
+            "sterna: {}: {} MiB of the {} MiB of addresses that its driver has for sparse buffers are in use: from now on allocations leave \
+             it, whole, for one another; drop some, make them shorter, or use another page table (STERNA_PAGE_TABLE=mmu, or fixed)\n",
+            self.raw.gpu.name,
+            mib(in_use),
+            mib(self.space)
+        );
+        // SAFETY: as many bytes as there are. There is nobody to tell if it fails.
+        let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
     }
 
     pub(crate) fn unreserve(&self, range: DevRange) {

@@ -198,7 +198,10 @@ pub(crate) fn unseat_another(
         let home = Home::off(slot, true);
         migrate::bring_home(free, &seg, &seg.pages(), home, Cause::Eviction)?;
         if mirror.unseat(free, &seg) {
-            mirror.pods().counters.evictions.fetch_add(u64::from(seg.blocks()), Ordering::Relaxed);
+            let counters = &mirror.pods().counters;
+            counters.evictions.fetch_add(u64::from(seg.blocks()), Ordering::Relaxed);
+            // Where addresses are memory this is how memory is given to others.
+            counters.unseated.fetch_add(u64::from(!mirror.caps().placed), Ordering::Relaxed);
             return Ok(true);
         }
     }

@@ -8,7 +8,8 @@ use sterna::hal::DeviceError;
 use sterna::vulkan::{PageTable, VulkanConfig, VulkanDevice};
 use sterna::{Error, Runtime};
 
-use crate::common::{MIB, child, eventually, is_child, succeeds};
+use crate::common::vulkan::vulkan;
+use crate::common::{MIB, add, child, eventually, is_child, over, succeeds};
 use crate::{add_one, name, turn};
 
 /// An empty folder for one test, gone with it.
@@ -297,4 +298,41 @@ fn a_process_that_has_no_more_mappings() {
         expect.iter_mut().for_each(|e| *e += 1);
         assert_eq!(right(&y, &expect), None, "{kind}");
     });
+}
+
+#[test]
+fn addresses_that_have_run_out_are_told_of_once_and_counted() {
+    let _turn = turn();
+    let name = "bad_input::addresses_that_have_run_out_are_told_of_once_and_counted";
+    if !is_child() {
+        let said = succeeds(&mut child(name));
+        println!("{said}");
+        assert_eq!(said.matches("MiB of addresses").count(), said.matches("took turns").count(), "{said}");
+        assert!(!said.contains("took turns") || said.contains("STERNA_PAGE_TABLE=mmu"), "{said}");
+        return;
+    }
+    let Ok(device) = vulkan("sparse", 256 << 20, None) else { return };
+    let rt = over(&Arc::new(device));
+    const GRAIN: usize = (64 << 10) / 4;
+    // Long ones, of which next to nothing is touched; as many as there are addresses for, and one more.
+    let long = || rt.shared::<u32>((768 << 20) / 4);
+    let mut all = Vec::new();
+    while rt.stats().devices[0].unseated == 0 {
+        if all.len() == 8 {
+            return println!("SKIP: this driver has addresses for more than 6 GiB");
+        }
+        all.push(long().unwrap());
+        for x in &mut all {
+            rt.launch(&add(1), (&mut x.range_mut(..GRAIN).unwrap(),)).unwrap().wait().unwrap();
+        }
+    }
+    println!("took turns");
+    let n = all.len() as u32;
+    for x in &mut all {
+        rt.launch(&add(1), (&mut x.range_mut(..GRAIN).unwrap(),)).unwrap().wait().unwrap();
+    }
+    assert!(rt.stats().devices[0].unseated >= 2 && rt.stats().to_string().contains("want of addresses"), "{}", rt.stats());
+    for (k, x) in (0..n).zip(&all) {
+        assert_eq!((x[0], x[GRAIN - 1], x[GRAIN]), (n - k + 1, n - k + 1, 0), "allocation {k}");
+    }
 }
