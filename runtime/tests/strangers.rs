@@ -15,7 +15,8 @@ use sterna::hal::Device as _;
 use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, Whole, each, each_mut, each_out, whole};
 use sterna::kernels::fill;
 
-const HOLDS: usize = 16;
+/// A kernel each that is held back: tests have six numbers each, in their order here.
+const HOLDS: usize = 30;
 static HOLD: [Hold; HOLDS] = [const { Hold::new() }; HOLDS];
 
 /// `y[i] += 1`, once it is let go.
@@ -144,11 +145,6 @@ fn sum_of() -> Kernel<(Whole<u32>, EachOut<u64>)> {
 #[test]
 fn another_device_takes_other_pages_beside_a_launch() {
     let _limit = limit();
-    static OWN: [Hold; 6] = [const { Hold::new() }; 6];
-    fn body(_: Group, n: u32, y: &mut [u32]) {
-        OWN[n as usize].wait();
-        y.iter_mut().for_each(|y| *y += 1);
-    }
     for (i, (how, config)) in rigids().into_iter().enumerate() {
         let rt = runtime_of(&[config.clone(), config.clone()]);
         let [one, two] = [0, 1].map(|d| rt.devices()[d].clone());
@@ -156,12 +152,13 @@ fn another_device_takes_other_pages_beside_a_launch() {
         let mut x = rt.shared_with(N, |i| i as u32).unwrap();
         rt.on(&one).launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
         let (mut a, mut b) = x.split_at_mut(mid).unwrap();
-        let p = rt.on(&one).launch(&Kernel::new("held", i as u32, (each_mut(1 << 30),), body), (&mut a,)).unwrap();
-        OWN[i].entered();
+        let (hold, kernel) = adds(12 + i);
+        let p = rt.on(&one).launch(&kernel, (&mut a,)).unwrap();
+        hold.entered();
         rt.on(&two).launch(&add(5), (&mut b,)).unwrap().wait().unwrap();
         assert_eq!(b[9], mid as u32 + 15, "{how}");
         assert!(!p.is_done(), "{how}: it was held");
-        OWN[i].release();
+        hold.release();
         p.wait().unwrap();
         rt.on(&one).launch(&add(1), (&mut x,)).unwrap();
         let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + if *i < mid { 3 } else { 7 });
@@ -215,23 +212,19 @@ fn a_launch_keeps_its_frames_although_its_pages_have_come_home() {
 #[test]
 fn contents_are_dropped_beside_a_launch() {
     let _limit = limit();
-    static OWN: [Hold; 6] = [const { Hold::new() }; 6];
-    fn body(_: Group, n: u32, y: &mut [u32]) {
-        OWN[n as usize].wait();
-        y.iter_mut().for_each(|y| *y += 1);
-    }
     for (i, (how, config)) in rigids().into_iter().enumerate() {
         let rt = runtime(config.clone());
         let mid = borders(&rt, config.grain)[0];
         let mut x = rt.shared_with(N, |i| i as u32).unwrap();
         rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
         let mut b = x.split_off(mid).unwrap();
-        let p = rt.launch(&Kernel::new("held", i as u32, (each_mut(1 << 30),), body), (&mut x,)).unwrap();
-        OWN[i].entered();
+        let (hold, kernel) = adds(18 + i);
+        let p = rt.launch(&kernel, (&mut x,)).unwrap();
+        hold.entered();
         b.discard(..100_000).unwrap();
         assert_eq!((b[5], b[99_999], b[100_000]), (0, 0, mid as u32 + 100_001), "{how}");
         assert!(!p.is_done(), "{how}: it was held");
-        OWN[i].release();
+        hold.release();
         p.wait().unwrap();
         assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
         rt.launch(&add(1), (&mut b,)).unwrap();
@@ -244,11 +237,6 @@ fn contents_are_dropped_beside_a_launch() {
 #[test]
 fn the_host_touches_a_page_of_a_launch_beside_a_guard_that_nobody_waits_for() {
     let _limit = limit();
-    static OWN: [Hold; 6] = [const { Hold::new() }; 6];
-    fn body(_: Group, n: u32, y: &mut [u32]) {
-        OWN[n as usize].wait();
-        y.iter_mut().for_each(|y| *y += 1);
-    }
     let grains = [4 << 10, 64 << 10, 2 << 20];
     for (n, (grain, stores)) in grains.into_iter().flat_map(|g| [(g, true), (g, false)]).enumerate() {
         let how = format!("grain {grain}, stores {stores}");
@@ -256,17 +244,17 @@ fn the_host_touches_a_page_of_a_launch_beside_a_guard_that_nobody_waits_for() {
         if !faults(&rt) {
             return; // two sides cannot share a grain there
         }
-        let kernel: Kernel<(EachMut<u32>,)> = Kernel::new("held", n as u32, (each_mut(1 << 30),), body);
+        let (hold, kernel) = adds(24 + n);
         let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
         let (mut c, mut rest) = x.split_at_mut(10_500).unwrap();
         let (mut a, mut b) = rest.split_at_mut(10_000).unwrap();
         let guard = b.host_mut(..10).unwrap();
         let p = rt.launch(&kernel, (&mut a,)).unwrap();
-        OWN[n].entered();
+        hold.entered();
         scope(|s| {
             s.spawn(|| {
                 sleep(Duration::from_millis(20)); // the fault is parked before the launch ends
-                OWN[n].release();
+                hold.release();
             });
             if stores {
                 c[10_499] = 1;
