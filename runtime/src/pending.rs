@@ -14,6 +14,9 @@ use crate::hmm::watch::{self, Watched};
 
 /// A launch on its way: wait for it, ask it, await it, or drop it. Dropping neither waits nor cancels.
 ///
+/// **Awaited**, its waker is called when it has ended, whatever else is on its way, on a thread that the runtime has for wakers alone. A
+/// waker that blocks keeps back the other wakers of its own runtime, and nobody else: those of executors wake a task and return.
+///
 /// ```
 /// # let rt = sterna::Runtime::new()?;
 /// let mut y = rt.shared::<f32>(1000)?;
