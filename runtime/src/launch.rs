@@ -285,10 +285,9 @@ impl Runtime {
                 )));
             }
             if self.0.space.mechanism() == Mechanism::None {
-                let (total, grain) = (b.core.seg.used(), mirror.caps().grain);
-                let border = |at: u64| at == total || at.is_multiple_of(grain);
-                if !(border(bytes.start) && border(bytes.end)) {
-                    return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: total, grain });
+                let (extent, grain) = (&b.core.seg.extent, mirror.caps().grain);
+                if !extent.has_whole_grains(bytes, grain) {
+                    return Err(Error::Unaligned { start: bytes.start, end: bytes.end, len: extent.used(), grain });
                 }
             }
             touches.push(Touch { seg: Arc::clone(&b.core.seg), bytes: bytes.clone(), access: p.access });

@@ -48,8 +48,10 @@ impl<T: Pod + Send + Sync> Shared<T> {
         let rest = self.0.part(&(len..self.len()));
         core.discard(&rest)?;
         core.seg.heal(&rest);
-        if rest.end == core.seg.used() {
-            core.seg.shorten(rest.start);
+        if rest.end == core.seg.extent.used() {
+            core.seg.extent.shorten(rest.start);
+        } else {
+            core.seg.extent.vacate(&rest);
         }
         drop(self.0.cut(len));
         Ok(())
@@ -59,7 +61,8 @@ impl<T: Pod + Send + Sync> Shared<T> {
     /// for; both are allocations of their own from then on, and each gives back the memory of its whole pages when it is dropped.
     ///
     /// Where the border is not on a page the two share that page, as [views](Self::split_at_mut) do: results are right, the page
-    /// goes to and fro. With host-fault mechanism `none` launches need a border on a device's grain, as they do for views.
+    /// goes to and fro. With host-fault mechanism `none` launches need a border on a device's grain, as they do for views, as long as
+    /// the rest of the grain is somebody's: until the other side is shortened by so much, or dropped.
     ///
     /// ```
     /// # let rt = sterna::Runtime::new()?;
@@ -160,7 +163,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
         let copy = source::copy_of(&mut Free::at_entry(), &core.seg, &core.bytes)?;
         let start = core.bytes.start % PAGE;
         let bytes = start..start + (core.bytes.end - core.bytes.start);
-        copy.shorten(bytes.end);
+        copy.extent.shorten(bytes.end);
         core.rt.advise_new(&copy);
         Ok(Self::over(core.rt.clone(), copy, bytes))
     }

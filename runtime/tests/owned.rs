@@ -290,3 +290,48 @@ fn without_host_faults_halves_have_the_borders_of_views() {
     assert!(matches!(rt.launch(&add(1), (&mut y,)), Err(Error::Unaligned { .. })));
     is(&y, |i| i as u32 + 20_000, "on the host");
 }
+
+/// With mechanism `none` a launch needs whole grains: those of which nobody else has anything any more are whole.
+#[test]
+fn a_side_that_went_or_was_shortened_is_in_no_launchs_way() {
+    let name = "a_side_that_went_or_was_shortened_is_in_no_launchs_way";
+    let _limit = limit();
+    if with_each_mechanism(name) {
+        return;
+    }
+    for (how, config) in kinds(16 * MIB) {
+        let d = device(config);
+        let (rt, grain) = (over(&d), (d.caps().grain as usize / 4).max(16_384));
+        let border = 2 * grain;
+        let mut low = rt.shared_with(6 * grain + 1, |i| i as u32).unwrap();
+        rt.launch(&add(0), (&mut low,)).unwrap();
+        let mut high = low.split_off(border).unwrap();
+        // The low part ends before its border with the other, three times, the last time in its first grain.
+        let mut rounds = 0;
+        for len in [border - 1, border - grain - 7, 5] {
+            low.truncate(len).unwrap();
+            rounds += 1;
+            rt.launch(&add(1), (&mut low,)).unwrap();
+            rt.launch(&add(1), (&mut high,)).unwrap();
+            is(&low, |i| i as u32 + rounds, &format!("{how}, {len}, below"));
+            is(&high, |i| (border + i) as u32 + rounds, &format!("{how}, {len}, above"));
+        }
+        // A border within a grain: as long as both sides are there only mechanisms that tell pages apart bear it.
+        let mut last = high.split_off(grain + 77).unwrap();
+        let tried = [rt.launch(&add(1), (&mut high,)).map(drop), rt.launch(&add(1), (&mut last,)).map(drop)];
+        for t in &tried {
+            assert_eq!(matches!(t, Err(Error::Unaligned { .. })), !faults(&rt), "{how}: {t:?}");
+        }
+        rounds += u32::from(faults(&rt));
+        drop(high);
+        rt.launch(&add(1), (&mut last,)).unwrap();
+        is(&last, |i| (border + grain + 77 + i) as u32 + rounds + 1, &format!("{how}, the side above"));
+        let away = last.split_off(2 * grain + 3).unwrap();
+        drop(away);
+        rt.launch(&add(1), (&mut last,)).unwrap();
+        is(&last, |i| (border + grain + 77 + i) as u32 + rounds + 2, &format!("{how}, the side between"));
+        // A view of it has a neighbour as before.
+        let tried = rt.launch(&add(1), (&mut last.range_mut(..grain).unwrap(),)).map(drop);
+        assert_eq!(matches!(tried, Err(Error::Unaligned { .. })), !faults(&rt), "{how}: {tried:?}");
+    }
+}

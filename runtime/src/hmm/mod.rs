@@ -51,6 +51,7 @@ pub(crate) mod devmem;
 pub(crate) mod discard;
 pub(crate) mod entry;
 pub(crate) mod exclusive;
+pub(crate) mod extent;
 pub(crate) mod fork;
 pub(crate) mod gate;
 pub(crate) mod gathering;

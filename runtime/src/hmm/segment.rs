@@ -29,6 +29,7 @@ use sterna_host::mappings;
 use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
 use super::backing::Backing;
 use super::block::{Block, Grow};
+use super::extent::Extent;
 use super::gate::Gate;
 use super::lock::Free;
 use super::mirror::DeviceMirror;
@@ -136,8 +137,8 @@ pub struct Segment {
     blocks: u32,
     bytes: u64,
     kind: Kind,
-    /// Bytes in use, from its start: nothing lies behind them. Less than `bytes` once the allocation was truncated.
-    used: AtomicU64,
+    /// Which of them are somebody's.
+    pub(crate) extent: Extent,
     /// Its addresses on each device, and the device: it stays until the segment has given its memory back, whoever lets go of
     /// the segment last.
     views: RwLock<SmallVec<[View; 1]>>,
@@ -232,7 +233,7 @@ impl Segment {
             blocks,
             bytes,
             kind,
-            used: AtomicU64::new(bytes),
+            extent: Extent::new(bytes),
             views: RwLock::default(),
             queued: AtomicU32::new(0),
             uses: Mutex::default(),
@@ -305,16 +306,6 @@ impl Segment {
             Kind::File { shared } => !shared,
             Kind::Shared | Kind::Imported => false,
         }
-    }
-
-    /// Bytes in use, from its start: what lies behind them is nobody's.
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Acquire)
-    }
-
-    /// What lies behind `to` is nobody's from now on.
-    pub(crate) fn shorten(&self, to: u64) {
-        self.used.fetch_min(to, Ordering::AcqRel);
     }
 
     /// Byte offset of its first byte in the window.
@@ -567,9 +558,4 @@ impl Segment {
 /// What is left of `a` without `b`.
 pub(crate) fn without(a: &Range<u64>, b: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     [a.start..a.end.min(b.start), a.start.max(b.end)..a.end].into_iter().filter(|part| part.start < part.end)
-}
-
-/// Whether two ranges have a byte in common.
-pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
 }

@@ -25,13 +25,14 @@ use sterna_hal::{Access, DeviceError, Edit, Point, Target};
 
 use super::addr::{BlockId, Mask, PAGE, Page, Pages, Span};
 use super::block::DevPages;
+use super::extent::overlap;
 use super::inflight::InFlight;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
 use super::park::Pauses;
 use super::running;
 use super::schedule;
-use super::segment::{Segment, overlap};
+use super::segment::Segment;
 use super::uses::{Of, Use};
 use crate::Error;
 

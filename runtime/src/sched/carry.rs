@@ -179,7 +179,8 @@ fn populate_parts(free: &mut Free, record: &InFlight, t: &Touch, place: Place, n
     let grain = mirror.pods().pages_per_grain() as u64;
     let base = t.seg.offset();
     let inner_start = (base + t.bytes.start).div_ceil(PAGE * grain) * grain;
-    let inner_end = if t.bytes.end == t.seg.used() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
+    let inner_end =
+        if t.bytes.end == t.seg.extent.used() { pages.0.end } else { (base + t.bytes.end) / (PAGE * grain) * grain };
     if inner_start >= inner_end {
         return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);
     }

@@ -38,6 +38,7 @@ impl Drop for Core {
         if !self.part || fork::forked() {
             return;
         }
+        self.seg.extent.vacate(&self.bytes);
         let pages = self.seg.pages_of(&self.whole_pages(&self.bytes));
         if !pages.is_empty() {
             // Not here: a launch may still be using them.
@@ -173,7 +174,7 @@ impl<T: Pod> Handle<T> {
     /// The pages of the grains that hold nothing but this handle's bytes; the end of the allocation counts as a border.
     pub(super) fn whole_grains(&self, grain: u64) -> Pages {
         let Range { start, end } = self.core.bytes;
-        let end = if end == self.core.seg.used() { end } else { end / grain * grain };
+        let end = if end == self.core.seg.extent.used() { end } else { end / grain * grain };
         self.core.seg.pages_of(&(start.next_multiple_of(grain)..end))
     }
 
@@ -273,7 +274,7 @@ impl Core {
     /// The part of `bytes` that is whole pages. Behind the end of the allocation is nothing but what its devices' grains hold.
     pub(super) fn whole_pages(&self, bytes: &Range<u64>) -> Range<u64> {
         let all = u64::from(self.seg.blocks()) * BLOCK;
-        let end = if bytes.end >= self.seg.used() { all } else { bytes.end / PAGE * PAGE };
+        let end = if bytes.end >= self.seg.extent.used() { all } else { bytes.end / PAGE * PAGE };
         bytes.start.next_multiple_of(PAGE)..end
     }
 
@@ -301,7 +302,7 @@ impl Core {
                 self.rt.0.sched.forget_moves(&self.seg, &pages);
             }
             self.home(&mut free, &pages, write)?.complete(&self.seg, &pages)?;
-            if self.bytes == (0..self.seg.used()) {
+            if self.bytes == (0..self.seg.extent.used()) {
                 self.seg.rec().gate.all_home(write);
             }
         }

@@ -92,7 +92,7 @@ impl DeviceMirror {
         for seg in &segs {
             let mut lost = Vec::new();
             seg.note_lost();
-            let used = seg.pages_of(&(0..seg.used()));
+            let used = seg.pages_of(&(0..seg.extent.used()));
             for id in seg.claimed() {
                 let block = self.space.block(id);
                 let mut body = block.lock(free);
@@ -121,7 +121,7 @@ impl DeviceMirror {
             }
             for run in runs_of(&lost) {
                 let start = run.0.start * PAGE - seg.offset();
-                let bytes = start..(start + run.bytes()).min(seg.used());
+                let bytes = start..(start + run.bytes()).min(seg.extent.used());
                 seg.add_taint(&bytes, &Arc::new(Error::Lost { device: self.device.info().id.clone() }), 0);
             }
         }

@@ -32,7 +32,7 @@ impl Segment {
             bytes,
             kind: std::mem::replace(&mut self.kind, Kind::Private),
             queued: std::mem::take(&mut self.queued),
-            used: std::mem::take(&mut self.used),
+            extent: std::mem::take(&mut self.extent),
             views: std::mem::take(&mut self.views),
             uses: std::mem::take(&mut self.uses),
             taints: std::mem::take(&mut self.taints),
