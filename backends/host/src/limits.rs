@@ -45,6 +45,10 @@ pub fn for_memory(code: i32, otherwise: &str) -> String {
         libc::ENFILE => "raise fs.file-max (sysctl)".into(),
         libc::EFBIG => "raise `ulimit -f`".into(),
         libc::ENOSPC => "make the file system larger".into(),
+        // The system itself refuses none of this to a process's own mappings.
+        libc::EPERM | libc::EACCES | libc::ENOSYS => {
+            "what confines the program (seccomp, a security module) forbids that call: allow it there".into()
+        }
         _ => otherwise.into(),
     }
 }

@@ -111,7 +111,11 @@ impl VulkanDevice {
         }
         match last {
             Some((kind, VulkanError::Device(e))) => {
-                Err(VulkanError::NoPageTable { device: gpu.name, asked: kind.name(), why: e.to_string() })
+                let remedy = match config.page_table {
+                    Some(_) => "unset STERNA_PAGE_TABLE to get the best one that does",
+                    None => "nor does any other; use another device: STERNA_DEVICE=cpu",
+                };
+                Err(VulkanError::NoPageTable { device: gpu.name, asked: kind.name(), why: e.to_string(), remedy })
             }
             Some((_, e)) => Err(e),
             None => unreachable!("one kind at least is tried"),

@@ -8,8 +8,13 @@ use sterna_hal::DeviceError;
 #[non_exhaustive]
 pub enum VulkanError {
     /// There is no Vulkan loader on this machine.
-    #[error("no Vulkan loader ({0}); install it (Debian: libvulkan1), or use another device: STERNA_DEVICE=cpu")]
-    NoLoader(String),
+    #[error("no Vulkan loader ({why}); {remedy}, or use another device: STERNA_DEVICE=cpu")]
+    NoLoader {
+        /// What is wrong with it.
+        why: String,
+        /// What helps.
+        remedy: &'static str,
+    },
     /// The loader finds no driver that works.
     #[error(
         "the Vulkan loader finds no working driver{0}; install one (Debian: mesa-vulkan-drivers, or the vendor's), or use another device: STERNA_DEVICE=cpu"
@@ -34,7 +39,7 @@ pub enum VulkanError {
         feature: String,
     },
     /// The page table that was asked for does not work on the device.
-    #[error("page table `{asked}` does not work on {device}: {why}; unset STERNA_PAGE_TABLE to get the best one that does")]
+    #[error("page table `{asked}` does not work on {device}: {why}; {remedy}")]
     NoPageTable {
         /// The device's name.
         device: String,
@@ -42,6 +47,8 @@ pub enum VulkanError {
         asked: &'static str,
         /// What the probe found.
         why: String,
+        /// What helps.
+        remedy: &'static str,
     },
     /// The settings make no sense together.
     #[error("{0}")]

@@ -10,6 +10,7 @@
 //! of messages that are known to be false on the driver at hand. `0` and `off` switch it off. **Lock:** `SHARED`, around making the instance.
 
 use std::ffi::{CStr, c_void};
+use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -77,15 +78,21 @@ impl Instance {
     fn new(validate: bool) -> Result<Self, VulkanError> {
         // The C library of such a program cannot take the driver's own along with it, and dies in the attempt.
         if cfg!(all(target_env = "gnu", target_feature = "crt-static")) {
-            let why = "this program is linked statically with glibc, which cannot load drivers; link it dynamically";
-            return Err(VulkanError::NoLoader(why.into()));
+            let why = "this program is linked statically with glibc, which cannot load drivers".into();
+            return Err(VulkanError::NoLoader { why, remedy: "link it dynamically" });
         }
         // SAFETY: loads the system's Vulkan library, whose initialisation is trusted.
-        let entry = unsafe { ash::Entry::load() }.map_err(|e| VulkanError::NoLoader(e.to_string()))?;
+        let entry = unsafe { ash::Entry::load() }.map_err(|e| {
+            // It has no code, and its text is for people.
+            let full = File::open("/").is_err_and(|e| e.raw_os_error() == Some(libc::EMFILE));
+            let remedy = if full { "raise `ulimit -n`" } else { "install it (Debian: libvulkan1)" };
+            VulkanError::NoLoader { why: e.to_string(), remedy }
+        })?;
         // SAFETY: the loader is there.
         let version = unsafe { entry.try_enumerate_instance_version() }.ok().flatten().unwrap_or(vk::API_VERSION_1_0);
         if version < vk::API_VERSION_1_1 {
-            return Err(VulkanError::NoLoader("it is older than Vulkan 1.1".into()));
+            let why = "it is older than Vulkan 1.1".into();
+            return Err(VulkanError::NoLoader { why, remedy: "install a newer one (Debian: libvulkan1)" });
         }
         let app = vk::ApplicationInfo::default().engine_name(c"sterna").api_version(vk::API_VERSION_1_3);
         let mut message = vk::DebugUtilsMessengerCreateInfoEXT::default()
