@@ -540,6 +540,27 @@ fn a_file_that_became_shorter_is_an_error() {
 }
 
 #[test]
+fn a_copy_of_a_file_that_became_shorter_is_an_error() {
+    let _limit = limit();
+    let rt = runtime(small(16 * MIB));
+    if !faults(&rt) {
+        return; // it was read when it was mapped
+    }
+    let file = Temp::words(N);
+    let x = file.map(&rt);
+    assert_eq!(x[5], 5);
+    let y = x.cow_clone().unwrap();
+    let z = y.cow_clone().unwrap();
+    std::fs::File::options().write(true).open(&file.0).unwrap().set_len(1 << 20).unwrap();
+    for copy in [&y, &z] {
+        assert!(matches!(copy.try_read(), Err(Error::File { .. })));
+        assert!(matches!(copy.range(N - 5..).unwrap().try_read(), Err(Error::File { .. })));
+        // What is still there can be had.
+        is(copy.range(..1000).unwrap().try_read().unwrap(), |i| i as u32, "a part");
+    }
+}
+
+#[test]
 fn a_load_that_meets_a_missing_part_of_a_file_ends_the_process() {
     let name = "a_load_that_meets_a_missing_part_of_a_file_ends_the_process";
     let _limit = limit();

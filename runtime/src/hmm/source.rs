@@ -147,9 +147,20 @@ pub(crate) fn prepare(
     if access.writes() { settle(free, seg, pages, wait) } else { Ok(None) }
 }
 
-/// Fetches what is still in a file.
+/// Fetches what is still in a file, its own or that of what it is a copy of. A copy's own pages stay where they are.
 pub(crate) fn fetch_file(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
-    if seg.unread() > 0 && seg.is_file() { fill(free, seg, pages, true).map(drop) } else { Ok(()) }
+    let (true, Some(source)) = (seg.unread() > 0, seg.source()) else { return Ok(()) };
+    let Source::Segment { of, first } = &*source else { return fill(free, seg, pages, true).map(drop) };
+    for run in runs_of(&unread(free, seg, &within(pages, &seg.pages()))) {
+        fetch_file(free, of, &shifted(&run, seg.pages().0.start, first.0))?;
+    }
+    Ok(())
+}
+
+/// Those of `pages` that have no bytes yet.
+fn unread(free: &mut Free, seg: &Segment, pages: &Pages) -> Vec<Span> {
+    let all = pages.blocks().map(|(block, mask)| Span { block, mask: mask & seg.claim(block).lock(free).unread });
+    all.filter(|s| !s.mask.is_empty()).collect()
 }
 
 /// Fetches the bytes of those of `pages` that have none yet.
@@ -159,13 +170,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Resul
     let pages = within(pages, &seg.pages());
     loop {
         let mut blocked = None;
-        let mut unread = Vec::new();
-        for (id, mask) in pages.blocks() {
-            let mask = mask & seg.claim(id).lock(free).unread;
-            if !mask.is_empty() {
-                unread.push(Span { block: id, mask });
-            }
-        }
+        let unread = unread(free, seg, &pages);
         // A copy's source may itself have to be fetched; before anything of ours is busy.
         if let Source::Segment { of, first } = source {
             for run in runs_of(&unread) {
