@@ -15,6 +15,7 @@
 use std::io;
 use std::ptr;
 use std::sync::Once;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sterna_hal::Access;
@@ -134,6 +135,29 @@ pub(crate) fn in_window(space: &'static Space, at: usize, access: Access) -> boo
     }
 }
 
+/// A bit for each signal whose previous handler has put the default action in its place since: the standard library's does, for what it
+/// takes for no overflow of a stack.
+static DEFAULT: AtomicU64 = AtomicU64::new(0);
+
+/// Runs the previous handler for a signal that was sent. If that puts the default action in place, our handler comes back, which has
+/// faults to serve still, and the default action is what comes before it from now on.
+fn keep_ours(signal: libc::c_int, previous: impl FnOnce()) {
+    let action = || {
+        // SAFETY: plain old data for which all bits zero is a value.
+        let mut now: Action = unsafe { std::mem::zeroed() };
+        // SAFETY: writes the structure given, and changes nothing.
+        unsafe { libc::sigaction(signal, ptr::null(), &mut now) };
+        now
+    };
+    let ours = action();
+    previous();
+    if action().sa_sigaction == libc::SIG_DFL && ours.sa_sigaction != libc::SIG_DFL {
+        DEFAULT.fetch_or(1 << signal, Ordering::AcqRel);
+        // SAFETY: the action that was there a moment ago.
+        unsafe { libc::sigaction(signal, &ours, ptr::null_mut()) };
+    }
+}
+
 /// Calls the previous handler, or has the default action taken, unless what was sent was ignored.
 ///
 /// # Safety
@@ -143,7 +167,8 @@ unsafe fn chain(previous: *const Action, signal: libc::c_int, info: *mut libc::s
     let action: Action = unsafe { ptr::read(previous) };
     // SAFETY: the caller's.
     let sent = unsafe { faulted_at(info) }.is_none();
-    match action.sa_sigaction {
+    let reset = DEFAULT.load(Ordering::Acquire) & 1 << signal != 0;
+    match if reset { libc::SIG_DFL } else { action.sa_sigaction } {
         libc::SIG_IGN if sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: plain old data for which all bits zero is the default action. What was sent is not made again by the
@@ -160,12 +185,13 @@ unsafe fn chain(previous: *const Action, signal: libc::c_int, info: *mut libc::s
             // SAFETY: a three-argument handler, by its flag.
             let f: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
                 unsafe { std::mem::transmute(handler) };
-            f(signal, info, context);
+            let call = || f(signal, info, context);
+            if sent { keep_ours(signal, call) } else { call() }
         }
         handler => {
             // SAFETY: a one-argument handler, by its flag.
             let f: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(handler) };
-            f(signal);
+            if sent { keep_ours(signal, || f(signal)) } else { f(signal) }
         }
     }
 }
