@@ -29,6 +29,7 @@ use super::os;
 use super::parts::{MAX_DEVICES, Slots};
 use super::range::{in_place, map_remote};
 use super::schedule::{Server, Serving};
+use super::segment::SegRec;
 use super::space::Space;
 use super::uses::Of;
 use crate::Error;
@@ -46,6 +47,8 @@ struct Request {
     /// Nobody has looked at it yet.
     fresh: bool,
     answer: *const AtomicU32,
+    /// The record of the segment that it is about, over which launches may be held back for it.
+    about: Option<&'static SegRec>,
     /// When it is told of, in nanoseconds of the monotonic clock; once.
     told_at: u64,
     /// The one that was asked before it.
@@ -170,7 +173,7 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let told_at = os::now_ns() + LONG_NS;
     let (access, thread) = (wanted(context), os::thread_id());
     let next = std::ptr::null();
-    let mut request = Request { slot, at, access, thread, fresh: true, answer: &answer, told_at, next };
+    let mut request = Request { slot, at, access, thread, fresh: true, answer: &answer, about: None, told_at, next };
     space.device_faults.ask(&mut request);
     while answer.load(Ordering::Acquire) == WAITING {
         os::futex_wait(&answer, WAITING, None);
@@ -253,10 +256,9 @@ fn say(mirror: &DeviceMirror, seg: &super::segment::Segment, page: Page, what: &
 /// Brings the page, or says when to try again.
 fn serve(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32, u64> {
     let answer = attempt(space, free, r);
-    if answer.is_ok()
-        && let Some((seg, _)) = space.device(r.slot).and_then(|m| m.resolve(DevAddr(r.at as u64)))
-    {
-        hold::release(&seg, hold::DEVICES);
+    // Also where its device has gone meanwhile. If the record is another segment's by now, that one's fault holds launches back again.
+    if let (Ok(_), Some(rec)) = (answer, r.about) {
+        hold::release(rec, hold::DEVICES);
     }
     answer
 }
@@ -270,6 +272,7 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
         return Ok(SERVED);
     }
     let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return Ok(NOT_OURS) };
+    r.about = Some(seg.rec());
     let (id, p) = (page.block(), page.in_block());
     let grain = (id, (p / mirror.pods().pages_per_grain()) as u16);
     let again = !std::mem::take(&mut r.fresh);

@@ -12,7 +12,7 @@
 //! readers, too.
 //!
 //! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
-//! served. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
+//! served, *however* it is: what held launches back may be home by itself, shared, or gone when the thread looks again. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::lock::Free;
 use super::os;
 use super::parts::Slots;
 use super::running;
-use super::segment::Segment;
+use super::segment::{SegRec, Segment};
 use super::watch;
 
 /// The thread that serves the host's faults.
@@ -74,7 +74,7 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        Slots(self.slots).for_each(|slot| give_back(self.seg, self.who, slot));
+        Slots(self.slots).for_each(|slot| give_back(self.seg.rec(), self.who, slot));
     }
 }
 
@@ -106,13 +106,13 @@ pub(crate) fn off_storage<'a>(free: &mut Free, seg: &'a Segment, who: u32, to: u
     (held, quiet)
 }
 
-/// Lets launches go on.
-pub(crate) fn release(seg: &Segment, who: u32) {
-    seg.rec().devices().for_each(|slot| give_back(seg, who, slot));
+/// Lets launches go on over the segment that has this record.
+pub(crate) fn release(rec: &SegRec, who: u32) {
+    rec.devices().for_each(|slot| give_back(rec, who, slot));
 }
 
-fn give_back(seg: &Segment, who: u32, slot: usize) {
-    let word = &seg.rec().view[slot].hold;
+fn give_back(rec: &SegRec, who: u32, slot: usize) {
+    let word = &rec.view[slot].hold;
     if word.load(Ordering::Acquire) & who != 0 && word.fetch_and(!who, Ordering::AcqRel) == who {
         os::futex_wake(word, i32::MAX);
     }

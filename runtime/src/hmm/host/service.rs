@@ -93,14 +93,23 @@ fn run(space: &'static Space) {
 
 /// Brings a page home and wakes its thread, or says when to look again.
 fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Result<(), u64> {
+    bring(space, free, (page, store))?;
+    // However it came about: an earlier look may have held launches back for it.
+    if let Some(seg) = space.segment_of(page.block()) {
+        hold::release(seg.rec(), hold::HOST);
+    }
+    woken(space, free, page);
+    Ok(())
+}
+
+/// Has a page where the host can use it, unless nobody asks for it any more, or says when to look again.
+fn bring(space: &'static Space, free: &mut Free, (page, store): Parked) -> Result<(), u64> {
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let now = os::now_ns();
     let grains = migrate::grains(space);
     if !store && reads_beside_a_launch(space, free, (id, p)) && space.host.share(space, id) {
-        // The load that is repeated finds it so.
-        woken(space, free, page);
-        return Ok(());
+        return Ok(()); // the load that is repeated finds it so
     }
     let region = {
         let body = block.lock(free);
@@ -150,10 +159,6 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
         let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
     }
-    if let Some(seg) = space.segment_of(id) {
-        hold::release(&seg, hold::HOST);
-    }
-    woken(space, free, page);
     Ok(())
 }
 
