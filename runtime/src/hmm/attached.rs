@@ -499,7 +499,17 @@ impl Attached {
                     record.mark_seen();
                     return Err(e);
                 }
-                Err(NotYet::Pinned) => return Err(Error::Pinned),
+                // A guard may stay for good; what a launch keeps at home is waited for below.
+                Err(NotYet::Pinned) if touches.iter().any(|t| pin::is_pinned(&self.mirror, t)) => {
+                    return Err(Error::Pinned);
+                }
+                Err(NotYet::Pinned) => {
+                    let per = self.mirror.pods().pages_per_grain() as u64;
+                    for t in touches {
+                        migrate::wait_for_borders(&mut free, &t.seg, &t.seg.pages_of(&t.bytes).widened(per), budget);
+                    }
+                    continue;
+                }
                 Err(NotYet::Held) => {
                     touches.iter().for_each(|t| hold::wait(&t.seg, self.mirror.slot()));
                     continue;

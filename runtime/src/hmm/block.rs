@@ -102,6 +102,8 @@ pub(crate) struct Body {
     pub(crate) hole: Mask,
     /// Pages that a `host` or `host_mut` guard, or a long pin, keeps at home.
     pub(crate) pinned: Mask,
+    /// Pages that a launch with copies of its own keeps at home until it has ended (see [`Borders`](super::migrate::Borders)).
+    pub(crate) bordered: Mask,
     /// Pages that a short pin keeps where they are: at home, or in the memory of a coherent device.
     pub(crate) held: Mask,
     /// The window's mapping is of the memory of the coherent device that alone has these pages (see `host/coherent`).
@@ -291,9 +293,14 @@ impl Body {
         if access.writes() { self.readonly } else { self.unreadable }
     }
 
-    /// Pages that may not come to device `slot`: a guard or a long pin keeps them at home, or a short one elsewhere.
+    /// Pages that may not come to device `slot`: a guard, a long pin or a launch keeps them at home, or a short pin elsewhere.
     pub(crate) fn kept_from(&self, slot: usize) -> Mask {
-        self.pinned | (self.held & !self.dev[slot].dirty)
+        self.pinned | self.bordered | (self.held & !self.dev[slot].dirty)
+    }
+
+    /// Pages that somebody keeps where they are.
+    pub(crate) fn stays(&self) -> Mask {
+        self.pinned | self.bordered | self.held
     }
 
     /// Pages that some device has to itself, less those of device `except`.
@@ -326,6 +333,7 @@ impl Body {
             &mut self.hole,
             &mut self.pinned,
             &mut self.held,
+            &mut self.bordered,
             &mut self.framed,
             &mut self.shown,
             &mut self.unread,
@@ -381,11 +389,11 @@ impl Body {
             claim(d.mapped.covers(d.atomic), "exclusive without an entry")?;
             claim(!faults || self.revoked.covers(d.atomic), "exclusive beside a host mapping")?;
             claim(self.busy.covers(d.hidden), "hidden from launches by nobody")?;
-            claim((self.pinned | self.busy).covers(d.private), "a launch's own copy of a page that may leave home")?;
+            claim((self.bordered | self.busy).covers(d.private), "a launch's own copy of a page that may leave home")?;
             claim(!d.private.meets(d.valid | d.alias), "a launch's own copy counts as the page")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
             claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
-            claim(!self.readonly.meets(d.owned() & !self.busy), "a writable entry for what may not be written")?;
+            claim(!self.readonly.meets(d.owned() & !d.private & !self.busy), "a writable entry for what may not be written")?;
             valid |= d.valid;
             dirty |= d.dirty;
             alias |= d.alias;

@@ -385,8 +385,8 @@ impl<'m> Keep<'m> {
         }
         let body = self.mirror.space().block(id).try_lock(free)?;
         let dev = &body.dev[slot];
-        // A pin keeps pages in a coherent device's memory.
-        kept |= body.busy | (body.held & dev.dirty);
+        // A pin keeps pages in a coherent device's memory, and a launch's own copies are its own.
+        kept |= body.busy | (body.held & dev.dirty) | dev.private;
         Some(dev.with_frames(per) & !kept.widened(per))
     }
 }

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use sterna_hal::{Access, Edit, HostAt, Target};
 
-use super::addr::{BlockId, Mask, Pages, Span, runs_of};
+use super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::lease::Lease;
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::{Action, DeviceMirror};
+use super::pin::{Keeper, PinKind};
 use super::prot;
 use super::range::populate_within;
 use super::segment::Segment;
@@ -28,26 +29,36 @@ use crate::stats::Cause;
 /// How long others may take the pages away again before that is an error.
 const BUDGET: Duration = Duration::from_millis(1000);
 
+const SHORT: Keeper = Keeper::Pin(PinKind::Short);
+
 /// Gives `pages` of `seg` to a device, block by block.
 pub(crate) fn take(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     for (id, mask) in pages.blocks() {
-        let start = Instant::now();
+        let mut start = Instant::now();
         let first = id.first_page().0;
         let part = |mask: Mask| -> Vec<Pages> {
             mask.runs().map(|r| Pages(first + r.start as u64..first + r.end as u64)).collect()
         };
         while !held(free, mirror, seg, id).covers(mask) {
-            let mut pinned = false;
+            let mut kept = None;
             for run in part(mask) {
                 prot::allowed(free, seg, &run, Access::ReadWrite)?;
-                pinned |=
+                let by =
                     if mirror.may_alias() { in_place(free, mirror, seg, &run)? } else { moved(free, mirror, seg, &run)? };
+                kept = by.or(kept);
             }
-            if start.elapsed() > BUDGET {
-                return Err(if pinned { Error::Pinned } else { Error::Busy { budget: BUDGET } });
-            }
-            if pinned {
-                std::thread::sleep(Duration::from_micros(100));
+            match kept {
+                // It ends by itself, however long it runs.
+                Some(Keeper::Launch) => {
+                    migrate::wait_for_borders(free, seg, &Pages(first..first + PAGES_PER_BLOCK as u64), None);
+                    start = Instant::now();
+                }
+                Some(Keeper::Pin(_)) if start.elapsed() > BUDGET => return Err(Error::Pinned),
+                Some(Keeper::Pin(_)) => std::thread::sleep(Duration::from_micros(100)),
+                None if start.elapsed() > BUDGET && !held(free, mirror, seg, id).covers(mask) => {
+                    return Err(Error::Busy { budget: BUDGET });
+                }
+                None => {}
             }
         }
     }
@@ -58,8 +69,8 @@ fn held(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, id: BlockId) -> M
     seg.claim(id).lock(free).dev[mirror.slot()].atomic
 }
 
-/// The page moves to the device. Says whether a short pin was in the way.
-fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<bool, Error> {
+/// The page moves to the device. Says whose short pin was in the way.
+fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<Option<Keeper>, Error> {
     let want = Want { access: Access::ReadWrite, rank: seg.space().tick(), cause: Cause::Mirror, own: true };
     if populate_within(free, mirror, seg, run, Place::Migrate, want, Some(BUDGET))?.full {
         let m = mirror.device().memory();
@@ -70,7 +81,7 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
         if space.block(id).lock(free).held.meets(mask) {
-            return Ok(true);
+            return Ok(Some(SHORT));
         }
         // The host's next touch has to be noticed.
         space.host.hide(space, free, &[Span { block: id, mask: lease.span.mask }])?;
@@ -80,11 +91,11 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
         drop(body);
         drop(lease);
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// The page stays in the host's storage. `run` lies in one block. Says whether a short pin was in the way.
-fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<bool, Error> {
+/// The page stays in the host's storage. `run` lies in one block. Says who was in the way and will go.
+fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<Option<Keeper>, Error> {
     let (space, slot) = (seg.space(), mirror.slot());
     let (_seat, view) = mirror.seat(free, seg, run, 0)?;
     migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
@@ -97,11 +108,14 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
             if body.pinned.meets(mask) {
                 return Err(Error::Pinned);
             }
+            if body.bordered.meets(mask) {
+                return Ok(Some(Keeper::Launch));
+            }
             if body.held.meets(mask) {
-                return Ok(true);
+                return Ok(Some(SHORT));
             }
             if body.denied(Access::ReadWrite).meets(mask) || (body.gone | body.replicated() | body.lost).meets(mask) {
-                return Ok(false); // changed meanwhile: the caller looks again
+                return Ok(None); // changed meanwhile: the caller looks again
             }
         }
         let spans = [Span { block: id, mask }];
@@ -134,5 +148,5 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         drop(window);
         drop(lease);
     }
-    Ok(false)
+    Ok(None)
 }

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use sterna_hal::{Access, DeviceError, KernelError, Outcome, Point, Ticket};
 
+use super::addr::Span;
 use super::host::Mechanism;
 use super::lock::Free;
 use super::migrate::Borders;
@@ -317,10 +318,14 @@ impl InFlight {
         drop(before); // without the lock
     }
 
+    /// The pages of a segment of which it has copies of its own.
+    pub(crate) fn own(&self, seg: &Segment) -> SmallVec<[Span; 4]> {
+        self.borders.lock().iter().flat_map(|own| own.of(seg)).collect()
+    }
+
     /// Whether pages that a pin keeps at home are in the way of a launch that needs bytes `bytes` of a segment.
     pub(crate) fn is_barred(&self, seg: &Segment, bytes: &Range<u64>) -> bool {
-        let own: SmallVec<[_; 4]> = self.borders.lock().iter().flat_map(|own| own.of(seg)).collect();
-        pin::bars(&self.mirror, seg, bytes, &own)
+        pin::bars(&self.mirror, seg, bytes, &self.own(seg))
     }
 
     /// Whether the device has finished with it, retired or not. Asks the device, and changes nothing.

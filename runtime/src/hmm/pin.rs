@@ -21,7 +21,7 @@ use sterna_hal::Access;
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::host::coherent::resident;
-use super::inflight::InFlight;
+use super::inflight::{InFlight, Touch};
 use super::lock::Free;
 use super::migrate::{self, Home};
 use super::mirror::DeviceMirror;
@@ -42,13 +42,21 @@ pub enum PinKind {
     Long,
 }
 
+/// Who keeps pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keeper {
+    Pin(PinKind),
+    /// A launch that has copies of its own: it ends, and lets go, by itself.
+    Launch,
+}
+
 /// How long another's short pin is waited for.
 pub(crate) const BUDGET: Duration = Duration::from_millis(1000);
 
 /// Pages that stay where they are until this is dropped.
 #[derive(Debug)]
 pub struct Pin {
-    parts: Vec<(Arc<Segment>, Pages, PinKind)>,
+    parts: Vec<(Arc<Segment>, Pages, Keeper)>,
 }
 
 impl Pin {
@@ -83,7 +91,7 @@ impl Pin {
 
     /// Keeps pages of one segment where the host can use them: in the memory of a coherent device, or at home.
     fn short(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Self, Error> {
-        let this = Self::mark(free, seg, pages, PinKind::Short);
+        let this = Self::mark(free, seg, pages, Keeper::Pin(PinKind::Short));
         let home = Home { keep: true, ..Home::EXCLUSIVE };
         migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
         if show(free, seg, pages) {
@@ -96,12 +104,12 @@ impl Pin {
 
     /// Keeps pages at home for a launch that has copies of its own, behind whoever keeps them there already.
     pub(crate) fn stay(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
-        Self::mark(free, seg, pages, PinKind::Long)
+        Self::mark(free, seg, pages, Keeper::Launch)
     }
 
     /// Keeps pages where they are, wherever that is.
     pub(crate) fn hold(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Self {
-        Self::mark(free, seg, pages, PinKind::Short)
+        Self::mark(free, seg, pages, Keeper::Pin(PinKind::Short))
     }
 
     /// Pages for a long pin, of which no launch that could not use them at home is unfinished.
@@ -110,7 +118,7 @@ impl Pin {
             while let Some(l) = barred(free, seg, pages) {
                 l.wait(free, None);
             }
-            let this = Self::mark(free, seg, pages, PinKind::Long);
+            let this = Self::mark(free, seg, pages, Keeper::Pin(PinKind::Long));
             for m in seg.space().devices().iter().filter(|m| !m.may_alias()) {
                 drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
             }
@@ -121,9 +129,9 @@ impl Pin {
     }
 
     /// Has pages stay where they are from here on. What was on its way before has arrived.
-    fn mark(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, kind: PinKind) -> Self {
-        let this = Self { parts: vec![(Arc::clone(seg), pages.clone(), kind)] };
-        seg.pins.lock().push((pages.clone(), kind));
+    fn mark(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, keeper: Keeper) -> Self {
+        let this = Self { parts: vec![(Arc::clone(seg), pages.clone(), keeper)] };
+        seg.pins.lock().push((pages.clone(), keeper));
         seg.apply_pins(free, pages);
         migrate::wait_arrived(free, seg, pages);
         this
@@ -154,14 +162,14 @@ fn barred(free: &mut Free, seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>
     found.map(|u| Arc::clone(&u.launch))
 }
 
-/// Whether a long pin keeps at home what a device that cannot use it there wants for `bytes` of a segment, but for `own`, of which the
-/// launch has copies.
+/// Whether a long pin, or another launch's copies, keep at home what a device that cannot use it there wants for `bytes` of a segment,
+/// but for `own`, of which the launch has copies.
 pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>, own: &[Span]) -> bool {
     let pins = seg.pins.lock();
     if mirror.may_alias() || pins.is_empty() {
         return false;
     }
-    let mut long = pins.iter().filter(|(_, kind)| *kind == PinKind::Long);
+    let mut long = pins.iter().filter(|(_, keeper)| *keeper != Keeper::Pin(PinKind::Short));
     if mirror.is_rigid() {
         let wanted = seg.pages_of(bytes);
         let owned = |id| own.iter().filter(|s| s.block == id).fold(Mask::EMPTY, |m, s| m | s.mask);
@@ -172,6 +180,12 @@ pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>, own
     let per = mirror.pods().pages_per_grain() as u64;
     let wanted = seg.pages_of(bytes).widened(per);
     long.any(|(p, _)| p.intersects(&wanted))
+}
+
+/// Whether a guard or a long pin keeps some of the pages of a use at home, or of their grains on that device.
+pub(crate) fn is_pinned(mirror: &DeviceMirror, t: &Touch) -> bool {
+    let wanted = t.seg.pages_of(&t.bytes).widened(mirror.pods().pages_per_grain() as u64);
+    t.seg.pins.lock().iter().any(|(p, keeper)| *keeper == Keeper::Pin(PinKind::Long) && p.intersects(&wanted))
 }
 
 /// Maps pages that coherent devices have, and that stay there; false if there is no mapping for all of them.
@@ -200,9 +214,9 @@ impl Drop for Pin {
         if crate::hmm::fork::forked() {
             return;
         }
-        for (seg, pages, kind) in std::mem::take(&mut self.parts) {
+        for (seg, pages, keeper) in std::mem::take(&mut self.parts) {
             let mut pins = seg.pins.lock();
-            if let Some(i) = pins.iter().position(|p| (&p.0, p.1) == (&pages, kind)) {
+            if let Some(i) = pins.iter().position(|p| (&p.0, p.1) == (&pages, keeper)) {
                 pins.swap_remove(i);
             }
             drop(pins);

@@ -285,11 +285,7 @@ pub(crate) fn populate_within(
                     moved.blocked = moved.blocked.or(mapped.blocked);
                 }
             } else if !(mirror.is_rigid() && want.cause == Cause::Launch) {
-                // A short pin is for one operation; a guard or a long one may stay for good.
-                if since.elapsed() > BUDGET || is_barred(free, seg, &pages.widened(per)) {
-                    return Err(Error::Pinned);
-                }
-                std::thread::sleep(Duration::from_micros(100));
+                wait_for_keeper(free, seg, &pages.widened(per), want, &mut since, budget)?;
                 continue;
             } // else the launch gets copies of its own
         }
@@ -341,9 +337,39 @@ fn held_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pag
     runs_of(&spans)
 }
 
-/// Whether a guard or a long pin keeps some of the pages at home.
-fn is_barred(free: &mut Free, seg: &Segment, pages: &Pages) -> bool {
-    pages.blocks().any(|(id, mask)| seg.claim(id).lock(free).pinned.meets(mask))
+/// Waits a moment for whoever keeps some of the pages where they are, or for a launch that does, where that will let go: a short pin is
+/// for one operation, and a launch ends; a guard or a long pin may stay for good.
+fn wait_for_keeper(
+    free: &mut Free,
+    seg: &Segment,
+    pages: &Pages,
+    want: Want,
+    since: &mut Instant,
+    budget: Option<Duration>,
+) -> Result<(), Error> {
+    let meets = |free: &mut Free, of: fn(&Body) -> Mask| {
+        pages.blocks().any(|(id, mask)| of(&seg.claim(id).lock(free)).meets(mask))
+    };
+    if meets(free, |body| body.pinned) {
+        return Err(Error::Pinned);
+    }
+    // Who only wants a hint carried out does not wait for a launch.
+    if meets(free, |body| body.bordered) && want.cause != Cause::Prefetch {
+        let left = budget.map(|budget| budget.saturating_sub(since.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(Error::Busy { budget: budget.unwrap_or_default() });
+        }
+        migrate::wait_for_borders(free, seg, pages, left);
+        if budget.is_none() {
+            *since = Instant::now();
+        }
+        return Ok(());
+    }
+    if since.elapsed() > BUDGET || meets(free, |body| body.bordered) {
+        return Err(Error::Pinned);
+    }
+    std::thread::sleep(Duration::from_micros(100));
+    Ok(())
 }
 
 /// The pages of a block that a guard or a pin keeps from device `slot`.

@@ -89,6 +89,8 @@ impl Space {
 enum Kept {
     Long,
     Short,
+    /// By a launch that has copies of its own.
+    Launch,
     Changed,
 }
 
@@ -111,6 +113,7 @@ fn settled(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Res
             Kept::Long => return Err(Error::Pinned),
             Kept::Short if start.elapsed() > pin::BUDGET => return Err(Error::Pinned),
             Kept::Changed if start.elapsed() > pin::BUDGET => return Err(Error::Busy { budget: pin::BUDGET }),
+            Kept::Launch => [from, to].into_iter().for_each(|p| migrate::wait_for_borders(free, seg, p, None)),
             Kept::Short | Kept::Changed => std::thread::sleep(Duration::from_micros(100)),
         }
     }
@@ -148,6 +151,10 @@ fn kept(free: &mut Free, seg: &Segment, places: [&Pages; 2], whole: bool) -> Opt
         let body = space.block(id).lock(free);
         if body.pinned.meets(mask) {
             return Some(Kept::Long);
+        }
+        if body.bordered.meets(mask) {
+            found = Some(Kept::Launch);
+            continue;
         }
         let there = |slot: &usize| whole && body.dev[*slot].valid.meets(mask);
         if body.held.meets(mask) {

@@ -35,7 +35,7 @@ use super::lock::Free;
 use super::mirror::DeviceMirror;
 use super::os;
 use super::parts::{Slots, Views};
-use super::pin::PinKind;
+use super::pin::{Keeper, PinKind};
 use super::seat::Addresses;
 use super::source::Sources;
 use super::space::Space;
@@ -146,7 +146,7 @@ pub struct Segment {
     queued: AtomicU32,
     pub(crate) uses: Mutex<Uses>,
     pub(crate) taints: Mutex<BTreeMap<u64, Taint>>,
-    pub(crate) pins: Mutex<Vec<(Pages, PinKind)>>,
+    pub(crate) pins: Mutex<Vec<(Pages, Keeper)>>,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
@@ -440,23 +440,29 @@ impl Segment {
         }
     }
 
-    /// Sets or clears the `pinned` and `held` bits of `pages` from the list of pins, which the caller has changed.
+    /// Sets or clears the `pinned`, `bordered` and `held` bits of `pages` from the list of pins, which the caller has changed.
     pub(crate) fn apply_pins(&self, free: &mut Free, pages: &Pages) {
         for (id, mask) in pages.blocks() {
             let block = self.space.block(id);
             let mut body = block.lock(free);
-            let (mut pinned, mut held) = (Mask::EMPTY, Mask::EMPTY);
-            for (p, kind) in self.pins.lock().iter() {
-                *(if *kind == PinKind::Long { &mut pinned } else { &mut held }) |= p.part_of(id);
+            let (mut pinned, mut held, mut bordered) = (Mask::EMPTY, Mask::EMPTY, Mask::EMPTY);
+            for (p, keeper) in self.pins.lock().iter() {
+                let kept = match keeper {
+                    Keeper::Pin(PinKind::Long) => &mut pinned,
+                    Keeper::Pin(PinKind::Short) => &mut held,
+                    Keeper::Launch => &mut bordered,
+                };
+                *kept |= p.part_of(id);
             }
             // Where a pin keeps all of a block, nothing of it leaves.
             let limit = self.limit(id.0 - self.first.0);
             let partly = |kept: Mask| !kept.is_empty() && !kept.covers(limit);
-            if partly(pinned | held) && !partly(body.pinned | body.held) {
+            if partly(pinned | held | bordered) && !partly(body.stays()) {
                 self.space.host.before_guard(self.space, id, &body);
             }
             body.pinned = (body.pinned & !mask) | (pinned & mask);
             body.held = (body.held & !mask) | (held & mask);
+            body.bordered = (body.bordered & !mask) | (bordered & mask);
         }
     }
 

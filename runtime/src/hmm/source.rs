@@ -383,7 +383,7 @@ fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segmen
                 }
                 return true;
             }
-            let pinned = s.mask & (body.pinned | body.held);
+            let pinned = s.mask & body.stays();
             kept.push(Span { block: s.block, mask: pinned });
             let mask = s.mask & !pinned;
             body.busy |= mask;

@@ -435,7 +435,7 @@ impl Host {
         body.hole &= !s.mask;
         // The last part of a block in one folio brings the whole block back under one entry.
         // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
-        if body.huge && !body.stores_watched && (body.revoked | body.pinned | body.held).is_empty() {
+        if body.huge && !body.stores_watched && (body.revoked | body.stays()).is_empty() {
             // SAFETY: the window is a shared mapping of the engine's.
             if unsafe { os::collapse(window, BLOCK as usize) } {
                 uffd.wake(window, BLOCK as usize);

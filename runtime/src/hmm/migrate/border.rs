@@ -33,6 +33,7 @@ use super::super::running;
 use super::super::seat::Addresses;
 use super::super::segment::{Segment, without};
 use super::super::source;
+use super::super::uses::Of;
 use super::copy::{by_grain, by_place};
 use super::{Home, Want, bring_home, release, wait_blocked};
 use crate::Error;
@@ -180,7 +181,7 @@ impl Borders {
         }
         self.mirror.set_rank(s.block, &mut body, rank);
         body.busy |= busy;
-        let beside = made & !s.mask & !body.dev[slot].valid;
+        let beside = made & !s.mask & !(body.dev[slot].valid | body.dev[slot].private);
         let frames = grains.iter().map(|g| (*g, body.dev[slot].frames[*g] - 1)).collect();
         Ok(Some(Taken { made, beside, busy, frames }))
     }
@@ -345,6 +346,24 @@ fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec
         }
     }
     Ok(all)
+}
+
+/// Waits for a launch whose own copies keep some of `pages` at home, or for a moment where it is about to be submitted; at most
+/// `most`. Nothing of the caller's may be busy.
+pub(crate) fn wait_for_borders(free: &mut Free, seg: &Segment, pages: &Pages, most: Option<Duration>) {
+    const MOMENT: Duration = Duration::from_micros(100);
+    let at = |page: u64| (page * PAGE).saturating_sub(seg.offset());
+    let near: Vec<Arc<InFlight>> = {
+        let uses = seg.uses.lock();
+        uses.overlapping(Of::Any, &(at(pages.0.start)..at(pages.0.end)), true).map(|u| Arc::clone(&u.launch)).collect()
+    };
+    let keeps = |l: &&Arc<InFlight>| l.own(seg).iter().any(|s| pages.part_of(s.block).meets(s.mask));
+    match near.iter().find(keeps) {
+        Some(launch) if launch.is_submitted() => {
+            launch.wait(free, most);
+        }
+        _ => std::thread::sleep(most.map_or(MOMENT, |most| most.min(MOMENT))),
+    }
 }
 
 /// The smallest run that has all pages of a span.

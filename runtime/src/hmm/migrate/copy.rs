@@ -133,9 +133,9 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
                 push_run(&mut out, pages, from, to, grain);
             }
         }
-        // What lies beside them in a frame that gets its entry now is nobody's to read.
+        // What lies beside them in a frame that gets its entry now is nobody's to read, but for a launch's own copies.
         let made = core.made.iter().filter(|e| e.block == s.block).fold(Mask::EMPTY, |m, e| m | e.mask);
-        for (g, r) in by_grain(made & !s.mask & !body.dev[slot].valid, per) {
+        for (g, r) in by_grain(made & !s.mask & !(body.dev[slot].valid | body.dev[slot].private), per) {
             let pages = Pages(first + r.start as u64..first + r.end as u64);
             let offset = (r.start - g * per) as u64 * PAGE;
             push_run(&mut out, pages, Place::Zero, Place::Frames { first: body.dev[slot].frames[g] - 1, offset }, grain);

@@ -41,7 +41,7 @@ use super::space::Space;
 use crate::Error;
 use crate::stats::Cause;
 
-pub(crate) use border::Borders;
+pub(crate) use border::{Borders, wait_for_borders};
 pub(crate) use device::{Want, to_device, to_device_paced};
 pub(crate) use home::{bring_home, bring_home_paced, free_frames, grains, taken};
 
