@@ -200,7 +200,8 @@ pub enum Error {
         /// What it said.
         source: DeviceError,
     },
-    /// A `host` or `host_mut` guard keeps pages at home that the launch needs on a device which cannot use them there.
+    /// A `host` or `host_mut` guard keeps pages at home that the launch needs on a device which cannot use them there, and which has too
+    /// little memory for a copy; or a pin keeps pages that somebody needs elsewhere.
     #[error("a host guard keeps pages at home that the launch needs on the device; drop the guard first")]
     Pinned,
     /// In mode `none` a launch needs views that begin and end on borders of the device's grains: no fault tells apart what a

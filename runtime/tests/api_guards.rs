@@ -11,7 +11,7 @@ use common::*;
 use sterna::Error;
 use sterna::bytemuck::cast_slice_mut;
 use sterna::cpu::CpuConfig;
-use sterna::hal::Absent;
+use sterna::hal::Device as _;
 use sterna::kernel::{Each, EachMut, EachOut, Group, Kernel, each, each_mut, each_out};
 
 fn file() -> File {
@@ -87,9 +87,8 @@ fn stores_through_a_guard_reach_the_device() {
 fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
     let _limit = limit();
     for (how, config) in kinds(8 * MIB) {
+        // Where it cannot use them there it gets copies of its own.
         let able = config.map_host;
-        // Where it can neither use them there nor fault it gets copies of its own.
-        let copies = !able && config.absent == Absent::Undefined;
         let rt = runtime(config);
         let n = 300_000;
         let x = rt.shared_with(n, |i| i as u32).unwrap();
@@ -103,7 +102,7 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
             let r = x.residency();
             assert!(r.devices[0].in_place > 0 && r.devices[0].in_place * 4096 <= bytes.max(4096) * 2, "{how}: {r}");
             assert_eq!(guard[0], 100_000);
-        } else if copies {
+        } else {
             launched.wait().unwrap();
             assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
             let r = x.residency();
@@ -114,13 +113,6 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
             rt.launch(&copy_add(2), (&x, &mut y)).unwrap();
             assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
             assert_eq!(x.residency().devices[0].pages, x.residency().pages, "{how}");
-        } else {
-            let e = launched.wait().unwrap_err();
-            assert!(matches!(e, Error::Pinned), "{how}: {e:?}");
-            assert!(matches!(y.try_read(), Err(Error::Pinned)), "{how}");
-            drop(guard);
-            rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
-            assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1), "{how}");
         }
     }
 }
@@ -129,9 +121,6 @@ fn a_launch_uses_guarded_pages_in_place_where_the_device_can() {
 fn a_guard_beside_a_launch_that_changes_its_neighbour() {
     let _limit = limit();
     for (how, config) in kinds(8 * MIB) {
-        if !config.map_host && config.absent == Absent::Faults {
-            continue; // refused as `Pinned`, or away from the guard's grains: above
-        }
         let rt = runtime(config);
         // On a page, on a border of pages, and on a border of grains.
         let parts = [(10_500, 30_000), (10 * PAGE_ELEMS, 30_000), (512 * PAGE_ELEMS, 600 * PAGE_ELEMS)];
@@ -156,7 +145,8 @@ fn beside(rt: &sterna::Runtime, mid: usize, n: usize, how: &str) {
     assert_eq!(wrong, None, "{how}, {mid} of {n}");
 }
 
-/// Fails if a launch waits for a page that a guard keeps, while the guard's holder waits for the launch.
+/// Fails if a launch waits for a page that a guard keeps, while the guard's holder waits for the launch; or if a guard takes a page from
+/// a launch that may fault for it.
 #[test]
 fn a_guard_and_a_launch_that_cannot_share_its_pages_do_not_wait_for_each_other() {
     static HOLDS: [Hold; 2] = [Hold::new(), Hold::new()];
@@ -174,10 +164,14 @@ fn a_guard_and_a_launch_that_cannot_share_its_pages_do_not_wait_for_each_other()
         let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
         let (mut a, mut b) = x.split_at_mut(20_500).unwrap();
         {
-            // The guard first: the launch is refused, by the pages that are missing and by those that it has.
-            let guard = b.host_mut(..).unwrap();
-            assert!(matches!(rt.launch(&add(1), (&mut a,)).unwrap().wait(), Err(Error::Pinned)), "{policy}");
+            // The guard first: the launch has a copy of what they share.
+            let mut guard = b.host_mut(..).unwrap();
+            let p = rt.launch(&add(1), (&mut a,)).unwrap();
+            guard[0] += 1;
+            p.wait().unwrap();
+            guard[0] -= 1;
             drop(guard);
+            assert!(a.iter().enumerate().all(|(i, a)| *a == i as u32 + 1), "{policy}");
             a.fill_with(|i| i as u32).unwrap();
         }
         // The launch first: the guard comes behind it.
@@ -204,20 +198,26 @@ fn rigid_without_aliases(grain: u64) -> CpuConfig {
     CpuConfig { grain, map_host: false, host_readable: false, workers: 3, ..rigid(24 * MIB) }
 }
 
-const GRAINS: [u64; 3] = [4 << 10, 64 << 10, 2 << 20];
+/// Devices that cannot use host pages in place: with faults and without, of each grain.
+fn without_aliases() -> impl Iterator<Item = (String, CpuConfig)> {
+    [4 << 10, 64 << 10, 2 << 20].into_iter().flat_map(|grain| {
+        let faulting = CpuConfig { grain, map_host: false, workers: 3, ..small(64 * MIB) };
+        [(format!("rigid, grain {grain}"), rigid_without_aliases(grain)), (format!("faulting, grain {grain}"), faulting)]
+    })
+}
 
 /// Fails by its limit if the launch waits for the guard, whose holder waits for the launch; fails if more than the launch's bytes come
 /// home, or less, or after the launch counts as ended.
 #[test]
 fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
-    static HOLDS: [Hold; 3] = [const { Hold::new() }; 3];
+    static HOLDS: [Hold; 6] = [const { Hold::new() }; 6];
     fn held(_: Group, n: u32, y: &mut [u32]) {
         HOLDS[n as usize].wait();
         y.iter_mut().for_each(|y| *y += 1);
     }
     let _limit = limit();
-    for (n, grain) in GRAINS.into_iter().enumerate() {
-        let rt = runtime(rigid_without_aliases(grain));
+    for (n, (how, config)) in without_aliases().enumerate() {
+        let rt = runtime(config);
         if !faults(&rt) {
             return; // two sides cannot share a grain there
         }
@@ -232,7 +232,7 @@ fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
         let p = rt.launch(&kernel, (&mut a,)).unwrap();
         HOLDS[n].entered();
         guard.iter_mut().for_each(|v| *v += 1000);
-        assert_eq!(c[0], 20_701, "grain {grain}");
+        assert_eq!(c[0], 20_701, "{how}");
         c[0] = 5;
         drop(guard);
         // The page stays at home for the launch: another one beside it is no harm.
@@ -241,7 +241,7 @@ fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
         HOLDS[n].release();
         p.wait().unwrap();
         guard[1] += 9;
-        assert_eq!((a[0], a[20_499]), (2, 20_501), "grain {grain}");
+        assert_eq!((a[0], a[20_499]), (2, 20_501), "{how}");
         drop(guard);
         let q = rt.launch(&add(1), (&mut x,)).unwrap();
         q.wait().unwrap();
@@ -254,7 +254,7 @@ fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
             i => i as u32 + 2,
         };
         let wrong = x.iter().enumerate().find(|(i, v)| **v != want(*i));
-        assert_eq!(wrong, None, "grain {grain}");
+        assert_eq!(wrong, None, "{how}");
     }
 }
 
@@ -262,8 +262,8 @@ fn a_guards_holder_stores_beside_a_launch_that_cannot_use_the_page_at_home() {
 #[test]
 fn launches_follow_each_other_on_a_page_that_a_guard_keeps() {
     let _limit = limit();
-    for grain in GRAINS {
-        let rt = runtime(rigid_without_aliases(grain));
+    for (how, config) in without_aliases() {
+        let rt = runtime(config);
         if !faults(&rt) {
             return;
         }
@@ -293,10 +293,10 @@ fn launches_follow_each_other_on_a_page_that_a_guard_keeps() {
             }
         };
         let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + more(*i, 10));
-        assert_eq!(wrong, None, "grain {grain}");
+        assert_eq!(wrong, None, "{how}");
         let want = |i: usize| if i < mid { i as u32 + 19 } else { more(i, 20) };
         let wrong = y.iter().enumerate().find(|(i, v)| **v != want(*i));
-        assert_eq!(wrong, None, "grain {grain}");
+        assert_eq!(wrong, None, "{how}");
     }
 }
 
@@ -304,8 +304,8 @@ fn launches_follow_each_other_on_a_page_that_a_guard_keeps() {
 #[test]
 fn a_forgotten_guard_is_in_nobodys_way() {
     let _limit = limit();
-    for grain in GRAINS {
-        let rt = runtime(rigid_without_aliases(grain));
+    for (how, config) in without_aliases() {
+        let rt = runtime(config);
         let n = 50_000;
         let mut x = rt.shared_with(n, |i| i as u32).unwrap();
         std::mem::forget(x.host_mut(20_000..25_000).unwrap());
@@ -315,7 +315,7 @@ fn a_forgotten_guard_is_in_nobodys_way() {
         x[22_000] += 1;
         rt.launch(&add(1), (&mut x,)).unwrap();
         let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + 4 + u32::from(*i == 22_000));
-        assert_eq!(wrong, None, "grain {grain}");
+        assert_eq!(wrong, None, "{how}");
     }
 }
 
@@ -354,13 +354,51 @@ fn guards_overlap_and_let_go_one_by_one() {
     let rt = runtime(CpuConfig { map_host: false, ..small(8 * MIB) });
     let x = rt.shared_with(100_000, |i| i as u32).unwrap();
     let mut y = rt.shared::<u32>(100_000).unwrap();
+    // How many pages the device has after a launch, of those that begin in grains of 16.
+    let mut there = || {
+        rt.launch(&copy_add(1), (&x, &mut y)).unwrap().wait().unwrap();
+        assert_eq!((y[0], y[99_999]), (1, 100_000));
+        x.residency().devices[0].pages
+    };
+    let all = x.residency().pages;
     let (a, b, c) = (x.host(..50_000).unwrap(), x.host(40_000..).unwrap(), x.host(..50_000).unwrap());
+    assert_eq!(there(), 0);
     drop(a);
-    assert!(matches!(rt.launch(&copy_add(1), (&x, &mut y)).unwrap().wait(), Err(Error::Pinned)));
+    assert_eq!(there(), 0);
     drop(b);
-    assert!(matches!(rt.launch(&copy_add(1), (&x, &mut y)).unwrap().wait(), Err(Error::Pinned)));
+    assert_eq!(there(), all - 64); // up to the grain that element 50 000 is in
     assert_eq!(c[7], 7);
     drop(c);
-    rt.launch(&copy_add(1), (&x, &mut y)).unwrap().wait().unwrap();
-    assert_eq!(y[99_999], 100_000);
+    assert_eq!(there(), all);
+}
+
+/// Copies leave a device that faults as much memory as its faults need: where that is all that it has, the launch is refused.
+#[test]
+fn a_launch_is_refused_whose_copies_would_leave_faults_too_little() {
+    let _limit = limit();
+    let config = CpuConfig { map_host: false, ..small(8 * MIB) };
+    let least = u64::from(device(config.clone()).caps().min_frames) * config.grain;
+    for (more, fits) in [(0, false), (1, true)] {
+        let rt = runtime(CpuConfig { memory: least + more * config.grain, ..config.clone() });
+        let n = 4 * MIB / 4;
+        let mut x = rt.shared_with(n, |i| i as u32).unwrap();
+        {
+            let (mut a, mut b) = x.split_at_mut(if faults(&rt) { n / 2 + 100 } else { n / 2 }).unwrap();
+            let mut guard = b.host_mut(..).unwrap();
+            let done = rt.launch(&add(1), (&mut a,)).unwrap().wait();
+            guard[0] += 1;
+            drop(guard);
+            // Sides that share no grain have nothing to do with each other.
+            if faults(&rt) && !fits {
+                assert!(matches!(done, Err(Error::Pinned)), "{done:?}");
+                a.fill_with(|i| i as u32 + 1).unwrap();
+            } else {
+                done.unwrap_or_else(|e| panic!("{more} grains more: {e}"));
+            }
+        }
+        rt.launch(&add(1), (&mut x,)).unwrap();
+        let mid = if faults(&rt) { n / 2 + 100 } else { n / 2 };
+        let wrong = x.iter().enumerate().find(|(i, v)| **v != *i as u32 + 1 + u32::from(*i <= mid));
+        assert_eq!(wrong, None, "{more} grains more");
+    }
 }

@@ -379,6 +379,7 @@ impl Body {
         let mut valid = Mask::EMPTY;
         let mut dirty = Mask::EMPTY;
         let mut alias = Mask::EMPTY;
+        let mut own = Mask::EMPTY;
         for i in Space::existing().into_iter().flat_map(Space::with_records) {
             let d = &self.dev[i];
             let empty = (d.valid | d.mapped | d.leaving).is_empty();
@@ -393,11 +394,16 @@ impl Body {
             claim(!d.private.meets(d.valid | d.alias), "a launch's own copy counts as the page")?;
             claim(!dirty.meets(d.valid) && !d.dirty.meets(valid), "dirty beside another copy")?;
             claim(!self.unreadable.meets(d.readable() & !self.busy), "an entry for what may not be read")?;
-            claim(!self.readonly.meets(d.owned() & !d.private & !self.busy), "a writable entry for what may not be written")?;
+            claim(
+                !self.readonly.meets(d.owned() & !d.private & !self.busy),
+                "a writable entry for what may not be written",
+            )?;
             valid |= d.valid;
             dirty |= d.dirty;
             alias |= d.alias;
+            own |= d.private;
         }
+        claim(!own.meets(valid), "a replica of what a launch will write at home")?;
         claim(self.gone.covers(dirty), "dirty while the host's copy counts")?;
         claim((self.gone & !dirty & !self.lost & !self.busy).is_empty(), "gone but nowhere")?;
         claim(!alias.meets(valid), "alias beside a replica")?;

@@ -218,7 +218,7 @@ pub(crate) fn unseat_another(
 }
 
 /// Waits for the oldest launch that has not retired. False if there is none, or in a kernel, which may be it.
-fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
+pub(super) fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bool {
     if in_kernel() {
         return false;
     }

@@ -8,10 +8,10 @@
 //! device's launch, a long pin. Faults wait for as long as it takes. Eviction passes such pages over.
 //!
 //! **Launches** on a device that cannot use host pages in place would wait for a long pin without end, and whoever holds the pin
-//! perhaps for them. On one that cannot fault they get copies of their own ([`Borders`](super::migrate::Borders)), and a long pin
-//! comes behind those only that write its pages there and have been submitted. On one that faults a launch may come to need a page
-//! at any time: so a long pin comes behind those that were asked for before it, and one that comes behind a long pin is refused. Both
-//! are decided under the driver lock, which a pin takes once between marking its pages and looking for launches.
+//! perhaps for them: they get copies of their own ([`Borders`](super::migrate::Borders)). A long pin comes behind those without. On a
+//! device that cannot fault it comes behind those only that write its pages there and have been submitted. On one that faults a launch
+//! may come to need a page at any time: so a long pin comes behind those that were asked for before it. That is decided under the
+//! driver lock, which a pin takes once between marking its pages and looking for launches.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use super::prot;
 use super::running;
 use super::segment::Segment;
 use super::space::Space;
-use super::uses::Of;
+use super::uses::{Of, Use};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -148,18 +148,32 @@ fn barred(free: &mut Free, seg: &Segment, pages: &Pages) -> Option<Arc<InFlight>
             }
         }
     }
-    let uses = seg.uses.lock();
+    user_without_copies(seg, Of::Any, pages, |launch| !launch.is_finished())
+}
+
+/// A launch, such as is asked for, on a device that faults and cannot use pages at home, which may come to need grains of `pages` there:
+/// it has no copies of its own of them.
+pub(crate) fn user_without_copies(
+    seg: &Segment,
+    of: Of,
+    pages: &Pages,
+    such: impl Fn(&InFlight) -> bool,
+) -> Option<Arc<InFlight>> {
     // Entries are for whole grains, of which none is longer than a block.
     let near = pages.widened(PAGES_PER_BLOCK as u64);
     let start = (near.0.start * PAGE).saturating_sub(seg.offset());
     let bytes = start..(near.0.end * PAGE).saturating_sub(seg.offset());
-    let found = uses.overlapping(Of::Any, &bytes, true).find(|u| {
-        let m = u.launch.mirror();
-        let per = m.pods().pages_per_grain() as u64;
-        let meet = || seg.pages_of(&u.bytes).widened(per).intersects(&pages.widened(per));
-        !m.may_alias() && !m.is_rigid() && meet() && !u.launch.is_finished()
+    let may = |m: &DeviceMirror| !m.may_alias() && !m.is_rigid();
+    let near: Vec<Use> = {
+        let uses = seg.uses.lock();
+        uses.overlapping(of, &bytes, true).filter(|u| may(u.launch.mirror()) && such(&u.launch)).cloned().collect()
+    };
+    let found = near.into_iter().find(|u| {
+        let (per, wanted) = wanted(u.launch.mirror(), seg, &u.bytes);
+        let pages = pages.widened(per as u64);
+        wanted.intersects(&pages) && !covers(&u.launch.own(seg), per, &wanted, &pages)
     });
-    found.map(|u| Arc::clone(&u.launch))
+    found.map(|u| u.launch)
 }
 
 /// Whether a long pin, or another launch's copies, keep at home what a device that cannot use it there wants for `bytes` of a segment,
@@ -170,16 +184,20 @@ pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>, own
         return false;
     }
     let mut long = pins.iter().filter(|(_, keeper)| *keeper != Keeper::Pin(PinKind::Short));
-    if mirror.is_rigid() {
-        let wanted = seg.pages_of(bytes);
-        let owned = |id| own.iter().filter(|s| s.block == id).fold(Mask::EMPTY, |m, s| m | s.mask);
-        return long.any(|(p, _)| {
-            p.intersects(&wanted) && wanted.blocks().any(|(id, mask)| !(mask & p.part_of(id) & !owned(id)).is_empty())
-        });
-    }
-    let per = mirror.pods().pages_per_grain() as u64;
-    let wanted = seg.pages_of(bytes).widened(per);
-    long.any(|(p, _)| p.intersects(&wanted))
+    let (per, wanted) = wanted(mirror, seg, bytes);
+    long.any(|(p, _)| p.intersects(&wanted) && !covers(own, per, &wanted, p))
+}
+
+/// The pages that a launch on a device needs for `bytes` of a segment, and how many an entry is for: where it faults, whole grains.
+fn wanted(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>) -> (usize, Pages) {
+    let per = if mirror.is_rigid() { 1 } else { mirror.pods().pages_per_grain() };
+    (per, seg.pages_of(bytes).widened(per as u64))
+}
+
+/// Whether a launch has copies of all that is both `wanted` and kept.
+fn covers(own: &[Span], per: usize, wanted: &Pages, kept: &Pages) -> bool {
+    let owned = |id| own.iter().filter(|s| s.block == id).fold(Mask::EMPTY, |m, s| m | s.mask).widened(per);
+    wanted.blocks().all(|(id, mask)| owned(id).covers(mask & kept.part_of(id)))
 }
 
 /// Whether a guard or a long pin keeps some of the pages of a use at home, or of their grains on that device.

@@ -284,7 +284,7 @@ pub(crate) fn populate_within(
                     let mapped = map_remote(free, mirror, seg, &run, want.access)?;
                     moved.blocked = moved.blocked.or(mapped.blocked);
                 }
-            } else if !(mirror.is_rigid() && want.cause == Cause::Launch) {
+            } else if want.cause != Cause::Launch {
                 wait_for_keeper(free, seg, &pages.widened(per), want, &mut since, budget)?;
                 continue;
             } // else the launch gets copies of its own
@@ -347,9 +347,8 @@ fn wait_for_keeper(
     since: &mut Instant,
     budget: Option<Duration>,
 ) -> Result<(), Error> {
-    let meets = |free: &mut Free, of: fn(&Body) -> Mask| {
-        pages.blocks().any(|(id, mask)| of(&seg.claim(id).lock(free)).meets(mask))
-    };
+    let meets =
+        |free: &mut Free, of: fn(&Body) -> Mask| pages.blocks().any(|(id, mask)| of(&seg.claim(id).lock(free)).meets(mask));
     if meets(free, |body| body.pinned) {
         return Err(Error::Pinned);
     }

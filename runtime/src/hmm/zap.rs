@@ -75,8 +75,21 @@ impl DeviceMirror {
             }
             _ => (there, Mask::EMPTY),
         };
-        let gone = gone.widened(per) & dev.mapped;
+        let gone = gone.widened(per) & dev.mapped & !self.own(dev, action, mask);
         (gone, hidden & !gone)
+    }
+
+    /// Grains that a launch has copies of, on a device that faults, and that stay: nothing in them is anybody else's there, and the
+    /// launch would not have its copies back by a fault. Who changes the pages themselves has waited for the launch.
+    fn own(&self, dev: &DevPages, action: Action, mask: Mask) -> Mask {
+        if self.is_rigid() {
+            return Mask::EMPTY; // its entries go by page
+        }
+        let own = match action {
+            Action::Migrate { .. } => dev.private,
+            _ => dev.private & !mask,
+        };
+        own.widened(self.pods().pages_per_grain())
     }
 
     fn zap_segment(&self, free: &mut Free, action: Action, frees: bool, seg: &Arc<Segment>, run: &Pages, zap: &mut Zap) {
@@ -252,7 +265,8 @@ impl DeviceMirror {
         for id in seg.claimed() {
             let block = self.space().block(id);
             let mut body = block.lock(free);
-            let stale = body.dev[self.slot()].stale().widened(per);
+            let dev = &body.dev[self.slot()];
+            let stale = (dev.stale() & !dev.private.widened(per)).widened(per);
             if stale.meets(body.busy) {
                 blocked = Some((id, block.epoch()));
             }

@@ -115,11 +115,15 @@ pub(super) fn launch(
     if !faults && cut.is_needed() {
         return cut.run(free, record, p.groups);
     }
+    // Where what lacks comes by demand, copies of its own come before all else: what the launch has there may go for them.
+    if faults {
+        Borders::prepare(free, record, &p.touches, now)?;
+    }
     for t in &p.touches {
         // No argument makes room for another.
         keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
     }
-    let gathers = mirror.gather(now, &p.touches);
+    let mut gathers = mirror.gather(now, &p.touches);
     let mut attempt = 0;
     loop {
         let mut full = false;
@@ -128,7 +132,7 @@ pub(super) fn launch(
             demand |= *place == Place::Demand;
             full |= populate_touch(free, record, t, *place, now)?;
         }
-        match if full { Ok(()) } else { Borders::prepare(free, record, &p.touches, now) } {
+        match if full || faults { Ok(()) } else { Borders::prepare(free, record, &p.touches, now) } {
             Err(Error::OutOfDeviceMemory { .. }) if !faults => full = true,
             done => done?,
         }
@@ -144,7 +148,12 @@ pub(super) fn launch(
         match p.submit(mirror, record, may, By::Scheduler) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
-            Err(NotYet::Pinned) if faults => return Err(Error::Pinned),
+            // A guard has come meanwhile.
+            Err(NotYet::Pinned) if faults => {
+                drop(gathers);
+                Borders::prepare(free, record, &p.touches, now)?;
+                gathers = mirror.gather(now, &p.touches);
+            }
             Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
             Err(NotYet::Populate | NotYet::Pinned) => {}

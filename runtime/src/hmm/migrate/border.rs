@@ -1,5 +1,5 @@
-//! Pages that a launch needs and a guard or a pin keeps at home, on a device that can neither fault nor use them there: the launch
-//! gets copies of its own.
+//! Pages that a launch needs and a guard or a pin keeps at home, on a device that cannot use them there: the launch gets copies of its
+//! own.
 //!
 //! **Guarantee.** The page never leaves home, and whoever keeps it there waits for nobody. The launch finds its bytes in its copies,
 //! and what it writes of them, those bytes and no others, is in the host's storage before it counts as ended. So what a guard's
@@ -13,17 +13,23 @@
 //! **States** of a page in the books of the device: *private*, from the moment its copy is there until the launch has ended or is
 //! given up. It counts as ready, for whoever is not kept out by the pin; it is not valid; and its grain's entry and frame stay.
 //!
+//! **A device that faults** has entries for whole grains only: there a grain that holds a page which is kept and one that the launch
+//! uses is the launch's own altogether, so that it never faults on it. Nothing else of that device uses the grain meanwhile: a guard
+//! comes behind the launches that might, whoever was asked for behind the guard has copies too, and those that have copies of the same
+//! grain come one behind the other. Copies leave the device as much room as its faults need to get on (`min_frames`).
+//!
 //! **Locks**: a block's, with the driver's inside, for word operations; copies and waits with none.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sterna_hal::{Access, CopyRun, Edit, HostAt, Place, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
-use super::super::block::Block;
-use super::super::devmem::Reserved;
+use super::super::block::{Block, Body};
+use super::super::devmem::{Reserved, wait_for_oldest};
 use super::super::inflight::{InFlight, Touch};
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
@@ -35,7 +41,7 @@ use super::super::segment::{Segment, without};
 use super::super::source;
 use super::super::uses::Of;
 use super::copy::{by_grain, by_place};
-use super::{Home, Want, bring_home, release, wait_blocked};
+use super::{Home, Moved, Want, bring_home, release, wait_blocked};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -45,6 +51,8 @@ pub(crate) struct Borders {
     parts: Vec<Part>,
     /// Let go of after the copies.
     pins: Vec<Pin>,
+    /// Grains that it has on a device that faults, counted there.
+    grains: u32,
 }
 
 /// Pages of a block, and the bytes of the segment there that the launch writes.
@@ -65,26 +73,74 @@ impl Borders {
     ///
     /// # Errors
     /// [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost); pages that may not be used like that; a device that fails.
+    /// [`Pinned`](Error::Pinned) on a device that faults, where they would leave its faults too little.
     pub(crate) fn prepare(free: &mut Free, record: &InFlight, touches: &[Touch], rank: u64) -> Result<(), Error> {
         let mirror = record.mirror();
         record.keep(None);
-        if !mirror.is_rigid() || mirror.may_alias() {
+        if mirror.may_alias() {
             return Ok(());
         }
-        let mut this = Self { mirror: Arc::clone(mirror), parts: Vec::new(), pins: Vec::new() };
-        for (seg, spans) in kept(free, mirror, touches)? {
-            for run in runs_of(&spans) {
-                this.pins.push(Pin::stay(free, &seg, &run));
+        loop {
+            let kept = kept(free, mirror, touches)?;
+            if kept.is_empty() {
+                return Ok(());
             }
-            for s in spans {
-                this.copy_in(free, &seg, s, &declared(&seg, s, touches, |_| true), rank)?;
-                let written = declared(&seg, s, touches, |t| t.access.writes());
-                this.parts.push(Part { seg: Arc::clone(&seg), span: s, written });
+            let mut this = Self { mirror: Arc::clone(mirror), parts: Vec::new(), pins: Vec::new(), grains: 0 };
+            for (seg, spans) in &kept {
+                this.pins.extend(runs_of(spans).iter().map(|run| Pin::stay(free, seg, run)));
             }
-        }
-        if !this.parts.is_empty() {
+            if let Some(launch) = this.would_wait(&kept) {
+                drop(this);
+                if !mirror.is_rigid() {
+                    launch.wait(free, None);
+                }
+                continue;
+            }
+            this.count(free, &kept)?;
+            for (seg, spans) in kept {
+                for s in spans {
+                    this.copy_in(free, &seg, s, &declared(&seg, s, touches, |_| true), rank)?;
+                    let written = declared(&seg, s, touches, |t| t.access.writes());
+                    this.parts.push(Part { seg: Arc::clone(&seg), span: s, written });
+                }
+            }
             record.keep(Some(this));
+            return Ok(());
         }
+    }
+
+    /// A launch on a device that faults, which may come to need what is kept from it: one that was submitted when nothing kept the pages,
+    /// since a guard comes behind such. None comes any more. On this very device it uses other pages of the same grains, and has to end
+    /// first; on another there is no guard on the pages any more, or none yet.
+    fn would_wait(&self, kept: &[Kept]) -> Option<Arc<InFlight>> {
+        let (space, slot, rigid) = (self.mirror.space(), self.mirror.slot(), self.mirror.is_rigid());
+        for m in space.devices().iter().filter(|m| !m.may_alias() && (rigid || m.slot() == slot)) {
+            drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
+        }
+        let of = if rigid { Of::Any } else { Of::Slot(slot) };
+        kept.iter().find_map(|(seg, spans)| {
+            let spans: Vec<Span> = spans.iter().map(|s| Span { mask: self.grains_of(s.mask), ..*s }).collect();
+            runs_of(&spans).iter().find_map(|run| pin::user_without_copies(seg, of, run, InFlight::is_running))
+        })
+    }
+
+    /// Counts grains of a device that faults as launches' own. Where that would leave its faults too little, earlier launches end
+    /// first.
+    fn count(&mut self, free: &mut Free, kept: &[Kept]) -> Result<(), Error> {
+        if self.mirror.is_rigid() {
+            return Ok(());
+        }
+        let pages: u32 = kept.iter().flat_map(|k| &k.1).map(|s| self.grains_of(s.mask).count()).sum();
+        let grains = pages / self.mirror.pods().pages_per_grain() as u32;
+        let (device, caps) = (self.mirror.device(), self.mirror.caps());
+        let most = (device.memory().budget / caps.grain).saturating_sub(u64::from(caps.min_frames));
+        let more = |n: u32| n.checked_add(grains).filter(|n| u64::from(*n) <= most);
+        while self.mirror.own_grains.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_err() {
+            if !wait_for_oldest(free, &self.mirror) {
+                return Err(Error::Pinned);
+            }
+        }
+        self.grains = grains;
         Ok(())
     }
 
@@ -98,8 +154,10 @@ impl Borders {
         rank: u64,
     ) -> Result<(), Error> {
         let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
-        let pages = hull(s);
-        let want = Want { access: Access::Read, rank, cause: Cause::Launch, own: false };
+        let pages = hull(s).widened(per as u64);
+        // What else a launch needs comes by demand on a device that faults: it may go for these.
+        let below = if m.is_rigid() { rank } else { u64::MAX };
+        let want = Want { access: Access::Read, rank: below, cause: Cause::Launch, own: false };
         loop {
             self.make_ready(free, seg, s)?;
             let (_seat, view) = m.seat(free, seg, &pages, rank)?;
@@ -115,23 +173,32 @@ impl Borders {
         }
     }
 
-    /// Waits until pages are at home, with all their bytes, and no launch has them on this device.
+    /// Waits until pages are at home and nowhere else, with all their bytes, and no launch has them on this device. What the launch
+    /// writes goes to the storage: a replica would not have it.
     fn make_ready(&self, free: &mut Free, seg: &Arc<Segment>, s: Span) -> Result<(), Error> {
         let (block, pages, start) = (seg.claim(s.block), hull(s), Instant::now());
+        let (slot, grains) = (self.mirror.slot(), self.grains_of(s.mask));
         loop {
             // What an earlier launch has of them goes home first.
-            while let Some(launch) = running::user(seg, s.block, self.mirror.slot(), s.mask, false) {
+            while let Some(launch) = running::user(seg, s.block, slot, grains, false) {
                 launch.wait(free, None);
+            }
+            if !self.mirror.is_rigid() {
+                // Nothing of the grains is there in any other way.
+                let moved = self.clear(free, seg, Span { mask: grains, ..s })?;
+                if moved.pinned && start.elapsed() > pin::BUDGET {
+                    return Err(Error::Pinned);
+                }
             }
             if let Some(blocked) = source::prepare(free, seg, &pages, Access::ReadWrite, false)? {
                 wait_blocked(free, seg.space(), blocked);
                 continue;
             }
-            if !block.lock(free).gone.meets(s.mask) {
+            if !elsewhere(&block.lock(free)).meets(s.mask) {
                 return Ok(());
             }
             // On its way home with whoever keeps it there, or kept by a short pin where it is.
-            let moved = bring_home(free, seg, &pages, Home { map: false, ..Home::SHARED }, Cause::Launch)?;
+            let moved = bring_home(free, seg, &pages, Home { map: false, ..Home::EXCLUSIVE }, Cause::Launch)?;
             if moved.complete(seg, &pages)?.pinned {
                 if start.elapsed() > pin::BUDGET {
                     return Err(Error::Pinned);
@@ -139,6 +206,25 @@ impl Borders {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
+    }
+
+    /// The grains of pages, where those are one.
+    fn grains_of(&self, mask: Mask) -> Mask {
+        if self.mirror.is_rigid() { mask } else { mask.widened(self.mirror.pods().pages_per_grain()) }
+    }
+
+    /// Takes grains off a device that faults.
+    fn clear(&self, free: &mut Free, seg: &Arc<Segment>, grains: Span) -> Result<Moved, Error> {
+        let mut all = Moved::default();
+        let there = {
+            let body = seg.claim(grains.block).lock(free);
+            let dev = &body.dev[self.mirror.slot()];
+            (dev.valid | dev.mapped) & !dev.private & grains.mask
+        };
+        for run in runs_of(&[Span { mask: there.widened(self.mirror.pods().pages_per_grain()), ..grains }]) {
+            all.add(bring_home(free, seg, &run, Home::off(self.mirror.slot(), true), Cause::Launch)?);
+        }
+        Ok(all)
     }
 
     /// Marks the pages busy and gives them frames; `None` where something has changed since all was ready, which may have been
@@ -160,11 +246,14 @@ impl Borders {
         }
         let made = (s.mask & !body.dev[slot].framed()).widened(per);
         let busy = s.mask | made;
-        if body.busy.meets(busy) || body.gone.meets(s.mask) || body.dev[slot].private.meets(s.mask) {
+        if body.busy.meets(busy) || elsewhere(&body).meets(s.mask) || body.dev[slot].private.meets(self.grains_of(s.mask)) {
             let blocked = (s.block, block.epoch());
             drop(body);
             wait_blocked(free, seg.space(), blocked);
             return Ok(None);
+        }
+        if !self.mirror.is_rigid() && (body.dev[slot].valid | body.dev[slot].mapped).meets(busy) {
+            return Ok(None); // brought back by somebody since
         }
         let held = |g: &usize| s.mask.meets(Mask::range(g * per..(g + 1) * per));
         let grains: Vec<usize> = (0..PAGES_PER_BLOCK / per).filter(held).collect();
@@ -176,7 +265,9 @@ impl Borders {
         for &g in &grains {
             if body.dev[slot].frames[g] == 0 {
                 let number = (seg.view_offset(s.block, g * per) - view.from) / (per as u64 * PAGE);
-                body.dev[slot].frames[g] = reserved.pop(number as u32) + 1;
+                let frame = reserved.pop(number as u32);
+                body.dev[slot].frames[g] = frame + 1;
+                self.mirror.arrivals.came(frame, (s.block, g as u16));
             }
         }
         self.mirror.set_rank(s.block, &mut body, rank);
@@ -279,11 +370,18 @@ impl Drop for Borders {
         if crate::hmm::fork::forked() {
             return;
         }
-        let mut free = Free::at_entry();
+        let (mut free, slot) = (Free::at_entry(), self.mirror.slot());
         for Part { seg, span: s, .. } in &self.parts {
             let mut body = seg.space().block(s.block).lock(&mut free);
-            self.mirror.change(seg, s.block, &mut body, |body| body.dev[self.mirror.slot()].private &= !s.mask);
+            self.mirror.change(seg, s.block, &mut body, |body| {
+                body.dev[slot].private &= !s.mask;
+                if !self.mirror.is_rigid() {
+                    // Its entry goes before the next launch that could use it.
+                    seg.rec().view[slot].stale.store(1, Ordering::Release);
+                }
+            });
         }
+        self.mirror.own_grains.fetch_sub(self.grains, Ordering::AcqRel);
         self.pins.clear();
     }
 }
@@ -310,19 +408,25 @@ impl Taken {
     }
 }
 
+/// Pages that are not at home alone.
+fn elsewhere(body: &Body) -> Mask {
+    body.gone | body.replicated()
+}
+
 /// Pages of a segment.
 type Kept = (Arc<Segment>, Vec<Span>);
 
-/// The pages of `touches` that are kept at home, by segment and block, each once.
+/// The pages of `touches` that are kept at home, or on a device that faults whose grains hold such, by segment and block, each once.
 fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec<Kept>, Error> {
     let mut all: Vec<Kept> = Vec::new();
+    let per = if mirror.is_rigid() { 1 } else { mirror.pods().pages_per_grain() };
     for t in touches {
         if t.seg.pins.lock().is_empty() {
             continue;
         }
         let mut spans = Vec::new();
         for (block, mask) in t.seg.pages_of(&t.bytes).blocks() {
-            let mask = mask & t.seg.claim(block).lock(free).kept_from(mirror.slot());
+            let mask = mask & t.seg.claim(block).lock(free).kept_from(mirror.slot()).widened(per);
             spans.push(Span { block, mask });
         }
         spans.retain(|s| !s.mask.is_empty());

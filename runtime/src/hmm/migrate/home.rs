@@ -184,7 +184,9 @@ pub(crate) fn taken(devices: &Grains, body: &Body, mask: Mask, home: Home) -> Ma
             return taken | (mask & (dev.dirty | all)) | (mask & named).widened(per) & (dev.valid | dev.mapped);
         }
         let all = if ends { dev.valid | dev.mapped } else { Mask::EMPTY };
-        taken | (mask & (dev.dirty | dev.atomic | all)).widened(per) & (dev.valid | dev.mapped)
+        // What a launch has a copy of stays, entry and all.
+        let own = if rigid { Mask::EMPTY } else { dev.private.widened(per) };
+        taken | (mask & (dev.dirty | dev.atomic | all)).widened(per) & (dev.valid | dev.mapped) & !own
     })
 }
 

@@ -68,6 +68,8 @@ pub(crate) struct DeviceMirror {
     pub(crate) arrivals: Arrivals,
     /// How many batches have frames that they took in advance.
     pub(crate) reserved: AtomicU32,
+    /// Grains that are launches' own copies, on a device that faults.
+    pub(crate) own_grains: AtomicU32,
     /// Launches that gather what they need.
     pub(crate) gathering: Gathering,
     lost: AtomicBool,
@@ -137,6 +139,7 @@ impl DeviceMirror {
             used: Mutex::default(),
             arrivals,
             reserved: AtomicU32::new(0),
+            own_grains: AtomicU32::new(0),
             gathering: Gathering::default(),
             lost: AtomicBool::new(false),
             ended: Arc::default(),
