@@ -456,6 +456,7 @@ impl World {
                 let rest = r.end..n(of);
                 self.touched(of, &rest);
                 self.written(dev, of, &r);
+                let least = self.is_least(dev);
                 let Both { x, v, .. } = &mut self.all[of];
                 let (mut a, mut b) = x.split_at_mut(r.end).unwrap();
                 let mut guard = b.host_mut(..).unwrap();
@@ -464,7 +465,7 @@ impl World {
                 match p.wait() {
                     Ok(()) => v[r.clone()].iter_mut().for_each(|x| *x = x.wrapping_add(value)),
                     // The two share a grain, and a copy would leave the device's faults too little.
-                    Err(Error::Pinned) if !device.caps().map_host && self.is_least(dev) => {
+                    Err(Error::Pinned) if !device.caps().map_host && least => {
                         drop(guard);
                         a.write_from(&v[r.clone()]).unwrap();
                     }
