@@ -219,6 +219,13 @@ impl Mask {
         out
     }
 
+    /// The shortest run that has all its pages.
+    #[must_use]
+    pub(crate) fn hull(self) -> Range<usize> {
+        let last = self.0.iter().rposition(|w| *w != 0).map(|i| i * 64 + 63 - self.0[i].leading_zeros() as usize);
+        last.map_or(0..0, |last| self.next(0, true)..last + 1)
+    }
+
     /// The granules with at least one page, a bit each.
     #[must_use]
     pub(crate) fn granules(self) -> u32 {
@@ -293,6 +300,15 @@ pub(crate) struct Span {
     pub(crate) mask: Mask,
 }
 
+impl Span {
+    /// The shortest run of the arena that has all its pages.
+    #[must_use]
+    pub(crate) fn hull(self) -> Pages {
+        let (first, hull) = (self.block.first_page().0, self.mask.hull());
+        Pages(first + hull.start as u64..first + hull.end as u64)
+    }
+}
+
 /// The runs of neighbouring pages of `spans` (in ascending order of blocks), joined across block borders.
 #[must_use]
 pub(crate) fn runs_of(spans: &[Span]) -> Vec<Pages> {
@@ -355,6 +371,15 @@ mod tests {
         assert_eq!(grow(17, Mask::EMPTY, 101), Mask::range(16..32));
         assert_eq!(grow(17, Mask::FULL, 101), Mask::range(16..32));
         assert_eq!(grow(17, Mask::EMPTY, 0), Mask::FULL);
+    }
+
+    #[test]
+    fn a_hull_has_all_pages_and_begins_and_ends_with_one() {
+        assert_eq!(Mask::EMPTY.hull(), 0..0);
+        assert_eq!((Mask::page(0).hull(), Mask::page(511).hull(), Mask::FULL.hull()), (0..1, 511..512, 0..512));
+        assert_eq!((Mask::page(63) | Mask::page(64) | Mask::page(200)).hull(), 63..201);
+        let span = Span { block: BlockId(2), mask: Mask::page(5) | Mask::page(7) };
+        assert_eq!(span.hull(), Pages(1029..1032));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use sterna_hal::{Access, DevAddr};
 
-use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, grow};
+use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, grow};
 use super::arrivals::{Asked, LONG_NS};
 use super::hold;
 use super::host::{Mechanism, chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
@@ -319,14 +319,14 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
         let stretch = (region & !body.busy).runs().find(|r| r.contains(&p)).unwrap_or(p..p + 1);
         (Mask::range(stretch), access)
     };
-    let first = id.first_page().0;
     // In a small memory neighbours would only push out what other workers' instructions need.
     let (grain, budget) = (mirror.caps().grain, mirror.device().memory().budget);
     let region = if u64::from(region.count()) * PAGE > (budget / 4).max(grain) { least } else { region };
-    let brought = bring(free, &mirror, &seg, first, region, access).and_then(|done| match done {
+    let at = |mask| Span { block: id, mask };
+    let brought = bring(free, &mirror, &seg, at(region), access).and_then(|done| match done {
         // Neighbours may stand in the way, or be more than there is room for where others have a part of the memory: then those that
         // come push out those that were there, and never is the whole region. The page alone needs none of them.
-        Brought::Full | Brought::Not if region != least => bring(free, &mirror, &seg, first, least, access),
+        Brought::Full | Brought::Not if region != least => bring(free, &mirror, &seg, at(least), access),
         done => Ok(done),
     });
     match brought {
@@ -354,7 +354,7 @@ fn give_up(free: &mut Free, seg: &super::segment::Segment, id: super::addr::Bloc
         return;
     }
     let first = id.first_page().0;
-    let bytes = bytes_of(seg, id);
+    let bytes = seg.bytes_of(id);
     let uses: Vec<_> = seg.uses.lock().overlapping(Of::Slot(slot), &bytes, true).filter(|u| !u.replaces).cloned().collect();
     for u in uses.iter().filter(|u| seg.pages_of(&u.bytes).part_of(id).meets(lost)) {
         u.launch.spoil(seg.loss(&Pages(first..first + PAGES_PER_BLOCK as u64)));
@@ -362,16 +362,10 @@ fn give_up(free: &mut Free, seg: &super::segment::Segment, id: super::addr::Bloc
     seg.claim(id).lock(free).forgive(lost);
 }
 
-/// The bytes of the segment that a block holds.
-fn bytes_of(seg: &super::segment::Segment, id: super::addr::BlockId) -> std::ops::Range<u64> {
-    let start = id.offset() - seg.offset();
-    start..start + super::addr::BLOCK
-}
-
 /// The pages of a block that unfinished launches on device `slot` were given.
 fn launched(seg: &super::segment::Segment, id: super::addr::BlockId, slot: usize) -> Mask {
     let uses = seg.uses.lock();
-    let bytes = bytes_of(seg, id);
+    let bytes = seg.bytes_of(id);
     uses.overlapping(Of::Slot(slot), &bytes, true).fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }
 
@@ -390,12 +384,10 @@ fn bring(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     seg: &Arc<super::segment::Segment>,
-    first: u64,
-    region: Mask,
+    region: Span,
     access: Access,
 ) -> Result<Brought, Error> {
-    let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-    let pages = Pages(first + a as u64..first + b as u64).widened(mirror.pods().pages_per_grain() as u64);
+    let pages = region.hull().widened(mirror.pods().pages_per_grain() as u64);
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
     let counters = &mirror.pods().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);

@@ -22,11 +22,12 @@ use smallvec::SmallVec;
 use sterna_hal::{Absent, DevAddr, DeviceError, Frames, in_kernel};
 use sterna_host::mappings;
 
-use super::addr::{BLOCK, BlockId, Mask, Pages, Span, runs_of};
+use super::addr::{BlockId, Mask, Pages, Span, runs_of};
 use super::arrivals::Grain;
 use super::lock::Free;
 use super::migrate::{self, Home, Want};
 use super::mirror::DeviceMirror;
+use super::running;
 use super::segment::Segment;
 use super::uses::Of;
 use crate::Error;
@@ -381,7 +382,7 @@ impl<'m> Keep<'m> {
             kept |= self.mirror.gathering.kept(self.want.rank, id);
         }
         if !self.in_use {
-            kept |= used(&seg, id, slot);
+            kept |= running::used(&seg, id, slot).any;
         }
         let body = self.mirror.space().block(id).try_lock(free)?;
         let dev = &body.dev[slot];
@@ -443,16 +444,4 @@ fn passes(free: &mut Free, mirror: &DeviceMirror, (want, below): (Want, u64), le
         let busy = |free: &mut Free| mirror.space().block(id).try_lock(free).is_none_or(|body| !body.busy.is_empty());
         busy(free) || keep.offers(free, id).is_none_or(|m| !m.is_empty())
     })
-}
-
-/// The pages of a block that launches use which the device has, and has not finished.
-fn used(seg: &Segment, id: BlockId, slot: usize) -> Mask {
-    if seg.rec().view[slot].active.load(Ordering::Acquire) == 0 {
-        return Mask::EMPTY;
-    }
-    let start = id.offset() - seg.offset();
-    let bytes = start..start + BLOCK;
-    let uses = seg.uses.lock();
-    let mine = uses.overlapping(Of::Slot(slot), &bytes, true).filter(|u| u.launch.is_running());
-    mine.fold(Mask::EMPTY, |m, u| m | seg.pages_of(&u.bytes).part_of(id))
 }

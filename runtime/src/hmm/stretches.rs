@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use super::segment::overlap;
+
 /// Places up to this number are all looked at: cheaper than asking for each that may be there.
 const FEW: usize = 24;
 
@@ -41,10 +43,6 @@ fn place_of(range: &Range<u64>) -> u64 {
     let last = range.end - 1;
     let differ = range.start ^ last;
     if differ == 0 { last } else { last & (u64::MAX << differ.ilog2()) }
-}
-
-fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
-    a.start < b.end && b.start < a.end
 }
 
 impl<T> Stretches<T> {

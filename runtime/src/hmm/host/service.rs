@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sterna_hal::Access;
 
-use super::super::addr::{BlockId, Mask, PAGES_PER_BLOCK, Page, Pages};
+use super::super::addr::{BlockId, Mask, Page, Span};
 use super::super::block::{Block, BlockGuard};
 use super::super::hold;
 use super::super::lock::Free;
@@ -139,9 +139,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
         }
     };
     if let (Some((region, home)), Some(seg)) = (region, space.segment_of(id)) {
-        let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-        let first = id.first_page().0;
-        let pages = Pages(first + a as u64..first + b as u64);
+        let pages = Span { block: id, mask: region }.hull();
         if !hold::quiet(&seg, hold::HOST, &pages) {
             return Err(now + AGAIN_NS);
         }
@@ -197,8 +195,7 @@ fn beside_launches(space: &Space, id: BlockId, region: Mask, p: usize) -> Mask {
     let Some(seg) = space.segment_of(id) else { return region };
     let rigid = || space.devices().into_iter().filter(|m| m.is_rigid());
     let used = rigid().fold(Mask::EMPTY, |used, m| used | running::used(&seg, id, m.slot()).any);
-    let (a, b) = region.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-    if !used.meets(Mask::range(a.min(b)..b)) {
+    if !used.meets(Mask::range(region.hull())) {
         return region;
     }
     let around = (region & !used) | Mask::page(p);

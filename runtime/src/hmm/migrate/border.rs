@@ -154,7 +154,7 @@ impl Borders {
         rank: u64,
     ) -> Result<(), Error> {
         let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
-        let pages = hull(s).widened(per as u64);
+        let pages = s.hull().widened(per as u64);
         // What else a launch needs comes by demand on a device that faults: it may go for these.
         let below = if m.is_rigid() { rank } else { u64::MAX };
         let want = Want { access: Access::Read, rank: below, cause: Cause::Launch, own: false };
@@ -176,7 +176,7 @@ impl Borders {
     /// Waits until pages are at home and nowhere else, with all their bytes, and no launch has them on this device. What the launch
     /// writes goes to the storage: a replica would not have it.
     fn make_ready(&self, free: &mut Free, seg: &Arc<Segment>, s: Span) -> Result<(), Error> {
-        let (block, pages, start) = (seg.claim(s.block), hull(s), Instant::now());
+        let (block, pages, start) = (seg.claim(s.block), s.hull(), Instant::now());
         let (slot, grains) = (self.mirror.slot(), self.grains_of(s.mask));
         loop {
             // What an earlier launch has of them goes home first.
@@ -242,7 +242,7 @@ impl Borders {
         let mut body = block.lock(free);
         if body.lost.meets(s.mask) {
             drop(body);
-            return Err(seg.loss(&hull(s)));
+            return Err(seg.loss(&s.hull()));
         }
         let made = (s.mask & !body.dev[slot].framed()).widened(per);
         let busy = s.mask | made;
@@ -468,13 +468,6 @@ pub(crate) fn wait_for_borders(free: &mut Free, seg: &Segment, pages: &Pages, mo
         }
         _ => std::thread::sleep(most.map_or(MOMENT, |most| most.min(MOMENT))),
     }
-}
-
-/// The smallest run that has all pages of a span.
-fn hull(s: Span) -> Pages {
-    let (a, b) = s.mask.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-    let first = s.block.first_page().0;
-    Pages(first + a as u64..first + b as u64)
 }
 
 /// Bytes of the segment that such touches have of a block, in order and apart.

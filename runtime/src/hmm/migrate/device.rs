@@ -145,7 +145,7 @@ fn trickle(
     let (_seat, view) = mirror.seat(free, seg, pages, want.rank)?;
     let mut total = Moved::default();
     for (id, mask) in pages.blocks() {
-        let part = pages_of(id, mask);
+        let part = Span { block: id, mask }.hull();
         let grains = missing_grains(free, mirror, seg, &part, want);
         match Reserved::take(free, mirror, view.at.at, grains, want, true) {
             Ok(mut reserved) => {
@@ -160,12 +160,6 @@ fn trickle(
         }
     }
     Ok(total)
-}
-
-fn pages_of(id: BlockId, mask: Mask) -> Pages {
-    let first = id.first_page().0;
-    let (a, b) = mask.runs().fold((PAGES_PER_BLOCK, 0), |(a, b), r| (a.min(r.start), b.max(r.end)));
-    Pages(first + a.min(b) as u64..first + b as u64)
 }
 
 /// Whether the device gets the pages for itself: to write them, or by a move to a coherent device, where the host uses them too.
