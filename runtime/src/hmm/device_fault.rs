@@ -227,7 +227,9 @@ fn tell(space: &Space, free: &mut Free, r: &Request) {
     let p = page.in_block();
     let why = {
         let body = seg.claim(page.block()).lock(free);
-        if body.kept_from(r.slot).has(p) {
+        if body.bordered.has(p) && !body.pinned.has(p) {
+            "a launch of another device keeps it until it has ended"
+        } else if body.kept_from(r.slot).has(p) {
             "a host guard or a pin keeps it where the device cannot use it: drop the guard"
         } else if body.busy.has(p) {
             "it is being moved"

@@ -19,7 +19,7 @@ use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
 use crate::hmm::migrate::{Borders, Want};
-use crate::hmm::mirror::{By, NotYet};
+use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::range::populate;
 use crate::hmm::uses::Of;
 use crate::hmm::{PAGE, Pages};
@@ -82,35 +82,9 @@ pub(super) fn launch(
         Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
         Err(NotYet::Populate | NotYet::Held | NotYet::Pinned) => {}
     }
-    // An argument of which the program says different things is placed in parts.
-    let parts = |t: &Touch| {
-        let seg = Arc::clone(&t.seg);
-        let part = move |(bytes, hints), access| (Touch { seg: Arc::clone(&seg), bytes, access }, hints);
-        let access = t.access;
-        t.seg.hinted(&t.bytes).into_iter().map(move |p| part(p, access))
-    };
-    let (touches, hints): (Vec<Touch>, Vec<Hints>) = p.touches.iter().flat_map(parts).unzip();
-    let event = |(t, hints): (&Touch, &Hints)| ArgEvent {
-        segment: u64::from(t.seg.slot()),
-        bytes: t.bytes.clone(),
-        access: t.access,
-        hints: *hints,
-    };
-    let args: Vec<ArgEvent> = touches.iter().zip(&hints).map(event).collect();
     let now = mirror.space().tick();
-    let mut places = Vec::with_capacity(args.len());
-    let budget = mirror.device().memory().budget;
-    let event = LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args };
-    let mut asked = policy.lock();
-    // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches, for which it may
-    // not wait either.
-    if caught_inside(|| asked.launch(&event, &mut places)).is_err() {
-        return Err(Error::Policy { kernel: p.kernel.name });
-    }
-    drop(asked);
-    places.resize(args.len(), Place::Migrate);
+    let placed = places(p, mirror, policy, now)?;
     let faults = may_fault(mirror);
-    let placed: Vec<(Touch, Place)> = touches.into_iter().zip(places).collect();
     let cut = Cut::new(p, mirror, &placed);
     if !faults && cut.is_needed() {
         return cut.run(free, record, p.groups);
@@ -164,6 +138,42 @@ pub(super) fn launch(
             }
         }
     }
+}
+
+/// Where the policy wants the arguments of a launch that was asked for at tick `now`.
+fn places(
+    p: &Prepared,
+    mirror: &Arc<DeviceMirror>,
+    policy: &Mutex<Box<dyn Policy>>,
+    now: u64,
+) -> Result<Vec<(Touch, Place)>, Error> {
+    // An argument of which the program says different things is placed in parts.
+    let parts = |t: &Touch| {
+        let seg = Arc::clone(&t.seg);
+        let part = move |(bytes, hints), access| (Touch { seg: Arc::clone(&seg), bytes, access }, hints);
+        let access = t.access;
+        t.seg.hinted(&t.bytes).into_iter().map(move |p| part(p, access))
+    };
+    let (touches, hints): (Vec<Touch>, Vec<Hints>) = p.touches.iter().flat_map(parts).unzip();
+    let event = |(t, hints): (&Touch, &Hints)| ArgEvent {
+        segment: u64::from(t.seg.slot()),
+        bytes: t.bytes.clone(),
+        access: t.access,
+        hints: *hints,
+    };
+    let args: Vec<ArgEvent> = touches.iter().zip(&hints).map(event).collect();
+    let mut places = Vec::with_capacity(args.len());
+    let budget = mirror.device().memory().budget;
+    let event = LaunchEvent { now, device: mirror.slot(), caps: mirror.caps(), budget, args: &args };
+    let mut asked = policy.lock();
+    // A policy is the program's: its panic ends the launch that it was asked about, not the thread of all launches, for which it may
+    // not wait either.
+    if caught_inside(|| asked.launch(&event, &mut places)).is_err() {
+        return Err(Error::Policy { kernel: p.kernel.name });
+    }
+    drop(asked);
+    places.resize(args.len(), Place::Migrate);
+    Ok(touches.into_iter().zip(places).collect())
 }
 
 /// Populates one argument; says whether something found no room. Pages that are replaced only in part keep the rest of
