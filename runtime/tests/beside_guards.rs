@@ -175,6 +175,7 @@ fn forgotten_guards_are_in_nobodys_way_on_devices_of_two_kinds() {
         let kinds: Vec<(&str, Open)> = vec![
             ("faulting", cpu(small(memory))),
             ("faulting, no aliases", cpu(CpuConfig { map_host: false, ..small(memory) })),
+            ("coherent, no aliases", cpu(CpuConfig { map_host: false, coherent: true, ..small(memory) })),
             ("faulting, no aliases, page grain", cpu(CpuConfig { map_host: false, grain: 4096, ..small(memory) })),
             ("rigid", cpu(rigid(memory))),
             ("rigid, no aliases", cpu(CpuConfig { map_host: false, host_readable: false, ..rigid(memory) })),

@@ -80,14 +80,16 @@ impl DeviceMirror {
     }
 
     /// Grains that a launch has copies of, on a device that faults, and that stay: nothing in them is anybody else's there, and the
-    /// launch would not have its copies back by a fault. Who changes the pages themselves has waited for the launch.
+    /// launch would not have its copies back by a fault. Who changes what may be done with a page has waited for the launches on its
+    /// grain: one that is about to be submitted finds that its copies have no entry, and has others.
     fn own(&self, dev: &DevPages, action: Action, mask: Mask) -> Mask {
         if self.is_rigid() {
             return Mask::EMPTY; // its entries go by page
         }
         let own = match action {
             Action::Migrate { .. } => dev.private,
-            _ => dev.private & !mask,
+            Action::Invalidate => dev.private & !mask,
+            Action::Protect | Action::Exclusive { .. } | Action::Release => Mask::EMPTY,
         };
         own.widened(self.pods().pages_per_grain())
     }

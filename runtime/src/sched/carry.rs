@@ -122,13 +122,13 @@ pub(super) fn launch(
         match p.submit(mirror, record, may, By::Scheduler) {
             Ok(()) => return Ok(()),
             Err(NotYet::Failed(e)) => return Err(mirror.noticed(e)),
-            // A guard has come meanwhile.
-            Err(NotYet::Pinned) if faults => {
+            Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
+            // A guard has come meanwhile, or its own copies have lost their entries.
+            Err(NotYet::Populate | NotYet::Pinned) if faults => {
                 drop(gathers);
                 Borders::prepare(free, record, &p.touches, now)?;
                 gathers = mirror.gather(now, &p.touches);
             }
-            Err(NotYet::Populate) if mirror.is_lost() => return Err(mirror.loss()),
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
             Err(NotYet::Populate | NotYet::Pinned) => {}
         }

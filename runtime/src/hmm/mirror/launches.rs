@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, KernelId, ParamDesc};
 use sterna_hal::{Access, Arg, DevRange, DeviceError, Groups, Launch, Point};
 
+use super::super::addr::Span;
 use super::super::hold;
 use super::super::inflight::{InFlight, Touch};
 use super::super::segment::Segment;
@@ -89,7 +90,9 @@ impl DeviceMirror {
             let at = DevRange { at: view.of(t.bytes.start), bytes: t.bytes.end - t.bytes.start };
             args.push(Arg::Range { at, elem: param.elem, access: t.access, mapping: param.mapping });
             let ok = if faults {
-                t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0
+                // What it has copies of does not come by a fault.
+                let there = |s: &Span| self.space.block(s.block).is_ready(self.slot, s.mask, true);
+                t.seg.rec().view[self.slot].stale.load(Ordering::Acquire) == 0 && record.own(&t.seg).iter().all(there)
             } else {
                 self.ready(&t.seg, &need.bytes, t.access)
             };
