@@ -79,7 +79,7 @@ struct Scenario {
     /// Grains of memory of each device.
     frames: u32,
     host_readable: bool,
-    /// Devices can use host pages in place; those that can neither do that nor fault have copies beside a guard.
+    /// Devices can use host pages in place; those that cannot have copies beside a guard.
     map_host: bool,
     /// The pages are advised so: the host may load them beside devices' copies.
     mostly_read: bool,
@@ -87,7 +87,7 @@ struct Scenario {
     coherent: bool,
 }
 
-const SCENARIOS: [Scenario; 12] = {
+const SCENARIOS: [Scenario; 14] = {
     use Absent::{Faults, Undefined};
     let (absent, frames) = ([Faults, Faults], 64);
     let (policy, host_readable, map_host, mostly_read, coherent) = ("declared", true, true, false, false);
@@ -98,6 +98,8 @@ const SCENARIOS: [Scenario; 12] = {
         Scenario { name: "demand, hardly any memory", policy: "demand", frames: 0, ..s },
         Scenario { name: "rigid", absent: [Undefined, Undefined], ..s },
         Scenario { name: "rigid, no aliases", absent: [Undefined, Undefined], map_host: false, host_readable: false, ..s },
+        Scenario { name: "no aliases", map_host: false, ..s },
+        Scenario { name: "no aliases, by demand", policy: "demand", map_host: false, host_readable: false, ..s },
         Scenario { name: "in place beside a rigid one", policy: "remote", absent: [Faults, Undefined], ..s },
         Scenario { name: "unreadable frames", host_readable: false, ..s },
         Scenario { name: "mostly read", mostly_read: true, ..s },
