@@ -45,6 +45,9 @@ use super::{Home, Moved, Want, bring_home, release, wait_blocked};
 use crate::Error;
 use crate::stats::Cause;
 
+/// How long whoever keeps pages for the moment is waited for at a time.
+const MOMENT: Duration = Duration::from_micros(100);
+
 /// A launch's own copies. Dropped, they are nobody's, and the pages may move again.
 pub(crate) struct Borders {
     mirror: Arc<DeviceMirror>,
@@ -91,9 +94,7 @@ impl Borders {
             }
             if let Some(launch) = this.would_wait(&kept) {
                 drop(this);
-                if !mirror.is_rigid() {
-                    launch.wait(free, None);
-                }
+                launch.wait(free, mirror.is_rigid().then_some(MOMENT));
                 continue;
             }
             this.count(free, &kept)?;
@@ -203,7 +204,7 @@ impl Borders {
                 if start.elapsed() > pin::BUDGET {
                     return Err(Error::Pinned);
                 }
-                std::thread::sleep(Duration::from_micros(100));
+                std::thread::sleep(MOMENT);
             }
         }
     }
@@ -455,7 +456,6 @@ fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec
 /// Waits for a launch whose own copies keep some of `pages` at home, or for a moment where it is about to be submitted; at most
 /// `most`. Nothing of the caller's may be busy.
 pub(crate) fn wait_for_borders(free: &mut Free, seg: &Segment, pages: &Pages, most: Option<Duration>) {
-    const MOMENT: Duration = Duration::from_micros(100);
     let at = |page: u64| (page * PAGE).saturating_sub(seg.offset());
     let near: Vec<Arc<InFlight>> = {
         let uses = seg.uses.lock();
