@@ -90,7 +90,7 @@ fn idle_memory_is_taken_first() -> bool {
     idle.prefetch_to(device);
     assert!(within(20, || there(&idle)), "there is room for it");
     new.prefetch_to(device);
-    let came = within(3, || there(&new));
+    let came = within(5, || there(&new));
     LET_GO.store(true, SeqCst);
     p.wait().unwrap();
     rt.sync().unwrap();
