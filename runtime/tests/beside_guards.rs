@@ -336,3 +336,29 @@ fn a_small_device_that_cannot_fault_beside_threads_that_do() {
         }
     });
 }
+
+/// An entry of a device is for a whole grain, in its memory or in the host's. A launch that needs pages of both kinds in one gets on.
+#[test]
+fn a_launch_reads_what_a_guard_keeps_and_writes_beside_it_in_one_grain() {
+    const SPLIT: usize = 14_092;
+    under_each("a_launch_reads_what_a_guard_keeps_and_writes_beside_it_in_one_grain", LIMIT, |m| {
+        if m == Mechanism::None {
+            return; // launches have whole grains there
+        }
+        for config in [small(8 * MIB), CpuConfig { map_host: false, ..rigid(8 * MIB) }, rigid(8 * MIB)] {
+            let how = format!("{m}: {config:?}");
+            let dev = Arc::new(CpuDevice::new(0, config).unwrap());
+            let rt = Runtime::builder().open_device(dev).build().unwrap();
+            let mut low = rt.shared_with(3 * SPLIT, |i| i as u32).unwrap();
+            let high = low.split_off(SPLIT).unwrap();
+            let guard = high.host(2_232..SPLIT + 5_000).unwrap();
+            let read = high.range(..SPLIT).unwrap();
+            for round in 1..4 {
+                let done = rt.launch(&copy_add(round), (&read, &mut low)).unwrap();
+                assert!(done.wait_timeout(Duration::from_secs(20)).unwrap(), "{how}: it waits for the guard");
+                assert!(low.iter().enumerate().all(|(i, x)| *x == (SPLIT + i) as u32 + round), "{how}");
+            }
+            assert!(guard.iter().enumerate().all(|(i, x)| *x == (SPLIT + 2_232 + i) as u32), "{how}");
+        }
+    });
+}

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use super::segment::overlap;
+use super::extent::overlap;
 
 /// Places up to this number are all looked at: cheaper than asking for each that may be there.
 const FEW: usize = 24;

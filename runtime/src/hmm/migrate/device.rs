@@ -297,6 +297,13 @@ impl Part {
     }
 }
 
+/// Pages that may not come to a device. Where it can use what is kept in place, an entry is of one kind: if it had frames for the rest of such
+/// a grain, a launch that needs both would take the one away for the other for ever.
+fn kept(body: &Body, mirror: &DeviceMirror) -> Mask {
+    let kept = body.kept_from(mirror.slot());
+    if mirror.is_rigid() && mirror.may_alias() { kept.widened(mirror.pods().pages_per_grain()) } else { kept }
+}
+
 /// Leaves out what cannot move now, and says so.
 fn choose(
     part: &mut Part,
@@ -333,10 +340,10 @@ fn choose(
     let (elsewhere, pinned) = {
         let unless = |defect, mask| if super::super::planted::on(defect) { Mask::EMPTY } else { mask };
         use super::super::planted::{FOREIGN_STOLEN, PINS_IGNORED};
-        (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, body.kept_from(slot)))
+        (unless(&FOREIGN_STOLEN, elsewhere), unless(&PINS_IGNORED, kept(body, mirror)))
     };
     #[cfg(not(feature = "planted"))]
-    let pinned = body.kept_from(slot);
+    let pinned = kept(body, mirror);
     let asked = part.asked;
     let mut refuse = |set: Mask, flag: &mut bool, alone: bool| {
         if set.meets(part.fix) {
