@@ -158,12 +158,19 @@ fn environment(lines: [&[u8]; 5], in_use: Mechanism) {
         Error::MechanismInUse { in_use: now, .. } => {
             assert!(mechanism != Some(Ok(&in_use.to_string())) && now == in_use, "{text}");
         }
-        Error::UnknownName { given, .. } => {
-            assert!(!is_device(&given) && devices.contains(&given), "{given:?} is refused: {text}");
-            assert!(text.contains("cpu:0") && text.contains("cpu:7"), "{text}");
+        // By the whole value; the problem names the one that is not known.
+        Error::Environment { name: "STERNA_DEVICE", value, problem } => {
+            let unknown = devices.iter().find(|d| !is_device(d) && problem.contains(&format!("`{d}`")));
+            assert!(unknown.is_some() && device == Some(Ok(&value)), "{devices:?} is refused: {problem}");
+            assert!(problem.contains("cpu:0") && problem.contains("cpu:7"), "{problem}");
         }
         Error::Environment { name: "STERNA_CPU_WORKERS", value, problem } => {
-            assert!(count.is_none_or(|n| n == 0), "{value:?} is refused: {problem}");
+            assert!(count.is_none_or(|n| n == 0 || n > 1024), "{value:?} is refused: {problem}");
+        }
+        // More than the machine has, which the message tells in bytes.
+        Error::Environment { name: "STERNA_DEVICE_MEMORY", value, problem } => {
+            let large = bytes(&value).filter(|m| *m > 1 << 30);
+            assert!(large.is_some_and(|m| problem.contains(&m.to_string())), "{value:?} is refused: {problem}");
         }
         Error::BudgetTooSmall { budget, least, .. } => assert!(budget < least, "{text}"),
         // Too much of what is valid: the message must say of what.
