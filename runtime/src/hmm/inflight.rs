@@ -247,8 +247,7 @@ impl InFlight {
                     let _ = self.tainted.set(e);
                 }
             }
-            let replaces = t.access == Access::Write;
-            let used = Use { bytes: t.bytes.clone(), writes, replaces, launch: Arc::clone(self), number: 0 };
+            let used = Use::new(t.bytes.clone(), (writes, t.access == Access::Write), Arc::clone(self));
             numbers.push(uses.add(used, !self.part));
         }
     }

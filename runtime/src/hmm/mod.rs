@@ -70,6 +70,7 @@ pub(crate) mod park;
 pub(crate) mod parts;
 pub(crate) mod pfn;
 pub(crate) mod pin;
+pub(crate) mod places;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
 pub mod planted;

@@ -1,113 +1,147 @@
 //! Ranges of bytes, numbered in the order in which they came, found by what they overlap.
 //!
-//! **Guarantee.** Adding, removing and finding cost by the number of different places in the ranges, logarithmically, never by the
-//! number of ranges: a hundred thousand launches over one range are one place.
+//! **Guarantee.** Adding, removing and finding cost by the number of different cells that the ranges stand in, logarithmically, and by
+//! how many different lengths there are, never by the number of ranges: a hundred thousand launches over one range are one cell.
 //!
-//! **How.** A range stands at the byte in it whose number has the most trailing zeros. All ranges of one place have that byte in
-//! common, and a range that overlaps bytes `a..b` stands in them, or at one of the few places that lead to `a` or to `b - 1`.
+//! **How.** Lengths have levels: those of level `n` are longer than 2ⁿ bytes and at most twice as long (level 0: one byte and two). The
+//! ranges of one level that begin in the same 2ⁿ bytes are a cell: all of them have the last of these bytes in common. A range of that level
+//! that overlaps bytes `a..b` begins in them or in one of the two cells before that of `a`. Only levels that there are are looked at.
 //!
 //! **Locks:** none of its own.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::extent::overlap;
+use super::places::Places;
 
-/// Places up to this number are all looked at: cheaper than asking for each that may be there.
-const FEW: usize = 24;
+/// A cell's number: its level above this bit, its place among those of that level below. Addresses have fewer bits.
+const LEVEL: u32 = 58;
+/// Room for so many ranges is kept when a cell goes, for the next one.
+const KEPT: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Stretches<T> {
-    places: BTreeMap<u64, Place<T>>,
+    cells: Places<Cell<T>>,
+    /// The levels that there are, by bits.
+    levels: u64,
+    /// A list with room, of a cell that went.
+    spare: List<T>,
 }
 
+/// In the order of their numbers. What was removed from between stays as nothing for a while.
+type List<T> = VecDeque<(u64, Range<u64>, Option<T>)>;
+
 #[derive(Debug)]
-struct Place<T> {
+struct Cell<T> {
     /// What its ranges cover; more, once some were removed.
     hull: Range<u64>,
-    /// In the order of their numbers. What was removed from between stays as nothing for a while.
-    list: VecDeque<(u64, Range<u64>, Option<T>)>,
+    list: List<T>,
     /// How many of them are nothing.
     gone: usize,
 }
 
 impl<T> Default for Stretches<T> {
     fn default() -> Self {
-        Self { places: BTreeMap::new() }
+        Self { cells: Places::default(), levels: 0, spare: VecDeque::new() }
     }
 }
 
-/// Where a range stands. It has a byte.
-fn place_of(range: &Range<u64>) -> u64 {
-    let last = range.end - 1;
-    let differ = range.start ^ last;
-    if differ == 0 { last } else { last & (u64::MAX << differ.ilog2()) }
+/// The level of a range. It has a byte.
+fn level_of(range: &Range<u64>) -> u32 {
+    (range.end - range.start - 1).max(1).ilog2()
+}
+
+fn cell_of(range: &Range<u64>) -> u64 {
+    let level = level_of(range);
+    u64::from(level) << LEVEL | range.start >> level
 }
 
 impl<T> Stretches<T> {
     pub(crate) fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.cells.is_empty()
     }
 
     /// Adds a range with a number above all others.
     pub(crate) fn add(&mut self, number: u64, range: Range<u64>, value: T) {
-        let new = || Place { hull: range.clone(), list: VecDeque::new(), gone: 0 };
-        let place = self.places.entry(place_of(&range)).or_insert_with(new);
-        debug_assert!(place.list.back().is_none_or(|(n, ..)| *n < number));
-        place.hull = place.hull.start.min(range.start)..place.hull.end.max(range.end);
-        place.list.push_back((number, range, Some(value)));
+        let (at, spare) = (cell_of(&range), &mut self.spare);
+        self.levels |= 1 << (at >> LEVEL);
+        let new = || Cell { hull: range.clone(), list: std::mem::take(spare), gone: 0 };
+        let cell = self.cells.get_or_insert_with(at, new);
+        debug_assert!(cell.list.back().is_none_or(|(n, ..)| *n < number));
+        cell.hull = cell.hull.start.min(range.start)..cell.hull.end.max(range.end);
+        cell.list.push_back((number, range, Some(value)));
     }
 
     /// Removes the range that was added with this number.
     pub(crate) fn remove(&mut self, number: u64, range: &Range<u64>) -> Option<T> {
-        let at = place_of(range);
-        let place = self.places.get_mut(&at)?;
-        let i = place.list.binary_search_by_key(&number, |(n, ..)| *n).ok()?;
-        let value = place.list[i].2.take()?;
-        place.gone += 1;
-        while place.list.front().is_some_and(|(.., v)| v.is_none()) {
-            place.list.pop_front();
-            place.gone -= 1;
+        let at = cell_of(range);
+        let cell = self.cells.get_mut(at)?;
+        // They mostly go in the order in which they came.
+        let oldest = cell.list.front().is_some_and(|(n, ..)| *n == number);
+        let i = if oldest { 0 } else { cell.list.binary_search_by_key(&number, |(n, ..)| *n).ok()? };
+        let value = cell.list[i].2.take()?;
+        cell.gone += 1;
+        while cell.list.front().is_some_and(|(.., v)| v.is_none()) {
+            cell.list.pop_front();
+            cell.gone -= 1;
         }
-        if place.list.is_empty() {
-            self.places.remove(&at);
-        } else if place.gone > 32 && place.gone > place.list.len() / 2 {
-            place.list.retain(|(.., v)| v.is_some());
-            place.gone = 0;
+        if cell.list.is_empty() {
+            self.close(at);
+        } else if cell.gone > 32 && cell.gone > cell.list.len() / 2 {
+            cell.list.retain(|(.., v)| v.is_some());
+            cell.gone = 0;
         }
         Some(value)
     }
 
-    /// The places at which a range that overlaps `bytes` may stand.
-    fn near(&self, bytes: &Range<u64>) -> impl Iterator<Item = &Place<T>> {
-        let few = self.places.len() <= FEW;
-        let all = few.then(|| self.places.values()).into_iter().flatten();
-        let (a, last) = (bytes.start, bytes.end.max(1) - 1);
-        let within = (!few).then(|| self.places.range(a..=last).map(|(_, p)| p)).into_iter().flatten();
-        // A place before `a` is `a` without some of its last bits; one behind `last` has a bit set that `last` has not, and none after it.
-        let steps = if few { 0..0 } else { 0..u64::BITS - self.places.keys().next_back().map_or(0, |k| k.leading_zeros()) };
-        let before = steps.clone().filter(move |k| a >> k & 1 == 1).map(move |k| a >> k >> 1 << k << 1);
-        let behind = steps.filter(move |k| last >> k & 1 == 0).map(move |k| (last >> k | 1) << k);
-        let outside = before.chain(behind).filter_map(|at| self.places.get(&at));
-        let bytes = bytes.clone();
-        all.chain(within).chain(outside).filter(move |p| overlap(&p.hull, &bytes))
+    /// A cell has no range any more.
+    fn close(&mut self, at: u64) {
+        let list = self.cells.remove(at).map(|c| c.list).unwrap_or_default();
+        if (self.spare.capacity() + 1..=KEPT).contains(&list.capacity()) {
+            self.spare = list;
+        }
+        let level = at >> LEVEL;
+        if self.cells.range(level << LEVEL..(level + 1) << LEVEL).next().is_none() {
+            self.levels &= !(1 << level);
+        }
     }
 
-    /// The ranges that overlap `bytes`, the oldest of each place first.
+    /// The cells in which a range that overlaps `bytes` may stand.
+    fn near(&self, bytes: &Range<u64>) -> impl Iterator<Item = &Cell<T>> {
+        let few = self.cells.few();
+        let (a, end) = (bytes.start, bytes.end.max(bytes.start + 1));
+        let mut levels = if few.is_some() { 0 } else { self.levels };
+        let each = std::iter::from_fn(move || {
+            let level = levels.trailing_zeros();
+            levels &= levels.wrapping_sub(1);
+            (level < u64::BITS).then_some(level)
+        });
+        let of = move |level: u32| {
+            let base = u64::from(level) << LEVEL;
+            self.cells.range(base | (a >> level).saturating_sub(2)..(base | (end - 1) >> level) + 1).map(|(_, c)| c)
+        };
+        let bytes = bytes.clone();
+        let all = few.into_iter().flatten().map(|(_, c)| c);
+        all.chain(each.flat_map(of)).filter(move |c| overlap(&c.hull, &bytes))
+    }
+
+    /// The ranges that overlap `bytes`, the oldest of each cell first.
     pub(crate) fn overlapping(&self, bytes: &Range<u64>) -> impl Iterator<Item = &T> {
         let b = bytes.clone();
         let of = move |(_, range, value)| if overlap(range, &b) { Option::as_ref(value) } else { None };
-        self.near(bytes).flat_map(|p| p.list.iter().map(|(n, r, v)| (*n, r, v))).filter_map(of)
+        self.near(bytes).flat_map(|c| c.list.iter().map(|(n, r, v)| (*n, r, v))).filter_map(of)
     }
 
     /// The newest range with a number below `before` that overlaps `bytes`, and its number.
     pub(crate) fn newest(&self, bytes: &Range<u64>, before: u64) -> Option<(u64, &T)> {
         let mut best: Option<(u64, &T)> = None;
-        for p in self.near(bytes) {
-            let end = p.list.partition_point(|(n, ..)| *n < before);
+        for c in self.near(bytes) {
+            let all = c.list.back().is_none_or(|(n, ..)| *n < before);
+            let end = if all { c.list.len() } else { c.list.partition_point(|(n, ..)| *n < before) };
             let floor = best.map_or(0, |(n, _)| n);
-            let older = p.list.range(..end).rev().take_while(|(n, ..)| *n >= floor);
+            let older = c.list.range(..end).rev().take_while(|(n, ..)| *n >= floor);
             let found = older.filter(|(_, r, _)| overlap(r, bytes)).find_map(|(n, _, v)| v.as_ref().map(|v| (*n, v)));
             best = found.or(best);
         }

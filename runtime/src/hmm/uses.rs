@@ -8,14 +8,14 @@
 //!
 //! **Locks:** none of its own; the segment's `uses` mutex is around it.
 
-use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::inflight::InFlight;
+use super::places::Places;
 use super::stretches::Stretches;
 
 /// A use of a segment's bytes by a launch.
@@ -28,6 +28,16 @@ pub(crate) struct Use {
     pub(crate) launch: Arc<InFlight>,
     /// Of the uses of its segment, in the order in which they came; given by [`Uses::add`].
     pub(crate) number: u64,
+    mark: Option<Mark>,
+}
+
+/// A use that answers for those before it: its place in [`Uses::pieces`], and one more.
+type Mark = NonZeroU32;
+
+impl Use {
+    pub(crate) fn new(bytes: Range<u64>, (writes, replaces): (bool, bool), launch: Arc<InFlight>) -> Self {
+        Self { bytes, writes, replaces, launch, number: 0, mark: None }
+    }
 }
 
 /// Uses by the launches of which device.
@@ -52,10 +62,14 @@ impl Of {
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     next: u64,
+    /// Those whose launches have used the segment.
     devices: SmallVec<[(usize, Device); 1]>,
-    last: BTreeMap<u64, Piece>,
-    /// How many pieces of `last` each use has, by its number.
-    pieces: FxHashMap<u64, u32>,
+    /// By their first bytes.
+    last: Places<Piece>,
+    /// How many pieces of `last` each use has that has a mark.
+    pieces: Vec<u32>,
+    /// Marks that no use has.
+    unused: Vec<Mark>,
 }
 
 #[derive(Debug, Default)]
@@ -64,13 +78,16 @@ struct Device {
     writes: Stretches<Use>,
 }
 
-/// Bytes whose newest unfinished writer is use number `by`.
+/// Bytes whose newest unfinished writer is the use with mark `by`.
 #[derive(Debug)]
 struct Piece {
     end: u64,
-    by: u64,
+    by: Mark,
     launch: Arc<InFlight>,
 }
+
+/// For so many marks room is kept when no use has one.
+const KEPT: usize = 1024;
 
 impl Uses {
     /// Adds a use; `last` says that it answers for those before it. The answer is its number.
@@ -79,10 +96,7 @@ impl Uses {
         let number = self.next;
         used.number = number;
         if used.writes && last {
-            self.cut_out(&used.bytes);
-            let piece = Piece { end: used.bytes.end, by: number, launch: Arc::clone(&used.launch) };
-            self.last.insert(used.bytes.start, piece);
-            self.pieces.insert(number, 1);
+            used.mark = Some(self.wrote_last(&used));
         }
         let slot = used.launch.mirror().slot();
         let i = self.devices.iter().position(|(s, _)| *s == slot).unwrap_or_else(|| {
@@ -100,49 +114,70 @@ impl Uses {
         self.next
     }
 
+    /// Makes it the last writer of its bytes; gives its mark.
+    fn wrote_last(&mut self, used: &Use) -> Mark {
+        let by = self.unused.pop().unwrap_or_else(|| {
+            self.pieces.push(0);
+            Mark::MIN.saturating_add(self.pieces.len() as u32 - 1)
+        });
+        *self.count(by) = 1;
+        let (start, end) = (used.bytes.start, used.bytes.end);
+        let piece = Piece { end, by, launch: Arc::clone(&used.launch) };
+        match self.last.get_mut(start) {
+            // Mostly it comes in the place of one over the same bytes.
+            Some(same) if same.end == end => {
+                let before = std::mem::replace(same, piece);
+                *self.count(before.by) -= 1;
+            }
+            _ => {
+                self.cut_out(&used.bytes);
+                self.last.insert(start, piece);
+            }
+        }
+        by
+    }
+
+    fn count(&mut self, mark: Mark) -> &mut u32 {
+        &mut self.pieces[mark.get() as usize - 1]
+    }
+
     /// Removes the use with this number.
     pub(crate) fn remove(&mut self, number: u64, slot: usize, bytes: &Range<u64>, writes: bool) {
-        let Some(i) = self.devices.iter().position(|(s, _)| *s == slot) else { return };
-        let device = &mut self.devices[i].1;
+        let Some((_, device)) = self.devices.iter_mut().find(|(s, _)| *s == slot) else { return };
         let list = if writes { &mut device.writes } else { &mut device.reads };
-        list.remove(number, bytes);
-        if device.reads.is_empty() && device.writes.is_empty() {
-            self.devices.swap_remove(i);
-        }
-        if self.pieces.remove(&number).is_some() {
+        let Some(by) = list.remove(number, bytes).and_then(|u| u.mark) else { return };
+        let left = std::mem::take(self.count(by));
+        if left > 0 {
             let mine: SmallVec<[u64; 4]> =
-                self.pieces_in(bytes).filter(|(_, p)| p.by == number).map(|(start, _)| start).collect();
+                self.pieces_in(bytes).filter(|(_, p)| p.by == by).map(|(start, _)| start).collect();
+            debug_assert_eq!(mine.len(), left as usize);
             for start in mine {
-                self.last.remove(&start);
+                self.last.remove(start);
             }
+        }
+        self.unused.push(by);
+        if self.unused.len() == self.pieces.len() && self.pieces.len() > KEPT {
+            (self.pieces, self.unused) = (Vec::new(), Vec::new());
         }
     }
 
     /// The pieces that overlap `bytes`, by their starts.
     fn pieces_in(&self, bytes: &Range<u64>) -> impl Iterator<Item = (u64, &Piece)> {
-        let first = self.last.range(..=bytes.start).next_back().map_or(bytes.start, |(start, _)| *start);
-        let (start, end) = (bytes.start, bytes.end);
-        self.last.range(first..end.max(first)).filter(move |(_, p)| p.end > start).map(|(start, p)| (*start, p))
+        let first = self.last.last_up_to(bytes.start).map_or(bytes.start, |(start, _)| start);
+        let start = bytes.start;
+        self.last.range(first..bytes.end).filter(move |(_, p)| p.end > start)
     }
 
     /// Takes `bytes` from those who wrote them last.
     fn cut_out(&mut self, bytes: &Range<u64>) {
         let old: SmallVec<[u64; 4]> = self.pieces_in(bytes).map(|(start, _)| start).collect();
         for start in old {
-            let Some(Piece { end, by, launch }) = self.last.remove(&start) else { continue };
-            let mut left = 0;
+            let Some(Piece { end, by, launch }) = self.last.remove(start) else { continue };
+            *self.count(by) -= 1;
             for part in [start..end.min(bytes.start), start.max(bytes.end)..end] {
                 if part.start < part.end {
-                    left += 1;
+                    *self.count(by) += 1;
                     self.last.insert(part.start, Piece { end: part.end, by, launch: Arc::clone(&launch) });
-                }
-            }
-            if left != 1
-                && let Some(n) = self.pieces.get_mut(&by)
-            {
-                *n = *n + left - 1;
-                if *n == 0 {
-                    self.pieces.remove(&by);
                 }
             }
         }
