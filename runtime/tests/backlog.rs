@@ -176,6 +176,38 @@ fn a_failure_costs_each_launch_behind_it_the_same() {
     panic!("each of many costs more than each of few: {}", seen.join("; "));
 }
 
+/// How often this thread has gone to sleep.
+fn sleeps() -> i64 {
+    // SAFETY: plain old data, which the call fills.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
+        usage.ru_nvcsw
+    }
+}
+
+/// Whoever waits for a backlog has nothing to do with each launch of it that is carried out.
+#[test]
+fn who_waits_for_a_backlog_sleeps_until_it_is_gone() {
+    let _limit = limit();
+    let _alone = alone();
+    const N: usize = 30_000;
+    let rt = runtime_of(&[small(32 * MIB)]);
+    let (mut first, mut y) = (rt.shared::<u32>(100).unwrap(), rt.shared::<u32>(64).unwrap());
+    rt.launch(&add(1), (&mut y,)).unwrap().wait().unwrap();
+    let hold: &'static Hold = Box::leak(Box::new(Hold::new()));
+    rt.launch(&blocks(hold), (&mut first,)).unwrap();
+    hold.entered();
+    (0..N).for_each(|_| drop(rt.launch(&add(1), (&mut y,)).unwrap()));
+    hold.release();
+    let before = sleeps();
+    rt.sync().unwrap();
+    let slept = sleeps() - before;
+    println!("slept {slept} times for {N} launches");
+    assert!(slept < N as i64 / 100, "slept {slept} times for {N} launches");
+    assert_eq!(y[5], N as u32 + 1);
+}
+
 /// Bytes of memory that this process has.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();

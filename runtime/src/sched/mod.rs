@@ -28,7 +28,6 @@ use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::mirror::DeviceMirror;
 use crate::hmm::os;
 use crate::hmm::reaper;
-use crate::hmm::schedule;
 use crate::hmm::{Mechanism, Pages, Segment, Space};
 use crate::launch::Prepared;
 use crate::policy::Policy;
@@ -119,7 +118,7 @@ impl Scheduler {
             if !under_way || reaper::is_awaited() {
                 break;
             }
-            schedule::wait(&self.queue.changed, &mut state);
+            self.queue.sleep_until_changed(&mut state);
         }
         state.no_longer(seg, pages);
         self.queue.tell(state);
@@ -133,9 +132,7 @@ impl Scheduler {
             drop(state);
             return self.worker(None).until_done(upto);
         }
-        while state.oldest().is_some_and(|n| n <= upto) {
-            schedule::wait(&self.queue.changed, &mut state);
-        }
+        self.queue.sleep_until_gone(&mut state, upto);
     }
 
     /// Carries out what is left and ends the threads.

@@ -146,8 +146,8 @@ struct Lane {
 
 pub(super) struct Queue {
     pub(super) state: Mutex<State>,
-    /// For whoever waits for jobs to be gone, or for steps to end.
-    pub(super) changed: Condvar,
+    /// For whoever waits for jobs to be gone, or for anything else.
+    changed: Condvar,
     /// For the thread of each lane.
     work: Box<[Condvar]>,
 }
@@ -158,6 +158,10 @@ pub(super) struct State {
     segments: FxHashMap<u32, Queued>,
     lanes: Vec<Lane>,
     running: SmallVec<[Running; 4]>,
+    /// Numbers up to which threads wait for jobs to be gone: nobody is woken for each of a hundred thousand.
+    upto: SmallVec<[u64; 2]>,
+    /// How many threads wait for anything to change.
+    curious: usize,
     /// Pages that no move may have any more, by segment, while somebody waits for a step there.
     kept: Vec<(u32, Pages)>,
     stop: bool,
@@ -180,6 +184,8 @@ impl Queue {
             segments: FxHashMap::default(),
             lanes: slots.iter().map(|slot| Some(*slot)).chain([None]).map(lane).collect(),
             running: SmallVec::new(),
+            upto: SmallVec::new(),
+            curious: 0,
             kept: Vec::new(),
             stop: false,
         };
@@ -205,23 +211,44 @@ impl Queue {
                 work.notify_one();
             }
         }
+        let concerned = state.curious > 0 || state.upto.iter().any(|n| state.is_gone_up_to(*n));
         drop(state);
-        self.changed.notify_all();
+        if concerned {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Sleeps until every job up to number `upto` is gone.
+    pub(super) fn sleep_until_gone(&self, state: &mut MutexGuard<'_, State>, upto: u64) {
+        state.upto.push(upto);
+        while !state.is_gone_up_to(upto) {
+            schedule::wait(&self.changed, state);
+        }
+        if let Some(i) = state.upto.iter().position(|n| *n == upto) {
+            state.upto.swap_remove(i);
+        }
+    }
+
+    /// Sleeps until anything has changed.
+    pub(super) fn sleep_until_changed(&self, state: &mut MutexGuard<'_, State>) {
+        self.sleep(state, None, None, false);
     }
 
     /// Sleeps until there may be something to do for `lane`, or for anybody; a while at most, if that is given. With `deaf` only that
     /// while ends it.
     pub(super) fn sleep(&self, state: &mut MutexGuard<'_, State>, lane: Option<usize>, most: Option<Duration>, deaf: bool) {
         let work = lane.map_or(&self.changed, |l| &self.work[l]);
-        if let Some(lane) = lane {
-            state.lanes[lane].asleep = !deaf;
+        match lane {
+            Some(lane) => state.lanes[lane].asleep = !deaf,
+            None => state.curious += 1,
         }
         match most {
             Some(most) => schedule::wait_for(work, state, most),
             None => schedule::wait(work, state),
         }
-        if let Some(lane) = lane {
-            state.lanes[lane].asleep = false;
+        match lane {
+            Some(lane) => state.lanes[lane].asleep = false,
+            None => state.curious -= 1,
         }
     }
 }
@@ -264,6 +291,10 @@ fn without(pages: &Pages, other: &Pages) -> impl Iterator<Item = Pages> {
 impl State {
     pub(super) fn asked(&self) -> u64 {
         self.asked
+    }
+
+    fn is_gone_up_to(&self, number: u64) -> bool {
+        self.oldest().is_none_or(|n| n > number)
     }
 
     /// The first job that is not gone.
