@@ -1,6 +1,7 @@
 //! A launch: arguments checked, uses recorded, and submitted at once where everything is resident.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytemuck::Pod;
 use smallvec::SmallVec;
@@ -202,7 +203,7 @@ impl Runtime {
         let inner = &self.0;
         mirror.reap();
         let counters = &mirror.pods().counters;
-        counters.launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        counters.launches.fetch_add(1, Ordering::Relaxed);
         let sink = Arc::clone(&inner.errors);
         let (touches, kernel) = (prepared.touches.clone(), &prepared.kernel);
         let record = InFlight::new(self.next_launch(), kernel, Arc::clone(mirror), touches, sink);
@@ -213,7 +214,7 @@ impl Runtime {
         if alone {
             match prepared.submit(mirror, &record, false, By::Caller) {
                 Ok(()) => {
-                    counters.resident_launches.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    counters.resident_launches.fetch_add(1, Ordering::Relaxed);
                     let tick = inner.space.tick();
                     let note = |due, t: &Touch| mirror.note_use(&t.seg.pages_of(&t.bytes), tick) || due;
                     if prepared.touches.iter().fold(false, note) {
@@ -313,13 +314,16 @@ impl Runtime {
 
 /// Whether it conflicts with a launch on another device: order between devices is the scheduler's.
 fn used_elsewhere(t: &Touch, slot: usize) -> bool {
-    t.seg.uses.lock().overlapping(Of::Others(slot), &t.bytes, t.access.writes()).next().is_some()
+    // Mostly there is no other device. The counts are raised before uses are listed, and lowered after.
+    let rec = t.seg.rec();
+    let mut others = rec.devices().filter(|d| *d != slot && rec.view[*d].active.load(Ordering::Acquire) > 0);
+    others.next().is_some() && t.seg.uses.lock().overlapping(Of::Others(slot), &t.bytes, t.access.writes()).next().is_some()
 }
 
 /// Whether it reads what a failed launch would have written: the scheduler refuses it.
 fn is_tainted(t: &Touch) -> bool {
     // A taint keeps the gate up.
-    t.access.reads() && !t.seg.rec().gate.is_readable() && t.seg.taint(&t.bytes).is_some()
+    t.access.reads() && !t.seg.rec().gate.is_readable() && t.seg.has_taints() && t.seg.tainted(&t.bytes).is_some()
 }
 
 /// Whether a launch that found no room for everything may run all the same.

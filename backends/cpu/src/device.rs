@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use smallvec::SmallVec;
 use sterna_hal::kernel::{Code, Form};
 use sterna_hal::{
     Absent, Arg, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, DeviceKind, Edit, FaultBatch, Frames,
@@ -308,17 +309,19 @@ unsafe impl Device for CpuDevice {
             return Err(sys::injected("submit"));
         }
         let Some(pool) = &self.pool else { return Err(DeviceError::Lost(self.signals.loss())) };
-        let own = |arg: &Arg<'_>| match *arg {
-            Arg::Range { at, mapping, .. } => {
-                let start = NonNull::new(std::ptr::with_exposed_provenance_mut(at.at.0 as usize));
-                if let Some(touched) = arg.touched(launch.groups) {
-                    self.mmu.pointer("submit", touched)?;
+        let mut args = OwnArgs::new();
+        for arg in launch.args {
+            args.push(match *arg {
+                Arg::Range { at, mapping, .. } => {
+                    let start = NonNull::new(std::ptr::with_exposed_provenance_mut(at.at.0 as usize));
+                    if let Some(touched) = arg.touched(launch.groups) {
+                        self.mmu.pointer("submit", touched)?;
+                    }
+                    OwnArg::Buffer { at: start.unwrap_or(NonNull::dangling()), bytes: at.bytes, mapping }
                 }
-                Ok(OwnArg::Buffer { at: start.unwrap_or(NonNull::dangling()), bytes: at.bytes, mapping })
-            }
-            Arg::Plain(bytes) => Ok(OwnArg::Plain(bytes.into())),
-        };
-        let args = launch.args.iter().map(own).collect::<Result<OwnArgs, DeviceError>>()?;
+                Arg::Plain(bytes) => OwnArg::Plain(SmallVec::from_slice(bytes)),
+            });
+        }
         let ticket = self.compute.submit(pool, launch.kernel, launch.grid, launch.groups, args, after)?;
         self.signals.inject.add(Count::Submits, 1);
         Ok(ticket)

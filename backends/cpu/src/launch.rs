@@ -155,12 +155,10 @@ impl Compute {
         let part = part_of(grid, groups)?;
         let after = after.iter().copied().filter(|p| p.queue != COMPUTE).collect();
         let late = self.signals.inject.launch_delay();
-        let mut task = Task { form, grid, part, args, after, value: 0, late };
         let mut queue = self.queue.lock();
         queue.submitted += 1;
         let value = queue.submitted;
-        task.value = value;
-        queue.tasks.push_back(task);
+        queue.tasks.push_back(Task { form, grid, part, args, after, value, late });
         let idle = !std::mem::replace(&mut queue.active, true);
         drop(queue);
         if idle {

@@ -324,7 +324,7 @@ impl InFlight {
 
     /// Whether pages that a pin keeps at home are in the way of a launch that needs bytes `bytes` of a segment.
     pub(crate) fn is_barred(&self, seg: &Segment, bytes: &Range<u64>) -> bool {
-        pin::bars(&self.mirror, seg, bytes, &self.own(seg))
+        seg.has_pins() && pin::bars(&self.mirror, seg, bytes, &self.own(seg))
     }
 
     /// Whether the device has finished with it, retired or not. Asks the device, and changes nothing.

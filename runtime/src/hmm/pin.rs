@@ -15,6 +15,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sterna_hal::Access;
@@ -131,7 +132,7 @@ impl Pin {
     /// Has pages stay where they are from here on. What was on its way before has arrived.
     fn mark(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, keeper: Keeper) -> Self {
         let this = Self { parts: vec![(Arc::clone(seg), pages.clone(), keeper)] };
-        seg.pins.lock().push((pages.clone(), keeper));
+        seg.change_pins(|pins| pins.push((pages.clone(), keeper)));
         seg.apply_pins(free, pages);
         migrate::wait_arrived(free, seg, pages);
         this
@@ -227,17 +228,31 @@ fn show(free: &mut Free, seg: &Segment, pages: &Pages) -> bool {
     true
 }
 
+impl Segment {
+    /// Changes the list of pins.
+    pub(crate) fn change_pins(&self, change: impl FnOnce(&mut Vec<(Pages, Keeper)>)) {
+        let mut pins = self.pins.lock();
+        change(&mut pins);
+        self.has_pins.store(!pins.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Whether some of its pages are pinned.
+    pub(crate) fn has_pins(&self) -> bool {
+        self.has_pins.load(Ordering::Acquire)
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         if crate::hmm::fork::forked() {
             return;
         }
         for (seg, pages, keeper) in std::mem::take(&mut self.parts) {
-            let mut pins = seg.pins.lock();
-            if let Some(i) = pins.iter().position(|p| (&p.0, p.1) == (&pages, keeper)) {
-                pins.swap_remove(i);
-            }
-            drop(pins);
+            seg.change_pins(|pins| {
+                if let Some(i) = pins.iter().position(|p| (&p.0, p.1) == (&pages, keeper)) {
+                    pins.swap_remove(i);
+                }
+            });
             seg.apply_pins(&mut Free::at_entry(), &pages);
             seg.space().device_faults.retry();
         }

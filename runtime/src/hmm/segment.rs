@@ -146,7 +146,11 @@ pub struct Segment {
     queued: AtomicU32,
     pub(crate) uses: Mutex<Uses>,
     pub(crate) taints: Mutex<BTreeMap<u64, Taint>>,
+    /// Whether there are any: launches look at them only then.
+    pub(super) has_taints: AtomicBool,
     pub(crate) pins: Mutex<Vec<(Pages, Keeper)>>,
+    /// … likewise.
+    pub(super) has_pins: AtomicBool,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
     rule: OnceLock<FaultRule>,
@@ -238,7 +242,9 @@ impl Segment {
             queued: AtomicU32::new(0),
             uses: Mutex::default(),
             taints: Mutex::default(),
+            has_taints: AtomicBool::new(false),
             pins: Mutex::default(),
+            has_pins: AtomicBool::new(false),
             claimed: Mutex::default(),
             rule: OnceLock::new(),
             hints: Mutex::default(),

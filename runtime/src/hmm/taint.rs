@@ -35,7 +35,7 @@ fn within<'a>(taints: &'a Taints, bytes: &Range<u64>) -> impl Iterator<Item = u6
 
 impl Segment {
     pub(crate) fn has_taints(&self) -> bool {
-        !self.taints.lock().is_empty()
+        self.has_taints.load(Ordering::Acquire)
     }
 
     /// The error of a failed launch that would have written some of `bytes`, shared.
@@ -106,6 +106,8 @@ impl Segment {
 
     /// Each taint keeps the gate up once. Under the mutex of the taints.
     fn count(&self, before: usize, now: usize) {
+        // Before the gate is raised: who finds it open need not look.
+        self.has_taints.store(now > 0, Ordering::Release);
         let gate = &self.rec().gate;
         (before..now).for_each(|_| gate.raise(true));
         (now..before).for_each(|_| gate.lower(true));
@@ -114,6 +116,9 @@ impl Segment {
     /// As [`heal`](Self::heal), for launch number `by`, which has ended: what it wrote may have been lost since, with its device or
     /// with one that wrote it later, and a later launch may have failed to write it.
     pub(crate) fn heal_but_lost(&self, bytes: &Range<u64>, by: u64) {
+        if !self.has_taints() {
+            return;
+        }
         let mut whole = vec![bytes.clone()];
         if self.lossy.load(Ordering::Acquire) {
             let free = &mut Free::at_entry();

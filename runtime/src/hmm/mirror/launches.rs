@@ -118,7 +118,9 @@ impl DeviceMirror {
         match unsafe { self.device.submit(&launch, &[]) } {
             Ok(ticket) => {
                 record.submitted(ticket);
-                self.live.lock().push_back(Arc::clone(record));
+                let mut live = self.live.lock();
+                live.push_back(Arc::clone(record));
+                self.under_way.store(live.len(), Ordering::Relaxed);
                 Ok(())
             }
             Err(e) => {
@@ -137,6 +139,9 @@ impl DeviceMirror {
 
     /// Retires launches that have ended, oldest first. Costs one look when none has.
     pub(crate) fn reap(&self) {
+        if self.under_way.load(Ordering::Relaxed) == 0 {
+            return;
+        }
         let mut front = self.oldest();
         while let Some(ended) = front.filter(InFlight::poll) {
             front = self.retired(&ended);
@@ -160,6 +165,7 @@ impl DeviceMirror {
         let mut live = self.live.lock();
         if live.front().is_some_and(|l| Arc::ptr_eq(l, launch)) {
             live.pop_front();
+            self.under_way.store(live.len(), Ordering::Relaxed);
         }
         live.front().cloned()
     }
@@ -172,6 +178,9 @@ impl DeviceMirror {
     /// Where the device has as many launches as it gets at once: the one with whose end there is room for many again. A device keeps a
     /// command buffer for each, and the system what a flood of them took.
     pub(crate) fn crowded(&self) -> Option<Arc<InFlight>> {
+        if self.under_way.load(Ordering::Relaxed) < MOST_AT_ONCE {
+            return None;
+        }
         let live = self.live.lock();
         if live.len() < MOST_AT_ONCE { None } else { Some(Arc::clone(&live[live.len() - MOST_AT_ONCE / 2])) }
     }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -61,6 +61,8 @@ pub(crate) struct DeviceMirror {
     kernels: Kernels,
     pub(crate) order: Mutex<Order>,
     live: Mutex<VecDeque<Arc<InFlight>>>,
+    /// How many are in `live`, for whoever only wants to know whether there are many, or any.
+    under_way: AtomicUsize,
     watch: Watch,
     /// Uses by launches that found everything resident: ranks that have not been written yet. First block, blocks, tick.
     used: Mutex<Vec<(BlockId, u32, u64)>>,
@@ -135,6 +137,7 @@ impl DeviceMirror {
             kernels: Kernels::default(),
             order: Mutex::default(),
             live: Mutex::default(),
+            under_way: AtomicUsize::new(0),
             watch: Watch::default(),
             used: Mutex::default(),
             arrivals,
