@@ -581,6 +581,45 @@ fn a_load_that_meets_a_missing_part_of_a_file_ends_the_process() {
     }
 }
 
+/// Bytes that this process has written by calls.
+fn written() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/io").ok()?;
+    text.lines().find_map(|l| l.strip_prefix("wchar: ")?.parse().ok())
+}
+
+/// A write to the arena's file keeps everybody else out of it: of two threads that touch files one would wait for the other.
+#[test]
+fn a_touched_page_of_a_file_comes_without_a_write() {
+    let name = "a_touched_page_of_a_file_comes_without_a_write";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(&mut child(name)); // counts what belongs to the process
+        return;
+    }
+    let rt = runtime(small(16 * MIB));
+    let file = Temp::words(N);
+    let x = file.map(&rt);
+    let (mechanism, Some(before)) = (rt.stats().mechanism, written()) else {
+        println!("SKIP: the system does not count what is written");
+        return;
+    };
+    if matches!(mechanism, Mechanism::Transparent | Mechanism::Signal) {
+        is(&x, |i| i as u32, "touched");
+        let y = file.map(&rt);
+        std::thread::scope(|s| {
+            for t in 0..2 {
+                let mine = (0..N).skip(t * 16384).step_by(32768);
+                let y = &y;
+                s.spawn(move || mine.for_each(|i| assert_eq!(y[i], i as u32)));
+            }
+        });
+        is(&y, |i| i as u32, "by two threads");
+        let bytes = written().unwrap() - before;
+        // But for the last page, which the file has a part of.
+        assert!(bytes < 64 << 10, "{bytes} bytes of {} were written", 8 * N);
+    }
+}
+
 #[test]
 fn what_was_read_is_in_the_books() {
     let _limit = limit();

@@ -6,7 +6,8 @@
 //! **How.** The file is mapped for reading, and the system copies from that mapping into the arena's file: one copy, into pages that
 //! it neither clears first nor takes faults for. A mapping that loses its bytes gives an error there, and no signal, since nobody
 //! else touches it. Where that is not possible (a file that cannot be mapped, a limit on the length of files) the bytes are read into
-//! the runtime's view.
+//! the runtime's view. What the host touches comes without a write to the arena's file, where the mechanism can do that
+//! ([`Backing::enter`]).
 //!
 //! **Holes.** Where a file system is known to say where data is, what is not yet on its medium included, holes cost no storage, by
 //! granules. All else is data. A file is asked for the next data only, never for the next hole: in memory files that question walks
@@ -21,7 +22,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 use super::addr::{GRANULE, PAGE};
-use super::os;
+use super::os::{self, uffd::Uffd};
 use crate::Error;
 
 /// A file, from `offset` on; zeros behind its end, which was `bytes` further on when the segment was made.
@@ -119,6 +120,26 @@ impl Backing {
         }
         // After the copy: a page of the mapping beyond an end that has come nearer is zeros up to its own.
         if os::file_bytes(self.fd())? < from.end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    /// As [`read`](Self::read), of pages that the host touched and that are mapped at once, at `window`: says how many bytes came, in
+    /// order. Whole pages of the file at most; none where it may have holes, or cannot be mapped.
+    ///
+    /// One call of the system gives them storage, fills and maps them, and keeps nobody else out of the arena's file meanwhile; a write
+    /// to it does, so that of two threads that touch a file one would wait for the other.
+    ///
+    /// # Errors
+    /// The file has become shorter just now: what came may be zeros that it never had.
+    pub(crate) fn enter(&self, uffd: &Uffd, window: usize, part: &Range<u64>) -> io::Result<u64> {
+        let from = self.place(part);
+        let shorter = || Ok::<_, io::Error>(os::file_bytes(self.fd())? < from.end);
+        let whole = (from.end - from.start) / PAGE * PAGE;
+        let Some(map) = self.map.as_ref().filter(|_| !self.sparse && whole > 0) else { return Ok(0) };
+        if shorter()? {
+            return Ok(0); // whoever reads it says so
+        }
+        let came = uffd.copy(window, whole as usize, map.at(from.start)) as u64;
+        if came > 0 && shorter()? { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(came) }
     }
 
     fn copy(&self, (arena, view, to): (i32, *mut u8, u64), data: Range<u64>) -> io::Result<()> {

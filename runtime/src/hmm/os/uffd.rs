@@ -153,6 +153,24 @@ impl Uffd {
         Ok(())
     }
 
+    /// Gives pages that have no storage some, with the bytes that are at `from`, and maps them; wakes nobody. Says how many bytes came,
+    /// in order: fewer where there is storage already, or where the bytes or memory fail. Signal-safe.
+    pub(crate) fn copy(&self, at: usize, bytes: usize, from: *const u8) -> usize {
+        const DONT_WAKE: u64 = 1; // UFFDIO_COPY_MODE_DONTWAKE
+        let (mut done, mut fruitless) = (0, 0);
+        while done < bytes {
+            let (dst, src, len) = ((at + done) as u64, (from.addr() + done) as u64, (bytes - done) as u64);
+            let mut arg = sys::uffdio_copy { dst, src, len, mode: DONT_WAKE, copy: 0 };
+            match self.ioctl(nr::UFFDIO_COPY, &mut arg) {
+                Ok(()) => return bytes,
+                Err(_) if arg.copy > 0 => done += arg.copy as usize,
+                Err(libc::EAGAIN | libc::EINTR) if fruitless < super::INTERRUPTED => fruitless += 1,
+                Err(_) => break,
+            }
+        }
+        done
+    }
+
     /// Lets every thread that waits in the range try again. Signal-safe.
     pub(crate) fn wake(&self, at: usize, bytes: usize) {
         // Fails only for a range outside every registration, where nobody can wait.
