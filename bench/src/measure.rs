@@ -59,6 +59,23 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Seconds for which this thread has had a processor.
+pub(crate) fn thread_seconds() -> f64 {
+    seconds_of(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// … all threads of the process together.
+pub(crate) fn process_seconds() -> f64 {
+    seconds_of(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn seconds_of(clock: libc::clockid_t) -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills what is passed.
+    let done = unsafe { libc::clock_gettime(clock, &mut t) };
+    if done == 0 { t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9 } else { f64::NAN }
+}
+
 /// What figures count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {

@@ -1,26 +1,27 @@
 //! **Question.** Does a launch cost more, the more of them are on their way?
 //!
-//! **Floors.** The same for a tenth as many launches, in the same round: what a launch costs its caller, and what it costs to have it ended.
-//! All wait behind a launch that does not end before the last was asked for, on the same bytes, on many ranges of one allocation, or behind a
+//! **Floors.** The same for a thousand launches, in the same round: what a launch costs its caller, and what it costs to have it ended, in
+//! time of processors, which another program on the machine hardly changes: of the thread that asks, then of the whole process. All wait behind a launch that does not end before the last was asked for, on the same bytes, on many ranges of one allocation, or behind a
 //! launch of another device. And a failure: what it costs each of those behind it that it fails them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 use sterna::{Runtime, Shared};
 
 use super::Row;
-use crate::measure::{Runs, Unit};
+use crate::measure::{Runs, Unit, process_seconds, thread_seconds};
 use crate::table::Sheet;
 
 pub(super) const ROW: Row =
     Row { name: "backlog", question: "does a launch cost more, the more are on their way?", variants: &[""], run };
 
 const ROUNDS: usize = 3;
-const FEW: usize = 10_000;
-const MANY: usize = 100_000;
+/// How many launches, and how often in a round.
+const FEW: (usize, usize) = (1000, 10);
+const MORE: [usize; 2] = [10_000, 100_000];
+const MOST: f64 = 2.0;
 const TILE: usize = 32;
 const TILES: usize = 1 << 12;
 
@@ -78,17 +79,26 @@ fn run(sheet: &mut Sheet) -> Result<()> {
         }),
     ];
     for (name, ask) in all {
-        round(&mut parts, FEW, ask)?;
-        let mut runs: [Runs; 4] = Default::default();
+        round(&mut parts, MORE[0], ask)?;
+        let mut runs: [[Runs; 2]; 3] = Default::default();
         for _ in 0..ROUNDS {
-            let (few, many) = (round(&mut parts, FEW, ask)?, round(&mut parts, MANY, ask)?);
-            for (run, value) in runs.iter_mut().zip([many.0, few.0, many.1, few.1]) {
-                run.push(value);
+            let mut few = (0.0, 0.0);
+            for _ in 0..FEW.1 {
+                let (asked, ended) = round(&mut parts, FEW.0, ask)?;
+                few = (few.0 + asked / FEW.1 as f64, few.1 + ended / FEW.1 as f64);
+            }
+            let each = [few, round(&mut parts, MORE[0], ask)?, round(&mut parts, MORE[1], ask)?];
+            for (runs, (asked, ended)) in runs.iter_mut().zip(each) {
+                runs[0].push(asked);
+                runs[1].push(ended);
             }
         }
-        let [asked, asked_few, ended, ended_few] = &runs;
-        sheet.at_most(&format!("{name}: asking, {MANY} beside {FEW}"), Unit::Time, asked, asked_few, Some(1.5));
-        sheet.at_most(&format!("{name}: ending, {MANY} beside {FEW}"), Unit::Time, ended, ended_few, Some(1.5));
+        let [few, more @ ..] = &runs;
+        for (what, i) in [("asking", 0), ("ending", 1)] {
+            for (n, many) in MORE.iter().zip(more) {
+                sheet.at_most(&format!("{name}: {what}, {n} beside {}", FEW.0), Unit::Time, &many[i], &few[i], Some(MOST));
+            }
+        }
     }
     Ok(())
 }
@@ -99,25 +109,25 @@ impl Parts {
     }
 }
 
-/// Seconds a launch, of asking for `n` while the device is held up and of having them ended.
+/// Seconds of processors a launch, of asking for `n` while the device is held up and of having them ended.
 fn round(parts: &mut Parts, n: usize, ask: Ask) -> Result<(f64, f64)> {
     OPEN.store(false, Ordering::Release);
     parts.tiles.fill_with(|_| 0)?;
     let device = parts.rt.devices()[0].clone();
     parts.rt.launch(&one(), (&mut parts.tiles,))?.wait()?; // resident
     let held = parts.rt.on(&device).launch(&blocker(), (&mut parts.first,))?;
-    let start = Instant::now();
+    let start = thread_seconds();
     for i in 0..n {
         ask(parts, i)?;
     }
-    let asked = start.elapsed();
+    let asked = thread_seconds() - start;
     ensure!(!held.is_done(), "the device was not held up");
     OPEN.store(true, Ordering::Release);
-    let start = Instant::now();
+    let start = process_seconds();
     while let Err(e) = parts.rt.sync() {
         ensure!(matches!(e, sterna::Error::Kernel { .. } | sterna::Error::Upstream { .. }), "{e}");
     }
-    let ended = start.elapsed();
+    let ended = process_seconds() - start;
     parts.first.fill_with(|_| 0)?;
-    Ok((asked.as_secs_f64() / n as f64, ended.as_secs_f64() / n as f64))
+    Ok((asked / n as f64, ended / n as f64))
 }
