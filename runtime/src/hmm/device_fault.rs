@@ -49,6 +49,8 @@ struct Request {
     answer: *const AtomicU32,
     /// The record of the segment that it is about, over which launches may be held back for it.
     about: Option<&'static SegRec>,
+    /// Launches over it are held back until the next look.
+    holds: bool,
     /// When it is told of, in nanoseconds of the monotonic clock; once.
     told_at: u64,
     /// The one that was asked before it.
@@ -173,7 +175,8 @@ extern "C" fn on_sigsegv(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     let told_at = os::now_ns() + LONG_NS;
     let (access, thread) = (wanted(context), os::thread_id());
     let next = std::ptr::null();
-    let mut request = Request { slot, at, access, thread, fresh: true, answer: &answer, about: None, told_at, next };
+    let mut request =
+        Request { slot, at, access, thread, fresh: true, answer: &answer, about: None, holds: false, told_at, next };
     space.device_faults.ask(&mut request);
     while answer.load(Ordering::Acquire) == WAITING {
         os::futex_wait(&answer, WAITING, None);
@@ -190,28 +193,34 @@ fn run(space: &'static Space) {
     let _serving = Serving::begin(Server::Devices);
     let faults = &space.device_faults;
     let mut free = Free::at_entry();
-    let mut waiting: Vec<Request> = Vec::new();
+    let (mut waiting, mut look): (Vec<Request>, Vec<Request>) = Default::default();
     loop {
         let rung = faults.rung.load(Ordering::Acquire);
         faults.drain(&mut waiting);
         let mut due = u64::MAX;
-        waiting.retain_mut(|r| match serve(space, &mut free, r) {
-            Ok(answer) => {
-                // SAFETY: its thread sleeps on it until this store, after which it is not touched again: the wake uses the
-                // address as a key only.
-                unsafe { &*r.answer }.store(answer, Ordering::Release);
-                os::futex_wake_at(r.answer, 1);
-                false
-            }
-            Err(at) => {
-                due = due.min(at);
-                if os::now_ns() > r.told_at {
-                    r.told_at = u64::MAX;
-                    tell(space, &mut free, r);
+        look.clear();
+        std::mem::swap(&mut look, &mut waiting);
+        for (i, mut r) in look.iter().copied().enumerate() {
+            // Others of the segment have launches held back still.
+            let others = || waiting.iter().chain(&look[i + 1..]);
+            let keeps = |rec: &SegRec| others().any(|o| o.holds && o.about.is_some_and(|about| std::ptr::eq(about, rec)));
+            match serve(space, &mut free, &mut r, keeps) {
+                Ok(answer) => {
+                    // SAFETY: its thread sleeps on it until this store, after which it is not touched again: the wake uses the
+                    // address as a key only.
+                    unsafe { &*r.answer }.store(answer, Ordering::Release);
+                    os::futex_wake_at(r.answer, 1);
                 }
-                true
+                Err(at) => {
+                    due = due.min(at);
+                    if os::now_ns() > r.told_at {
+                        r.told_at = u64::MAX;
+                        tell(space, &mut free, &r);
+                    }
+                    waiting.push(r);
+                }
             }
-        });
+        }
         faults.waiting.store(waiting.len() as u32, Ordering::Release);
         let timeout = (due != u64::MAX).then(|| Duration::from_nanos(due.saturating_sub(os::now_ns()).max(1_000)));
         if faults.rung.load(Ordering::Acquire) == rung {
@@ -255,11 +264,13 @@ fn say(mirror: &DeviceMirror, seg: &super::segment::Segment, page: Page, what: &
     os::say(&format!("sterna: a kernel on {device} {what} the page at byte {at} of an allocation of {bytes}: {why}\n"));
 }
 
-/// Brings the page, or says when to try again.
-fn serve(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u32, u64> {
+/// Brings the page, or says when to try again. Launches go on then that were held back for it, unless somebody else `keeps` them.
+fn serve(space: &'static Space, free: &mut Free, r: &mut Request, keeps: impl Fn(&SegRec) -> bool) -> Result<u32, u64> {
     let answer = attempt(space, free, r);
     // Also where its device has gone meanwhile. If the record is another segment's by now, that one's fault holds launches back again.
-    if let (Ok(_), Some(rec)) = (answer, r.about) {
+    if let (Ok(_), Some(rec)) = (answer, r.about)
+        && !keeps(rec)
+    {
         hold::release(rec, hold::DEVICES);
     }
     answer
@@ -325,10 +336,11 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
     let (grain, budget) = (mirror.caps().grain, mirror.device().memory().budget);
     let region = if u64::from(region.count()) * PAGE > (budget / 4).max(grain) { least } else { region };
     let at = |mask| Span { block: id, mask };
-    let brought = bring(free, &mirror, &seg, at(region), access).and_then(|done| match done {
+    let holds = &mut r.holds;
+    let brought = bring(free, &mirror, &seg, at(region), access, holds).and_then(|done| match done {
         // Neighbours may stand in the way, or be more than there is room for where others have a part of the memory: then those that
         // come push out those that were there, and never is the whole region. The page alone needs none of them.
-        Brought::Full | Brought::Not if region != least => bring(free, &mirror, &seg, at(least), access),
+        Brought::Full | Brought::Not if region != least => bring(free, &mirror, &seg, at(least), access, holds),
         done => Ok(done),
     });
     match brought {
@@ -381,13 +393,14 @@ enum Brought {
     Full,
 }
 
-/// One attempt at making the region usable.
+/// One attempt at making the region usable; `holds` says afterwards whether launches over the segment are held back until the next.
 fn bring(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     seg: &Arc<super::segment::Segment>,
     region: Span,
     access: Access,
+    holds: &mut bool,
 ) -> Result<Brought, Error> {
     let pages = region.hull().widened(mirror.pods().pages_per_grain() as u64);
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
@@ -397,6 +410,7 @@ fn bring(
     let (held, quiet) = hold::off_storage(free, seg, hold::DEVICES, mirror.slot(), &pages);
     if !quiet {
         held.keep();
+        *holds = true;
         return Ok(Brought::Not);
     }
     if mirror.may_alias() && stays(free, mirror, seg, &pages) {
@@ -411,6 +425,7 @@ fn bring(
         // The other device may be one that cannot fault: then not while a launch of it writes the pages.
         if !hold::quiet(seg, hold::DEVICES, &pages) {
             held.keep();
+            *holds = true;
             return Ok(Brought::Not);
         }
         let home = Home { map: false, wait: false, ..Home::SHARED };

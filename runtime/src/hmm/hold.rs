@@ -12,7 +12,9 @@
 //! readers, too.
 //!
 //! **States.** One bit of a view's `hold` for each thread that serves faults: set under the driver lock, cleared when its fault is
-//! served, *however* it is: what held launches back may be home by itself, shared, or gone when the thread looks again. A launch that finds a bit set under the same lock goes to the scheduler, which waits here.
+//! served, *however* it is (what held launches back may be home by itself, shared, or gone when the thread looks again), and no other of the
+//! same thread's faults on the segment needs it: else faults that are served at once would let pass what another waits for. A launch that
+//! finds a bit set under the same lock goes to the scheduler, which waits here.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

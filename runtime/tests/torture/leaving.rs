@@ -14,7 +14,7 @@ use sterna::kernel::{Group, Kernel, each_mut};
 use sterna::policy::Place;
 use sterna::{Mechanism, Shared};
 
-use crate::support::{runtime, under_each};
+use crate::support::{runtime, tick, under_each};
 
 static ENTERED: AtomicBool = AtomicBool::new(false);
 static LET_GO: AtomicBool = AtomicBool::new(false);
@@ -109,15 +109,17 @@ fn frames_of_a_running_launch_are_left_alone() {
 /// Launches that are let pass a fault, at most: those that are on their way, and as many again on a busy machine.
 const PASSES: u32 = 80;
 
-/// How many launches without a gap on one half of a page, on a device that cannot fault, go before a store to the other half.
-fn launches_before_a_store() -> u32 {
+/// How many launches without a gap on one half of a page, on a device that cannot fault, go before a store to the other half; also
+/// `beside` a thread whose stores to another page are served at once, again and again.
+fn launches_before_a_store(beside: bool) -> u32 {
     fn slow(_: Group, _: u32, y: &mut [u64]) {
         sleep(Duration::from_millis(2));
         y[0] += 1;
     }
     let config = CpuConfig { absent: Absent::Undefined, workers: 1, window: 64 << 30, ..CpuConfig::default() };
     let rt = runtime("declared", [CpuConfig { memory: 8 << 20, ..config }]);
-    let mut page = rt.shared::<u64>(512).unwrap();
+    let mut pages = rt.shared::<u64>(64 * 512).unwrap();
+    let (mut page, mut far) = pages.split_at_mut(32 * 512).unwrap();
     let (mut a, mut b) = page.split_at_mut(256).unwrap();
     let kernel = Kernel::new("slow", 0_u32, (each_mut(256),), slow);
     // So that the page is the device's.
@@ -137,6 +139,14 @@ fn launches_before_a_store() -> u32 {
             rt.sync().unwrap();
             assert_eq!(u64::from(asked.load(SeqCst)) + 1, a[0]);
         });
+        if beside {
+            s.spawn(move || {
+                while !stored.load(SeqCst) {
+                    rt.launch(&tick(1 << 20), (&mut far,)).unwrap().wait().unwrap();
+                    far[9] += 1;
+                }
+            });
+        }
         assert!(within(20, || asked.load(SeqCst) > 8));
         let before = asked.load(SeqCst);
         b[7] = 1;
@@ -151,8 +161,10 @@ fn launches_before_a_store() -> u32 {
 fn a_store_goes_before_launches_without_end() {
     under_each("leaving::a_store_goes_before_launches_without_end", Duration::from_secs(60), |m| {
         if m != Mechanism::None {
-            let passed = launches_before_a_store();
-            assert!(passed < PASSES, "{passed} launches went before a store");
+            for beside in [false, true] {
+                let passed = launches_before_a_store(beside);
+                assert!(passed < PASSES, "{passed} launches went before a store, beside others: {beside}");
+            }
         }
     });
 }
@@ -189,7 +201,7 @@ mod planted {
         under_each("leaving::planted::launches_that_are_not_held_back_are_seen", Duration::from_secs(60), |m| {
             if m != Mechanism::None {
                 // More than once: a device may have a moment without launches.
-                let starves = |_| with(&planted::HOLD_IGNORED, launches_before_a_store) >= PASSES;
+                let starves = |_| with(&planted::HOLD_IGNORED, || launches_before_a_store(false)) >= PASSES;
                 assert!((0..20).any(starves), "a store that waits for ever went unseen");
             }
         });

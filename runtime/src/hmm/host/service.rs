@@ -19,6 +19,7 @@ use super::super::migrate::{self, Home};
 use super::super::os;
 use super::super::running;
 use super::super::schedule::{Server, Serving};
+use super::super::segment::Segment;
 use super::super::source;
 use super::super::space::Space;
 use super::super::walk;
@@ -34,6 +35,15 @@ const MOST_AGAIN_NS: u64 = 2_000_000;
 
 /// A page that a thread sleeps for, and whether that is to store to it.
 type Parked = (Page, bool);
+
+/// One that cannot go on yet: when to look again, and whether launches are held back for it.
+type Waiting = (Parked, u64, bool);
+
+/// Whether launches over a segment are held back for one of these.
+fn is_held_for(seg: &Segment, waiting: &[Waiting]) -> bool {
+    let ours = |page: &Page| (seg.first().0..seg.first().0 + seg.blocks()).contains(&page.block().0);
+    waiting.iter().any(|((page, _), _, holds)| *holds && ours(page))
+}
 
 /// The thread's queue.
 #[derive(Debug)]
@@ -60,42 +70,54 @@ fn run(space: &'static Space) {
     let _serving = Serving::begin(Server::Host);
     let queue = &space.host.service.0;
     let mut free = Free::at_entry();
-    // What cannot go on yet, and when to look again.
-    let mut waiting: Vec<(Parked, u64)> = Vec::new();
+    let (mut waiting, mut look): (Vec<Waiting>, Vec<Waiting>) = Default::default();
     loop {
         let rung = queue.rung();
-        queue.drain(space, &mut free, |page, store| waiting.push(((page, store), 0)));
+        queue.drain(space, &mut free, |page, store| waiting.push(((page, store), 0, false)));
         waiting.sort_unstable();
         // Who stores may load as well.
         waiting.dedup_by(|next, kept| {
             let same = next.0.0 == kept.0.0;
             if same {
-                *kept = ((kept.0.0, kept.0.1 | next.0.1), kept.1.min(next.1));
+                *kept = ((kept.0.0, kept.0.1 | next.0.1), kept.1.min(next.1), kept.2 | next.2);
             }
             same
         });
         let began = os::now_ns();
         let first = waiting.len();
-        for (parked, at) in std::mem::take(&mut waiting) {
+        look.clear();
+        std::mem::swap(&mut look, &mut waiting);
+        for (i, (parked, at, mut holds)) in look.iter().copied().enumerate() {
             if at > began {
-                waiting.push((parked, at));
-            } else if let Err(at) = fetch(space, &mut free, parked) {
-                waiting.push((parked, at));
+                waiting.push((parked, at, holds));
+                continue;
+            }
+            // Others of the segment have launches held back still.
+            let keeps = |seg: &Segment| is_held_for(seg, &waiting) || is_held_for(seg, &look[i + 1..]);
+            if let Err(at) = fetch(space, &mut free, parked, &mut holds, &keeps) {
+                waiting.push((parked, at, holds));
             }
         }
         let now = os::now_ns();
         // Nothing of what was looked at has come: the rest of the machine has its turn.
         let pause = if waiting.len() == first { (now - began).min(MOST_AGAIN_NS) } else { 0 };
-        let due = waiting.iter().map(|(_, at)| *at).min();
+        let due = waiting.iter().map(|(_, at, _)| *at).min();
         queue.wait(rung, due.map(|at| Duration::from_nanos(at.saturating_sub(now).max(pause).max(1_000))));
     }
 }
 
-/// Brings a page home and wakes its thread, or says when to look again.
-fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Result<(), u64> {
-    bring(space, free, (page, store))?;
+/// Brings a page home and wakes its thread, or says when to look again, and whether it `holds` launches back until then. Those are let go
+/// on when it has come, unless somebody else `keeps` them.
+fn fetch(
+    space: &'static Space,
+    free: &mut Free,
+    (page, store): Parked,
+    holds: &mut bool,
+    keeps: &dyn Fn(&Segment) -> bool,
+) -> Result<(), u64> {
+    bring(space, free, (page, store), holds)?;
     // However it came about: an earlier look may have held launches back for it.
-    if let Some(seg) = space.segment_of(page.block()) {
+    if let Some(seg) = space.segment_of(page.block()).filter(|seg| !keeps(seg)) {
         hold::release(seg.rec(), hold::HOST);
     }
     woken(space, free, page);
@@ -103,7 +125,7 @@ fn fetch(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
 }
 
 /// Has a page where the host can use it, unless nobody asks for it any more, or says when to look again.
-fn bring(space: &'static Space, free: &mut Free, (page, store): Parked) -> Result<(), u64> {
+fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &mut bool) -> Result<(), u64> {
     let (id, p) = (page.block(), page.in_block());
     let block = space.block(id);
     let now = os::now_ns();
@@ -140,6 +162,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked) -> Resul
     };
     if let (Some((region, home)), Some(seg)) = (region, space.segment_of(id)) {
         let pages = Span { block: id, mask: region }.hull();
+        *holds = true;
         if !hold::quiet(&seg, hold::HOST, &pages) {
             return Err(now + AGAIN_NS);
         }
