@@ -430,19 +430,28 @@ impl Space {
     /// # Errors
     /// All are taken; no address space for the records.
     pub(crate) fn take_slot(&self) -> Result<usize, Error> {
-        /// How long threads of the engine may still have a device in hand that nobody else has.
-        const LEAVING: Duration = Duration::from_secs(2);
+        /// How long threads of the engine may still have a device in hand that nobody else has; and in all, while others come and go.
+        const LEAVING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
         let begin = Instant::now();
+        let (mut since, mut before) = (begin, 0);
         let free = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
         let slot = loop {
             match self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, free) {
                 Ok(before) => break before.trailing_ones() as usize,
-                Err(_) if self.leaving.load(Ordering::Acquire) != 0 && begin.elapsed() < LEAVING => {
+                Err(_) => {
+                    // Read after the slots were found taken: one that was given back since counts as leaving still.
+                    let leaving = self.leaving.load(Ordering::Acquire);
+                    if leaving != before {
+                        (since, before) = (Instant::now(), leaving);
+                    }
+                    if leaving == 0 || since.elapsed() > LEAVING.0 || begin.elapsed() > LEAVING.1 {
+                        return Err(Error::TooManyDevices { limit: MAX_DEVICES });
+                    }
                     std::thread::sleep(Duration::from_micros(100));
                 }
-                Err(_) => return Err(Error::TooManyDevices { limit: MAX_DEVICES }),
             }
         };
+        self.leaving.fetch_and(!(1 << slot), Ordering::AcqRel);
         self.arena.make(&self.slots[slot].tables).map_err(|e| {
             self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
             Error::System(e)
@@ -472,7 +481,7 @@ impl Space {
         self.devices.write()[slot] = None;
         s.counters.reset();
         s.tables.clear();
-        self.leaving.fetch_and(!(1 << slot), Ordering::AcqRel);
+        // It counts as leaving until somebody takes it: who finds all taken, and then none leaving, was not overtaken in between.
         self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
     }
 
