@@ -338,7 +338,7 @@ mod tests {
         for first in 0..3 {
             assert_eq!(alloc(&mut t, 4).unwrap(), [Frames { first: first * 4, grains: 4 }]);
         }
-        assert_eq!(alloc(&mut t, 84).unwrap().last().map(|f| f.first + f.grains), Some(96));
+        assert_eq!(alloc(&mut t, 84).unwrap().iter().map(|f| f.first + f.grains).max(), Some(96));
         assert_eq!(alloc(&mut t, 5).unwrap(), [Frames { first: 96, grains: 5 }]);
     }
 
