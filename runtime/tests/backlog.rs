@@ -7,8 +7,9 @@ use std::error::Error as _;
 use std::time::{Duration, Instant};
 
 use common::*;
+use sterna::cpu::CpuConfig;
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
-use sterna::{Error, Pending, Runtime, Shared};
+use sterna::{Error, Mechanism, Pending, Runtime, Shared};
 
 /// How many times the launches of the first round the second has.
 const MORE: usize = 8;
@@ -32,9 +33,11 @@ struct Parts {
     x: Shared<u32>,
     y: Shared<u32>,
     tiles: Shared<u32>,
+    /// Elements of a tile: few, or where no fault tells apart what a grain holds, a grain's.
+    tile: usize,
 }
 
-const TILE: usize = 32;
+const GRAIN: usize = 4096;
 const TILES: usize = 1 << 12;
 
 /// Asks for `n` launches with `ask` while the first device is held up, and has them done: seconds a launch for both.
@@ -58,10 +61,12 @@ fn backlog(parts: &mut Parts, n: usize, ask: fn(&mut Parts, usize)) -> (f64, f64
 #[track_caller]
 fn is_linear(how: &str, n: usize, ask: fn(&mut Parts, usize)) {
     let _alone = alone();
-    let rt = runtime_of(&[small(32 * MIB), small(32 * MIB)]);
-    let (x, y) = (rt.shared_with(64, |i| i as u32).unwrap(), rt.shared::<u32>(64).unwrap());
-    let tiles = rt.shared::<u32>(TILE * TILES).unwrap();
-    let mut parts = Parts { rt, x, y, tiles };
+    let config = || CpuConfig { grain: GRAIN as u64, ..small(32 * MIB) };
+    let rt = runtime_of(&[config(), config()]);
+    let tile = if rt.stats().mechanism == Mechanism::None { GRAIN / 4 } else { 32 };
+    let (x, y) = (rt.shared_with(2 * tile, |i| i as u32).unwrap(), rt.shared::<u32>(2 * tile).unwrap());
+    let tiles = rt.shared::<u32>(tile * TILES).unwrap();
+    let mut parts = Parts { rt, x, y, tiles, tile };
     backlog(&mut parts, n / 4, ask); // everything is resident, and what grows has grown
     // What disturbs one pair of rounds does not disturb three.
     let mut seen = Vec::new();
@@ -93,8 +98,8 @@ fn launches_on_the_same_bytes_cost_the_same_however_many_wait() {
 fn launches_on_many_small_ranges_cost_the_same_however_many_wait() {
     let _limit = limit();
     is_linear("small ranges", 3000, |p, i| {
-        let at = i * 2654435761 % TILES * TILE;
-        drop(p.rt.launch(&add(1), (&mut p.tiles.range_mut(at..at + TILE).unwrap(),)).unwrap());
+        let at = i * 2654435761 % TILES * p.tile;
+        drop(p.rt.launch(&add(1), (&mut p.tiles.range_mut(at..at + p.tile).unwrap(),)).unwrap());
     });
 }
 
@@ -106,9 +111,9 @@ fn launches_that_read_what_one_wrote_cost_the_same_however_many_wait() {
         if i == 0 {
             p.rt.launch(&add(1), (&mut p.x,)).unwrap();
         }
-        let at = i % TILES * TILE;
-        let read = p.x.range(..TILE).unwrap();
-        drop(p.rt.launch(&copy_add(1), (&read, &mut p.tiles.range_mut(at..at + TILE).unwrap())).unwrap());
+        let at = i % TILES * p.tile;
+        let read = p.x.range(..p.tile).unwrap();
+        drop(p.rt.launch(&copy_add(1), (&read, &mut p.tiles.range_mut(at..at + p.tile).unwrap())).unwrap());
     });
 }
 
