@@ -34,7 +34,8 @@ fn kept(call: impl Fn()) -> i64 {
         (0..CALLS).for_each(|_| call());
         (private() - before) / CALLS
     };
-    (0..6).map(|_| round()).min().unwrap_or(0)
+    // What a round gives back of earlier ones is not its own.
+    (0..6).map(|_| round()).min().unwrap_or(0).max(0)
 }
 
 #[test]

@@ -36,7 +36,8 @@ pub(crate) fn right(rt: &Runtime) {
     let mut y = rt.shared::<u32>(n).unwrap();
     for round in 0..4 {
         rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
-        assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+        let wrong = y.iter().enumerate().position(|(i, v)| *v != i as u32 + 1);
+        assert_eq!(wrong.map(|i| (i, y[i])), None, "round {round}");
         y[round] = 7;
         rt.launch(&add(1), (&mut y,)).unwrap();
         assert_eq!((y[round], y[n - 1]), (8, n as u32 + 1));

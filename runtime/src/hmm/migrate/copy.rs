@@ -38,7 +38,13 @@ impl Batch<Unmapped> {
                         match unsafe { m.device().copy(&[run], &[]) } {
                             Ok(p) => core.points.push((Arc::clone(&m), p)),
                             Err(e @ DeviceError::Lost(_)) => return Err(m.noticed(e)),
-                            Err(_) => put_back(free, core, &m, &pages),
+                            Err(e) => {
+                                core.result.failed = Some(match e {
+                                    DeviceError::Driver { call, code, .. } => (call, code),
+                                    _ => ("copy", libc::ENOMEM),
+                                });
+                                put_back(free, core, &m, &pages);
+                            }
                         }
                     }
                 }

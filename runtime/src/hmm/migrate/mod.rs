@@ -34,6 +34,7 @@ use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::Body;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
+use super::os;
 use super::parts::MAX_DEVICES;
 use super::seat::Addresses;
 use super::segment::Segment;
@@ -86,6 +87,8 @@ pub(crate) struct Moved {
     pub(crate) denied: bool,
     /// There was no room for everything.
     pub(crate) full: bool,
+    /// A copy that the device refused, by call and code: its pages stayed where they were.
+    pub(crate) failed: Option<(&'static str, i32)>,
 }
 
 impl Moved {
@@ -100,11 +103,19 @@ impl Moved {
         self.lost |= o.lost;
         self.denied |= o.denied;
         self.full |= o.full;
+        self.failed = self.failed.or(o.failed);
     }
 
     /// For who needs the bytes: pages of which no copy is left are an error. A device may be lost under the batch that fetches them.
+    /// Where no touch is noticed, so are pages that stayed away: what is at home in their place is old.
     pub(crate) fn complete(self, seg: &Segment, pages: &Pages) -> Result<Self, Error> {
-        if self.lost { Err(seg.loss(pages)) } else { Ok(self) }
+        if self.lost {
+            return Err(seg.loss(pages));
+        }
+        match self.failed {
+            Some((call, code)) if !seg.space().host.faults() => Err(Error::System(os::refused(call, code))),
+            _ => Ok(self),
+        }
     }
 }
 
