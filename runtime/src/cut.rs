@@ -29,7 +29,7 @@ use crate::hmm::extent::overlap;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Borders, Home};
+use crate::hmm::migrate::{self, Asks, Borders, Home};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::{Mask, PAGE, Segment};
 use crate::launch::Prepared;
@@ -254,7 +254,8 @@ impl<'a> Cut<'a> {
                 beside.push(Span { block, mask });
             }
             for run in runs_of(&beside) {
-                migrate::bring_home(free, &t.seg, &run, Home::off(slot, true), Cause::Eviction)?;
+                let home = Home { asks: Asks::Patiently, ..Home::off(slot, true) };
+                migrate::bring_home(free, &t.seg, &run, home, Cause::Eviction)?;
                 mirror.pods().counters.evictions.fetch_add(run.blocks().count() as u64, Ordering::Relaxed);
             }
         }

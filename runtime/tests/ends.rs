@@ -215,13 +215,12 @@ fn a_policy_may_drop_the_last_runtime() {
     });
     let open = |b: sterna::Builder, cpu: &Arc<CpuDevice>| b.open_device(cpu.clone() as _);
     let rt = cpus.iter().fold(Runtime::builder(), open).custom_policy(policy).build().unwrap();
-    let launch = |d: usize| {
-        let mut y = rt.shared::<u32>(1000).unwrap();
-        let p = rt.on(&rt.devices()[d]).launch(&add(1), (&mut y,)).unwrap();
-        (y, p)
-    };
-    let ((a, p), (b, q)) = (launch(0), launch(1));
-    hand_over((a, b, rt));
+    // Both are there before the first launch: an allocation asks the policy, and this one waits for what is handed over.
+    let mut both = [0, 1].map(|_| rt.shared::<u32>(1000).unwrap());
+    let [a, b] = &mut both;
+    let p = rt.on(&rt.devices()[0]).launch(&add(1), (a,)).unwrap();
+    let q = rt.on(&rt.devices()[1]).launch(&add(1), (b,)).unwrap();
+    hand_over((both, rt));
     p.wait().unwrap();
     q.wait().unwrap();
     drop((p, q));

@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use common::limits::*;
@@ -295,116 +293,6 @@ fn an_ignored_signal_does_not_make_a_bad_access_last_for_ever() {
         let o = child(name).env("STERNA_HOST_FAULTS", m).output().unwrap();
         assert!(std::os::unix::process::ExitStatusExt::signal(&o.status) == Some(libc::SIGSEGV), "{m}: {}", said(&o));
     }
-}
-
-// ───────────── control groups ─────────────
-
-/// A control group with this limit on memory, gone again when dropped; `None` where none can be made.
-struct Group(PathBuf);
-
-impl Group {
-    fn new(name: &str, bytes: u64) -> Option<Self> {
-        let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-        let (top, file) = if unified {
-            (PathBuf::from("/sys/fs/cgroup"), "memory.max")
-        } else {
-            (PathBuf::from("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")
-        };
-        let this = Self(top.join(format!("sterna-{name}-{}", std::process::id())));
-        std::fs::create_dir(&this.0).ok()?;
-        std::fs::write(this.0.join(file), bytes.to_string()).ok()?;
-        Some(this)
-    }
-
-    fn join(&self, c: &mut Command) {
-        c.env("GROUP", self.0.join("cgroup.procs"));
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let gone = || std::fs::remove_dir(&self.0).is_ok();
-        for _ in 0..100 {
-            if gone() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-fn enter() {
-    let group = std::env::var_os("GROUP").unwrap();
-    std::fs::write(group, std::process::id().to_string()).unwrap();
-}
-
-#[test]
-fn what_a_control_group_does_not_allow_is_refused() {
-    let name = "what_a_control_group_does_not_allow_is_refused";
-    let _limit = limit();
-    if !is_child() {
-        let Some(group) = Group::new("limit", 200 << 20) else { return };
-        under_each_mechanism(name, |c| group.join(c));
-        return;
-    }
-    enter();
-    let rt = Runtime::new().unwrap();
-    let budget = rt.devices()[0].memory().budget;
-    assert!(budget <= 64 << 20, "a quarter of what there can be, and not of the machine's: {budget}");
-    let e = rt.shared_with(512 * MIB, |_| 1_u8).expect_err("beyond the group's limit");
-    assert!(matches!(e, Error::TooBig { requested, limit, .. } if (requested, limit) == (512 << 20, 200 << 20)), "{e:?}");
-    assert!(e.to_string().contains("control group"), "{e}");
-    // Sums: whoever asks is refused.
-    let mut kept = Vec::new();
-    let e = loop {
-        match rt.shared_with(32 * MIB, |i| i as u8) {
-            Ok(x) => kept.push(x),
-            Err(e) => break e,
-        }
-        assert!(kept.len() < 7, "a limit of 200 MiB");
-    };
-    assert!(matches!(e, Error::OutOfHostMemory { .. }), "{e:?}");
-    assert!(kept.len() >= 3, "only {} of 32 MiB", kept.len());
-    // What has storage is not asked for again, and what was there is as it was.
-    let mut last = kept.pop().unwrap();
-    last.fill_with(|_| 5).unwrap();
-    assert!(kept.iter().all(|x| x.iter().enumerate().all(|(i, v)| *v == i as u8)) && last.iter().all(|v| *v == 5));
-    drop(last);
-    right(&rt);
-}
-
-#[test]
-fn moves_in_a_full_control_group_end() {
-    let name = "moves_in_a_full_control_group_end";
-    let _limit = limit();
-    if !is_child() {
-        let Some(group) = Group::new("moves", 200 << 20) else { return };
-        under_each_mechanism(name, |c| group.join(c.env("STERNA_DEVICE_MEMORY", "100MiB")));
-        return;
-    }
-    enter();
-    let rt = Runtime::new().unwrap();
-    // Host storage for most of what there is; devices need frames beside it.
-    let mut many: Vec<_> = (0..4).map(|k| rt.shared_with(8 * MIB, move |i| i as u32 + k).unwrap()).collect();
-    let mut done = [0; 4];
-    for _ in 0..4 {
-        for (x, n) in many.iter_mut().zip(&mut done) {
-            match rt.launch(&add(1), (&mut *x,)).and_then(|p| p.wait()) {
-                Ok(()) => *n += 1,
-                Err(e) => {
-                    let told = matches!(
-                        e,
-                        Error::OutOfDeviceMemory { .. } | Error::OutOfHostMemory { .. } | Error::WorkingSet { .. }
-                    );
-                    assert!(told, "{e:?}");
-                    let k = *n;
-                    x.fill_with(|i| i as u32 + k).unwrap(); // what a failed launch would have written is nobody's
-                }
-            }
-        }
-    }
-    assert!(done.iter().sum::<u32>() > 0, "not one launch ran");
-    rt.sync().unwrap_or_default();
 }
 
 // ───────────── what others see ─────────────

@@ -3,13 +3,16 @@
 //! The kernel ends a process that stores to memory beyond its groups' limit; nothing can be answered to a store. So who gives out
 //! memory for more than a page or two asks here first, and has a typed error where there is none.
 //!
-//! **Guarantee.** What [`take`] grants was there when it was last looked, less what was granted since. It is looked again after
-//! 5 ms, or 100 ms while more than a gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is
-//! left), what was read last holds. Plain stores of the program take memory without asking.
+//! **Guarantee.** What [`take`] grants was there when it was last looked, less what was granted since, and less what was granted
+//! shortly before and may not be in use yet: a grant takes time to fill. It is looked again after 5 ms, or 100 ms while more than a
+//! gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is left), what was read last holds.
+//! Plain stores of the program take memory without asking, and so do the kernel's own books: a part of each group's limit
+//! ([`reserve`]) is never granted.
 //!
 //! **Locks**: a mutex around the last look, held over the reading of some small files, and one around the groups' folders inside it.
 //! Never called from a signal handler.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,33 +25,113 @@ const GOOD_FOR: Duration = Duration::from_millis(5);
 const PLENTY: u64 = 1 << 30;
 const GOOD_FOR_PLENTY: Duration = Duration::from_millis(100);
 
-/// The last look: when it was, and what has been left of it.
-#[derive(Debug)]
-struct Last(Option<(Instant, u64)>);
+/// For how long a grant counts as not in use yet, beside what filling it takes.
+const TO_BEGIN: Duration = Duration::from_millis(20);
+/// Bytes a second that are filled at least.
+const FILLED: u64 = 1 << 30;
+/// The longest for which a grant counts.
+const TO_FILL: Duration = Duration::from_millis(100);
 
-static LAST: Mutex<Last> = Mutex::new(Last(None));
+/// The last look, and what was granted that it may not have seen.
+#[derive(Debug)]
+struct Last {
+    /// When it was, and how much there was.
+    look: Option<(Instant, u64)>,
+    /// Until when each counts, and of how many bytes it was.
+    grants: VecDeque<(Instant, u64)>,
+    granted: u64,
+}
+
+static LAST: Mutex<Last> = Mutex::new(Last::NEW);
+
+/// Why nothing is granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Refused {
+    /// What is left beside earlier grants.
+    left: u64,
+    /// What there was when it was looked.
+    there: u64,
+}
 
 impl Last {
-    /// As [`take`](self::take), with `look` for another look, which there may be none of.
-    fn take(&mut self, bytes: u64, look: impl FnOnce() -> Option<u64>) -> Result<(), u64> {
-        let good = self.0.filter(|(at, left)| {
-            let age = at.elapsed();
-            *left >= bytes && (age < GOOD_FOR || *left - bytes >= PLENTY && age < GOOD_FOR_PLENTY)
+    const NEW: Self = Self { look: None, grants: VecDeque::new(), granted: 0 };
+
+    /// As [`take`](self::take) at `now`, with `look` for another look, which there may be none of.
+    fn take(&mut self, now: Instant, bytes: u64, look: impl FnOnce() -> Option<u64>) -> Result<(), Refused> {
+        let good = self.look.filter(|(at, there)| {
+            let age = now.saturating_duration_since(*at);
+            let left = there.saturating_sub(self.granted);
+            left >= bytes && (age < GOOD_FOR || left - bytes >= PLENTY && age < GOOD_FOR_PLENTY)
         });
-        let looked = good.or_else(|| look().map(|left| (Instant::now(), left))).or(self.0);
-        let (at, left) = looked.unwrap_or_else(|| (Instant::now(), machine().available));
-        let after = left.checked_sub(bytes);
-        self.0 = Some((at, after.unwrap_or(left)));
-        after.map(drop).ok_or(left)
+        if good.is_none()
+            && let Some(there) = look()
+        {
+            self.look = Some((now, there));
+            while let Some((_, bytes)) = self.grants.front().copied().filter(|(until, _)| *until <= now) {
+                self.grants.pop_front();
+                self.granted -= bytes;
+            }
+        }
+        let there = self.look.get_or_insert_with(|| (now, machine().available)).1;
+        let left = there.saturating_sub(self.granted);
+        if left < bytes {
+            return Err(Refused { left, there });
+        }
+        self.grant(now, bytes);
+        Ok(())
+    }
+
+    fn grant(&mut self, now: Instant, bytes: u64) {
+        let fills = Duration::from_millis(bytes.saturating_mul(1000) / FILLED);
+        let until = now + (TO_BEGIN + fills).min(TO_FILL);
+        self.granted += bytes;
+        // In the order in which they end, some at once: a millisecond is near enough.
+        match self.grants.back_mut() {
+            Some((last, sum)) if until <= *last + Duration::from_millis(1) => *sum += bytes,
+            _ => self.grants.push_back((until, bytes)),
+        }
     }
 }
 
-/// Grants `bytes` bytes of memory that have no storage yet.
+fn try_to_take(bytes: u64) -> Result<(), Refused> {
+    LAST.lock().take(Instant::now(), bytes, || groups()?.room(machine().available).ok())
+}
+
+/// Grants `bytes` bytes of memory that have no storage yet, or not, at once.
+///
+/// # Errors
+/// As many are not to be had now; how many are.
+pub fn take(bytes: u64) -> Result<(), u64> {
+    try_to_take(bytes).map_err(|refused| refused.left)
+}
+
+/// As [`take`], but where only earlier grants stand in the way it waits until it can be seen what became of them.
 ///
 /// # Errors
 /// As many are not to be had; how many are.
-pub fn take(bytes: u64) -> Result<(), u64> {
-    LAST.lock().take(bytes, || groups()?.room(machine().available).ok())
+pub fn wait_to_take(bytes: u64) -> Result<(), u64> {
+    let end = Instant::now() + 2 * TO_FILL;
+    loop {
+        match try_to_take(bytes) {
+            Ok(()) => return Ok(()),
+            Err(Refused { left, there }) if there < bytes || Instant::now() >= end => return Err(left),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Whether there is so much that nobody need count how many of `bytes` bytes have storage already.
+#[must_use]
+pub fn is_plenty(bytes: u64) -> bool {
+    let wanted = bytes.saturating_add(PLENTY);
+    let last = LAST.lock();
+    last.look.is_some_and(|(at, there)| at.elapsed() < GOOD_FOR_PLENTY && there.saturating_sub(last.granted) >= wanted)
+}
+
+/// What is never granted of a group's limit: page tables and other books of the kernel, the program's own small allocations, and what
+/// drivers take without a word.
+fn reserve(limit: u64) -> u64 {
+    (limit / 32).min(16 << 20)
 }
 
 /// Bytes that this process can ever have in memory: the machine's, or what its control groups allow.
@@ -229,7 +312,7 @@ impl Groups {
         Ok(least)
     }
 
-    /// What is left in the fullest of them, at most `most`.
+    /// What is left in the fullest of them beside the [`reserve`], at most `most`.
     fn room(&self, most: u64) -> Result<u64, Unread> {
         let mut least = most;
         for group in self.limited() {
@@ -240,7 +323,8 @@ impl Groups {
                 |name: &str| stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
             let caches: u64 = names.caches.iter().filter_map(|n| line(n)).sum();
             let used = number(folder, names.usage)?.unwrap_or(0).saturating_sub(caches);
-            least = least.min(limit.saturating_sub(used).saturating_add(swap(folder, version, limit)?));
+            let left = limit.saturating_sub(used).saturating_add(swap(folder, version, limit)?);
+            least = least.min(left.saturating_sub(reserve(limit)));
         }
         Ok(least)
     }
@@ -324,7 +408,7 @@ mod tests {
         assert_eq!(groups.folders.len(), 3);
         assert_eq!(
             (groups.limits(), groups.room(u64::MAX), groups.room(7)),
-            (Ok((1_000_000, 1_000_000)), Ok(450_000), Ok(7))
+            (Ok((1_000_000, 1_000_000)), Ok(450_000 - reserve(1_000_000)), Ok(7))
         );
     }
 
@@ -348,7 +432,7 @@ mod tests {
         );
         let groups = Groups::now(&root.0, &mut None).unwrap();
         assert_eq!(groups.folders.len(), 2);
-        assert_eq!((groups.limits(), groups.room(u64::MAX)), (Ok((5000, 5000)), Ok(720)));
+        assert_eq!((groups.limits(), groups.room(u64::MAX)), (Ok((5000, 5000)), Ok(720 - reserve(5000))));
     }
 
     /// As `Documentation/admin-guide/cgroup-v2.rst` has it: `max` where nothing is limited, no files of limits at the top, a flat list of
@@ -425,13 +509,17 @@ mod tests {
     #[test]
     fn what_is_granted_is_not_granted_again() {
         const ALL: u64 = 1 << 40;
-        let mut last = Last(None);
-        assert_eq!(last.take(u64::MAX, || Some(ALL)), Err(ALL));
-        assert_eq!(last.take(ALL / 2, || unreachable!("looked again at once")), Ok(()));
-        assert_eq!(last.0.map(|(_, left)| left), Some(ALL / 2));
+        let (mut last, now) = (Last::NEW, Instant::now());
+        let refused = |left, there| Err(Refused { left, there });
+        assert_eq!(last.take(now, u64::MAX, || Some(ALL)), refused(ALL, ALL));
+        assert_eq!(last.take(now, ALL / 2, || unreachable!("looked again at once")), Ok(()));
         // Before it refuses it looks again; what is not to be seen is as it was.
-        assert_eq!(last.take(ALL, || None), Err(ALL / 2));
-        assert_eq!(last.take(ALL, || Some(ALL)), Ok(()));
+        assert_eq!(last.take(now, ALL, || None), refused(ALL / 2, ALL));
+        // What was granted a moment ago is not in use yet, whatever is seen.
+        assert_eq!(last.take(now, ALL, || Some(ALL)), refused(ALL / 2, ALL));
+        assert_eq!(last.take(now + TO_FILL, ALL, || Some(ALL)), Ok(()));
+        assert_eq!(last.take(now + TO_FILL, 1, || Some(ALL)), refused(0, ALL));
+        assert_eq!(last.take(now + 2 * TO_FILL, 1, || Some(ALL)), Ok(()));
         let most = take(u64::MAX).unwrap_err();
         assert!(most <= machine().available + (1 << 30));
     }
@@ -474,15 +562,17 @@ mod tests {
         );
         let mut known = None;
         let before = Groups::now(&root.0, &mut known).unwrap();
-        let mut last = Last(None);
-        assert_eq!(last.take(600_000, || before.room(u64::MAX).ok()), Ok(()));
+        let (mut last, at) = (Last::NEW, Instant::now());
+        assert_eq!(last.take(at, 600_000, || before.room(u64::MAX).ok()), Ok(()));
         let files: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
         let groups = Groups::now(&root.0, &mut known).map(|g| g.folders.clone());
+        let there = 1_000_000 - reserve(1_000_000);
+        let refused = Err(Refused { left: there - 600_000, there });
         let (limits, room, unknown) = (before.limits(), before.room(9), Groups::now(&root.0, &mut None).is_none());
-        let granted = last.take(600_000, || before.room(u64::MAX).ok());
+        let granted = last.take(at, 600_000, || before.room(u64::MAX).ok());
         drop(files);
         assert_eq!(groups, Some(before.folders.clone()));
-        assert_eq!((limits, room, unknown, granted), (Err(Unread), Err(Unread), true, Err(400_000)));
+        assert_eq!((limits, room, unknown, granted), (Err(Unread), Err(Unread), true, refused));
         assert_eq!(before.room(9), Ok(9));
     }
 }

@@ -9,7 +9,8 @@ use std::sync::{Arc, OnceLock};
 use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
 use sterna_hal::{CopyRun, DeviceError, Frames, Memory, Place};
-use sterna_host::frames::FrameTable;
+use sterna_host::frames::{FrameTable, Fresh};
+use sterna_host::room;
 use sterna_host::sys::{BLOCK, invalid, to_usize};
 
 use crate::pool::{Buffer, Pool};
@@ -53,9 +54,15 @@ impl Chunks {
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
         let mut table = self.frames.lock();
         let start = out.len();
-        if !table.alloc(grains, out, &mut smallvec::SmallVec::new()) {
+        let mut fresh = Fresh::new();
+        if !table.alloc(grains, out, &mut fresh) {
             let in_use = u64::from(table.in_use()) * self.grain;
             return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
+        }
+        if let Err(e) = self.ask(&fresh, grains) {
+            out.drain(start..).for_each(|f| table.free(f));
+            fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
+            return Err(e);
         }
         let per = self.per;
         let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
@@ -74,6 +81,16 @@ impl Chunks {
             }
         }
         Ok(())
+    }
+
+    /// Asks for the memory of blocks that are handed out for the first time, where the driver's memory is the machine's.
+    fn ask(&self, fresh: &Fresh, grains: u32) -> Result<(), DeviceError> {
+        let bytes = fresh.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
+        if bytes == 0 || !self.pool.is_the_machines() {
+            return Ok(());
+        }
+        let requested = u64::from(grains) * self.grain;
+        room::take(bytes).map_err(|_| DeviceError::OutOfMemory { requested, in_use: 0, budget: self.budget })
     }
 
     pub(crate) fn free(&self, frames: &[Frames]) {

@@ -31,7 +31,7 @@ use super::block::Body;
 use super::devmem::keep;
 use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
-use super::migrate::{self, Home, Want};
+use super::migrate::{self, Asks, Home, Want};
 use super::mirror::{By, Call, DeviceMirror, Loaded, NotYet};
 use super::pfn::{MigrateFlags, Pfn, PfnFlags};
 use super::range::{self, populate_within};
@@ -271,7 +271,7 @@ impl Attached {
     /// [`Invalid`](Error::Invalid) for pages that do not exist; a device that fails.
     pub fn migrate_home(&self, pages: &Pages) -> Result<Migration, Error> {
         let mut free = Free::at_entry();
-        let home = Home::off(self.mirror.slot(), true);
+        let home = Home { asks: Asks::Patiently, ..Home::off(self.mirror.slot(), true) };
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
             let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;

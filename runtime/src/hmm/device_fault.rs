@@ -23,7 +23,7 @@ use super::arrivals::{Asked, LONG_NS};
 use super::hold;
 use super::host::{Mechanism, chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
 use super::lock::Free;
-use super::migrate::{self, Home, Want};
+use super::migrate::{self, Asks, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
 use super::parts::{MAX_DEVICES, Slots};
@@ -418,7 +418,7 @@ fn bring(
     }
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.may_alias() {
-        let mapped = map_remote(free, mirror, seg, &pages, access)?;
+        let mapped = map_remote(free, mirror, seg, &pages, want)?;
         return Ok(if mapped.blocked.is_some() { Brought::Not } else { Brought::Maybe });
     }
     if moved.foreign {
@@ -428,7 +428,7 @@ fn bring(
             *holds = true;
             return Ok(Brought::Not);
         }
-        let home = Home { map: false, wait: false, ..Home::SHARED };
+        let home = Home { map: false, wait: false, asks: Asks::Not, ..Home::SHARED };
         migrate::bring_home(free, seg, &pages, home, Cause::DeviceFault)?;
         let again = migrate::to_device(free, mirror, seg, &pages, want)?;
         return Ok(brought(again));

@@ -25,7 +25,7 @@ use sterna_host::mappings;
 use super::addr::{BlockId, Mask, Pages, Span, runs_of};
 use super::arrivals::Grain;
 use super::lock::Free;
-use super::migrate::{self, Home, Want};
+use super::migrate::{self, Asks, Home, Want};
 use super::mirror::DeviceMirror;
 use super::running;
 use super::segment::Segment;
@@ -196,7 +196,7 @@ pub(crate) fn unseat_another(
         if in_use || seated {
             continue;
         }
-        let home = Home::off(slot, true);
+        let home = Home { asks: mirror.asks(), ..Home::off(slot, true) };
         migrate::bring_home(free, &seg, &seg.pages(), home, Cause::Eviction)?;
         if mirror.unseat(free, &seg) {
             let counters = &mirror.pods().counters;
@@ -317,15 +317,16 @@ fn evict(
     } else {
         lowest(free, &keep, candidates, grains)
     };
-    let freed = take_away(free, mirror, &victims, true);
+    let fault = want.cause == Cause::DeviceFault;
+    let freed = take_away(free, mirror, &victims, if fault { Asks::Once } else { Asks::Patiently });
     // A kernel's touch is refused as little as the host's: the kernel could be told nothing.
     let refused = matches!(freed, Err(Error::OutOfHostMemory { .. }));
-    if refused && want.cause == Cause::DeviceFault { take_away(free, mirror, &victims, false) } else { freed }
+    if refused && fault { take_away(free, mirror, &victims, Asks::Not) } else { freed }
 }
 
 /// Has victims leave the device, and says how many grains that has freed. Where the host has no storage for some, others go; an error if
 /// none went. `asks` as in [`Home`].
-fn take_away(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks: bool) -> Result<u32, Error> {
+fn take_away(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks: Asks) -> Result<u32, Error> {
     let counters = &mirror.pods().counters;
     let (mut freed, mut refused) = (0, None);
     let mut rest = victims;

@@ -14,7 +14,7 @@ use super::lock::Free;
 use super::migrate::{free_frames, release, wait_blocked};
 use super::mirror::Action;
 use super::segment::Segment;
-use super::source;
+use super::source::{self, How};
 use crate::Error;
 
 /// Blocks a round: how many are busy at once.
@@ -27,7 +27,7 @@ const ROUND: usize = 32;
 /// take back. Pages before the failing ones have been dropped.
 pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     let space = seg.space();
-    source::settle(free, seg, pages, true)?;
+    source::settle(free, seg, pages, How::CALL)?;
     // What the engine has never looked at has storage at most, and is given back in long pieces.
     let mut at = pages.0.start;
     for id in partly(pages) {

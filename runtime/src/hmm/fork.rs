@@ -23,7 +23,7 @@ use super::migrate::{self, Home};
 use super::os;
 use super::pin::Pin;
 use super::segment::Segment;
-use super::source;
+use super::source::{self, How};
 use super::space::Space;
 use crate::Error;
 use crate::stats::Cause;
@@ -114,7 +114,7 @@ fn make(kept: &Kept) -> Option<Made> {
     }
     let mut free = Free::at_entry();
     seg.wait_unused(&mut free, &kept.bytes, false);
-    source::prepare(&mut free, &seg, &pages, Access::Read, true).ok()?;
+    source::prepare(&mut free, &seg, &pages, Access::Read, How::CALL).ok()?;
     #[cfg(feature = "planted")]
     let away = super::planted::on(&super::planted::FORK_WITHOUT_HOME);
     #[cfg(not(feature = "planted"))]

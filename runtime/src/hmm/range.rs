@@ -60,7 +60,7 @@ use super::addr::{BlockId, Mask, PAGE, Pages, Span, runs_of};
 use super::block::Body;
 use super::fork;
 use super::lock::Free;
-use super::migrate::{self, Home, Moved, Want};
+use super::migrate::{self, Asks, Home, Moved, Want};
 use super::mirror::{DeviceMirror, Mirror};
 use super::notifier::Seq;
 use super::os;
@@ -281,7 +281,7 @@ pub(crate) fn populate_within(
                     pinned.push(Span { block, mask });
                 }
                 for run in runs_of(&pinned) {
-                    let mapped = map_remote(free, mirror, seg, &run, want.access)?;
+                    let mapped = map_remote(free, mirror, seg, &run, want)?;
                     moved.blocked = moved.blocked.or(mapped.blocked);
                 }
             } else if want.cause != Cause::Launch {
@@ -290,7 +290,7 @@ pub(crate) fn populate_within(
             } // else the launch gets copies of its own
         }
         if moved.foreign {
-            let home = Home { map: false, ..Home::SHARED };
+            let home = Home { map: false, asks: want.how().asks, ..Home::SHARED };
             if !migrate::bring_home(free, seg, &pages.widened(along), home, want.cause)?.pinned {
                 continue;
             }
@@ -320,7 +320,7 @@ pub(crate) fn in_place(
     pages: &Pages,
     want: Want,
 ) -> Result<Moved, Error> {
-    let mut moved = map_remote(free, mirror, seg, pages, want.access)?;
+    let mut moved = map_remote(free, mirror, seg, pages, want)?;
     for run in held_there(free, mirror, seg, pages) {
         moved.add(migrate::to_device(free, mirror, seg, &run, want)?);
     }
@@ -383,8 +383,9 @@ pub(crate) fn map_remote(
     mirror: &Arc<DeviceMirror>,
     seg: &Arc<Segment>,
     pages: &Pages,
-    access: Access,
+    want: Want,
 ) -> Result<Moved, Error> {
+    let access = want.access;
     let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
     let (asked, pages) = (pages, &pages.widened(per as u64));
     let (_seat, view) = mirror.seat(free, seg, pages, 0)?;
@@ -400,9 +401,10 @@ pub(crate) fn map_remote(
     let mut kept = false;
     // Entries are made by the last count of mappings. What that refuses is tried again after another one.
     let mut recounted = false;
+    let mut asked_for_storage = false;
     loop {
         let _ = mappings::room(0); // counts before the locks, if need be
-        if let Some(blocked) = source::prepare(free, seg, pages, access, false)? {
+        if let Some(blocked) = source::prepare(free, seg, pages, access, want.how())? {
             result.blocked = result.blocked.or(Some(blocked));
             return Ok(result);
         }
@@ -414,15 +416,21 @@ pub(crate) fn map_remote(
             copied.push(Span { block, mask });
         }
         for run in runs_of(&copied) {
-            let home = Home { map: false, wait: false, ..Home::EXCLUSIVE };
+            let home = Home { map: false, wait: false, asks: want.how().asks, ..Home::EXCLUSIVE };
             let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?;
             result.blocked = result.blocked.or(moved.blocked);
             kept |= moved.pinned;
         }
         // Where entries stay behind they go now, with their frames: a grain is all of one kind.
         for run in framed_there(free, mirror, seg, pages, needy) {
-            let moved = migrate::bring_home(free, seg, &run, Home::off(slot, false), Cause::Launch)?;
+            let home = Home { asks: want.how().asks, ..Home::off(slot, false) };
+            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?;
             result.blocked = result.blocked.or(moved.blocked);
+        }
+        if want.how().asks != Asks::Not && !std::mem::replace(&mut asked_for_storage, true) {
+            // The device's accesses will give holes storage, and cannot be refused.
+            let lacking: Vec<_> = pages.blocks().map(|(id, mask)| (id, needy(&seg.claim(id).lock(free), mask))).collect();
+            seg.ask_for_pages(asked.bytes(), || lacking.iter().copied())?;
         }
         let Some(seq) = mirror.notifier().read_begin(free, pages, BUDGET) else {
             return Err(Error::Busy { budget: BUDGET });

@@ -29,6 +29,7 @@ use super::migrate::{self, Home};
 use super::mirror::Action;
 use super::pin;
 use super::segment::{Kind, Segment};
+use super::source::{self, How};
 use super::space::Space;
 use crate::Error;
 use crate::stats::Cause;
@@ -101,7 +102,7 @@ fn settled(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Res
     loop {
         for place in [from, to] {
             // A copy finds its pages by where they are.
-            super::source::prepare(free, seg, place, Access::ReadWrite, true)?;
+            source::prepare(free, seg, place, Access::ReadWrite, How::CALL)?;
             if whole {
                 migrate::bring_home(free, seg, place, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
             }

@@ -20,7 +20,7 @@ use sterna_hal::{Absent, DevAddr, DevRange};
 use super::addr::{BLOCK, BlockId, GRANULE, PAGE, Page, Pages};
 use super::devmem::unseat_another;
 use super::lock::Free;
-use super::migrate::{self, Home};
+use super::migrate::{self, Asks, Home};
 use super::mirror::DeviceMirror;
 use super::segment::Segment;
 use crate::Error;
@@ -171,6 +171,12 @@ impl DeviceMirror {
         }
     }
 
+    /// Who makes room for addresses asks for memory: a launch, or, on a device that faults, perhaps a kernel's touch, which cannot be
+    /// refused.
+    pub(crate) fn asks(&self) -> Asks {
+        if self.caps().absent == Absent::Faults { Asks::Not } else { Asks::Patiently }
+    }
+
     /// The bytes of a segment that get addresses when `bytes` are to have some.
     pub(crate) fn reserved_for(&self, bytes: &Range<u64>) -> Range<u64> {
         bytes.start / self.unit() * self.unit()..bytes.end.max(1).next_multiple_of(self.unit())
@@ -178,7 +184,7 @@ impl DeviceMirror {
 
     /// Takes a segment off the device, addresses and all, once the launches that were submitted over it have ended.
     fn vacate(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<(), Error> {
-        let home = Home::off(self.slot(), true);
+        let home = Home { asks: self.asks(), ..Home::off(self.slot(), true) };
         loop {
             self.reap();
             let all = 0..seg.pages().bytes();

@@ -273,16 +273,29 @@ impl Segment {
 
     /// Asks for the memory that filling bytes `range` takes, before anything is begun: what has storage needs none.
     pub(crate) fn ask_for_storage(&self, range: &Range<u64>) -> Result<(), crate::Error> {
-        let requested = range.end - range.start;
         let pages = self.pages_of(range);
+        self.ask_for_pages(range.end - range.start, || pages.blocks())
+    }
+
+    /// As [`ask_for_storage`](Self::ask_for_storage), for pages by block, on behalf of an operation on `requested` bytes.
+    pub(crate) fn ask_for_pages<I: Iterator<Item = (BlockId, Mask)>>(
+        &self,
+        requested: u64,
+        pages: impl Fn() -> I,
+    ) -> Result<(), crate::Error> {
         let refused = |available| crate::Error::OutOfHostMemory { requested, available };
-        let Err(available) = os::room::take(pages.bytes()) else { return Ok(()) };
+        let all = pages().map(|(_, mask)| u64::from(mask.count()) * PAGE).sum();
+        if all == 0 || os::room::is_plenty(all) {
+            return os::room::take(all).map_err(refused);
+        }
         // Looking at each page is for what could be there.
-        if pages.bytes().saturating_sub(os::stored(self.space.file())) > available {
+        let least = all.saturating_sub(os::stored(self.space.file()));
+        if let (1.., Err(available)) = (least, os::room::wait_to_take(least)) {
             return Err(refused(available));
         }
         let lacks = |(id, mask)| u64::from(self.space.host.holes(self.space, id, mask).count()) * PAGE;
-        os::room::take(pages.blocks().map(lacks).sum()).map_err(refused)
+        let lacks: u64 = pages().map(lacks).sum();
+        os::room::wait_to_take(lacks.saturating_sub(least)).map_err(refused)
     }
 
     /// Its length in bytes.

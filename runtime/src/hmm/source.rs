@@ -18,6 +18,9 @@
 //! **Who may change them.** `unread`: whoever has the page busy. `lent`: set with the page busy; cleared under the block's lock when
 //! every copy that was made before has its page. **Bytes** come straight into the storage: a file's as [`Backing`] says, a copy's by
 //! `pread` from the arena's own.
+//!
+//! **Memory.** Whoever can answer with an error asks first for what the pages will take ([`How::asks`]): launches, guards, hints and
+//! calls. A touch of the host's or of a kernel's cannot, and takes what it needs.
 
 use std::fs::File;
 use std::io;
@@ -35,7 +38,7 @@ use super::backing::Backing;
 use super::block::Block;
 use super::host::coherent::{places, resident};
 use super::lock::Free;
-use super::migrate::{self, Home, release, wait_blocked};
+use super::migrate::{self, Asks, Home, release, wait_blocked};
 use super::mirror::Action;
 use super::os;
 use super::pin::Pin;
@@ -57,6 +60,20 @@ pub(crate) enum Source {
     File(Backing),
     /// Another segment's pages, from this one on.
     Segment { of: Arc<Segment>, first: Page },
+}
+
+/// How pages are made fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Waits for pages that another batch has.
+    pub(crate) wait: bool,
+    /// Whether it fails before pages take more memory than there is.
+    pub(crate) asks: Asks,
+}
+
+impl How {
+    /// For a call that may take its time and can fail.
+    pub(crate) const CALL: Self = Self { wait: true, asks: Asks::Patiently };
 }
 
 /// A page that another batch had, for the caller to wait for.
@@ -82,7 +99,7 @@ fn segment_with(space: &'static Space, bytes: u64, kind: Kind, source: Source) -
         space.host.close(space, &mut free, &seg)?;
     } else {
         // Nobody would notice the first touch.
-        fill(&mut free, &seg, &pages, true)?;
+        fill(&mut free, &seg, &pages, How::CALL)?;
     }
     Ok(seg)
 }
@@ -131,26 +148,26 @@ impl Segment {
 }
 
 /// Makes `pages` of `seg` fit for `access`: their bytes are there and, for writing, every copy has its own. Says which page of
-/// another batch stands in the way; with `wait` none does.
+/// another batch stands in the way; where it waits none does.
 pub(crate) fn prepare(
     free: &mut Free,
     seg: &Arc<Segment>,
     pages: &Pages,
     access: Access,
-    wait: bool,
+    how: How,
 ) -> Result<Blocked, Error> {
     if seg.unread() > 0
-        && let Some(blocked) = fill(free, seg, pages, wait)?
+        && let Some(blocked) = fill(free, seg, pages, how)?
     {
         return Ok(Some(blocked));
     }
-    if access.writes() { settle(free, seg, pages, wait) } else { Ok(None) }
+    if access.writes() { settle(free, seg, pages, how) } else { Ok(None) }
 }
 
 /// Fetches what is still in a file, its own or that of what it is a copy of. A copy's own pages stay where they are.
 pub(crate) fn fetch_file(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     let (true, Some(source)) = (seg.unread() > 0, seg.source()) else { return Ok(()) };
-    let Source::Segment { of, first } = &*source else { return fill(free, seg, pages, true).map(drop) };
+    let Source::Segment { of, first } = &*source else { return fill(free, seg, pages, How::CALL).map(drop) };
     for run in runs_of(&unread(free, seg, &within(pages, &seg.pages()))) {
         fetch_file(free, of, &shifted(&run, seg.pages().0.start, first.0))?;
     }
@@ -164,7 +181,7 @@ fn unread(free: &mut Free, seg: &Segment, pages: &Pages) -> Vec<Span> {
 }
 
 /// Fetches the bytes of those of `pages` that have none yet.
-fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Result<Blocked, Error> {
+fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<Blocked, Error> {
     let (space, Some(source)) = (seg.space(), seg.source()) else { return Ok(None) };
     let source = &*source;
     let pages = within(pages, &seg.pages());
@@ -175,7 +192,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Resul
         if let Source::Segment { of, first } = source {
             for run in runs_of(&unread) {
                 let theirs = shifted(&run, seg.pages().0.start, first.0);
-                if let Some(b) = fill(free, of, &theirs, wait)? {
+                if let Some(b) = fill(free, of, &theirs, how)? {
                     return Ok(Some(b));
                 }
             }
@@ -194,7 +211,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Resul
             }
             let mut done = Ok(());
             for s in &taken {
-                done = done.and_then(|()| fetch(free, seg, source, *s));
+                done = done.and_then(|()| fetch(free, seg, source, *s, how.asks));
                 release(space, free, *s);
             }
             seg.let_source_go();
@@ -202,42 +219,54 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Resul
         }
         match blocked {
             None => return Ok(None),
-            Some(b) if !wait => return Ok(Some(b)),
+            Some(b) if !how.wait => return Ok(Some(b)),
             Some(b) => wait_blocked(free, space, b),
         }
     }
 }
 
-/// Fetches pages that are busy and unread.
-fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span) -> Result<(), Error> {
-    let space = seg.space();
-    let block = space.block(s.block);
-    let first = s.block.first_page().0;
-    let mut filled = Mask::EMPTY;
-    if let Source::File(backing) = source {
-        filled = read_file(space, (s.block, block), backing, seg.offset(), s.mask).map_err(|e| backing.error(e))?;
-    }
-    if let Source::Segment { first: theirs, .. } = source {
-        for (r, to) in block.pieces(s.block, s.mask) {
-            for (fd, from, pages) in origin(free, seg, *theirs, first + r.start as u64..first + r.end as u64) {
-                let start = (pages.start - first) as usize;
-                let to = space.view_at(to + (start - r.start) as u64 * PAGE);
-                for data in os::extents(fd, from.clone(), GRANULE) {
-                    let skip = (data.start - from.start) as usize;
-                    // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
-                    unsafe { os::read_at(fd, to.as_ptr().add(skip), data.clone()) }
-                        .map_err(|e| Error::driver("pread", &e))?;
-                    let (a, b) = (data.start - from.start, data.end - from.start);
-                    filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
-                }
-            }
+/// Fetches pages that are busy and unread; if it asks, not before there is memory for them.
+fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span, asks: Asks) -> Result<(), Error> {
+    let filled = match source {
+        Source::File(backing) => {
+            asks.for_storage(u64::from(s.mask.count()) * PAGE)?;
+            let at = (s.block, seg.space().block(s.block));
+            read_file(seg.space(), at, backing, seg.offset(), s.mask).map_err(|e| backing.error(e))?
         }
-    }
-    let mut body = block.lock(free);
+        Source::Segment { first, .. } => copy_pages(free, seg, *first, s, asks)?,
+    };
+    let mut body = seg.space().block(s.block).lock(free);
     body.unread &= !s.mask;
     seg.has_read(u64::from(s.mask.count()));
     body.hole = (body.hole | s.mask) & !filled;
     Ok(())
+}
+
+/// Copies pages that are busy and unread from those of which `theirs` is the first, where these have storage; says which got some.
+fn copy_pages(free: &mut Free, seg: &Segment, theirs: Page, s: Span, asks: Asks) -> Result<Mask, Error> {
+    let space = seg.space();
+    let block = space.block(s.block);
+    let first = s.block.first_page().0;
+    let (mut reads, mut filled, mut bytes) = (Vec::new(), Mask::EMPTY, 0);
+    for (r, to) in block.pieces(s.block, s.mask) {
+        for (fd, from, pages) in origin(free, seg, theirs, first + r.start as u64..first + r.end as u64) {
+            let start = (pages.start - first) as usize;
+            let to = space.view_at(to + (start - r.start) as u64 * PAGE);
+            for data in os::extents(fd, from.clone(), GRANULE) {
+                let (a, b) = (data.start - from.start, data.end - from.start);
+                filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
+                bytes += (b - a).next_multiple_of(PAGE);
+                // SAFETY: inside the view, of the pages that are copied.
+                reads.push((fd, unsafe { to.as_ptr().add(a as usize) }, data));
+            }
+        }
+    }
+    asks.for_storage(bytes)?;
+    for (fd, to, data) in reads {
+        // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
+        unsafe { os::read_at(fd, to, data) }.map_err(|e| Error::driver("pread", &e))?;
+    }
+    Ok(filled)
 }
 
 /// Reads pages of a block, of a segment that begins at byte `start` of the window, from the file behind it: says which of them got
@@ -280,7 +309,7 @@ fn origin(free: &mut Free, seg: &Segment, theirs: Page, pages: Range<u64>) -> Ve
 }
 
 /// Gives every copy of `seg` its own of those of `pages` that are lent: they may be written afterwards.
-pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: bool) -> Result<Blocked, Error> {
+pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<Blocked, Error> {
     if !seg.was_copied() {
         return Ok(None);
     }
@@ -312,7 +341,7 @@ pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, wait: b
                     continue;
                 }
                 let theirs = shifted(&run, first.0, copy.pages().0.start);
-                if let Some(b) = fill(free, &copy, &theirs, wait)? {
+                if let Some(b) = fill(free, &copy, &theirs, how)? {
                     return Ok(Some(b));
                 }
             }
@@ -341,7 +370,7 @@ pub(crate) fn copy_of(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>) -
     let pages = seg.pages_of(bytes);
     let first = Page(pages.0.start);
     if depth(seg) >= LONGEST_CHAIN {
-        fill(free, seg, &pages, true)?;
+        fill(free, seg, &pages, How::CALL)?;
     }
     if !space.host.faults() {
         // Its bytes are read at once, from the storage.
@@ -400,7 +429,7 @@ fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segmen
         }
         // What a guard keeps stays mapped; nobody writes the bytes that are copied, and only those.
         for run in runs_of(&kept) {
-            fill(free, copy, &shifted(&run, first, copy.pages().0.start), true)?;
+            fill(free, copy, &shifted(&run, first, copy.pages().0.start), How::CALL)?;
         }
         for run in runs_of(&away) {
             migrate::bring_home(free, seg, &run, Home { map: false, ..Home::EXCLUSIVE }, Cause::HostAccess)?;

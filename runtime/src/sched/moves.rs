@@ -88,7 +88,7 @@ pub(super) fn carry_out(free: &mut Free, step: &Step, go_on: &dyn Fn() -> bool) 
         }
         None => {
             let keep = space.mechanism() == Mechanism::None;
-            let home = Home { asks: true, ..if keep { Home::SHARED } else { Home::READING } };
+            let home = if keep { Home::SHARED } else { Home::READING };
             let done = migrate::bring_home_paced(free, &step.seg, &step.pages, home, Cause::Prefetch, pace);
             done.map_or(end, |(_, at)| at)
         }

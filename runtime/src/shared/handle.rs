@@ -12,7 +12,7 @@ use crate::hmm::discard::discard;
 use crate::hmm::fork;
 use crate::hmm::gate::Gate;
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{self, Home, Moved};
+use crate::hmm::migrate::{self, Asks, Home, Moved};
 use crate::hmm::os;
 use crate::hmm::pin::Pin;
 use crate::hmm::source;
@@ -222,7 +222,7 @@ impl<T: Pod> Handle<T> {
         let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && !core.seg.is_awaited();
         let filling = if quiet { Pin::filling(&mut free, &core.seg, &pages)? } else { None };
         if filling.is_none() {
-            let home = Home { asks: false, ..core.way_home(true) }; // that was asked for
+            let home = Home { asks: Asks::Not, ..core.way_home(true) }; // that was asked for
             migrate::bring_home(&mut free, &core.seg, &pages, home, Cause::HostAccess)?;
         }
         core.seg.forgive(&mut free, &pages);
@@ -315,7 +315,7 @@ impl Core {
             return Ok(()); // it has come already
         }
         let pages = self.seg.pages_of(&self.bytes);
-        let home = Home { map: false, asks: true, ..Home::SHARED };
+        let home = Home { map: false, ..Home::SHARED };
         migrate::bring_home(&mut Free::at_entry(), &self.seg, &pages, home, Cause::HostAccess)?
             .complete(&self.seg, &pages)?;
         Ok(())
@@ -325,12 +325,11 @@ impl Core {
     pub(super) fn way_home(&self, write: bool) -> Home {
         // Where host faults are served a mapped page has no replica, unless its stores are watched; without them the gate ends
         // replicas before a write.
-        let home = match (write, self.seg.space().mechanism()) {
+        match (write, self.seg.space().mechanism()) {
             (false, Mechanism::None) => Home::SHARED,
             (false, _) => Home::READING,
             (true, _) => Home::EXCLUSIVE,
-        };
-        Home { asks: true, ..home }
+        }
     }
 
     /// Brings pages home: for reading, or for writing.

@@ -15,12 +15,12 @@ use super::super::addr::{BlockId, Mask, Page, Span};
 use super::super::block::{Block, BlockGuard};
 use super::super::hold;
 use super::super::lock::Free;
-use super::super::migrate::{self, Home};
+use super::super::migrate::{self, Asks, Home};
 use super::super::os;
 use super::super::running;
 use super::super::schedule::{Server, Serving};
 use super::super::segment::Segment;
-use super::super::source;
+use super::super::source::{self, How};
 use super::super::space::Space;
 use super::super::walk;
 use super::coherent::resident;
@@ -153,7 +153,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
             let region = if there { Mask::page(p) } else { region };
-            let home = Home { wait: false, reading: !store, keep: !there, ..Home::EXCLUSIVE };
+            let home = Home { wait: false, reading: !store, keep: !there, asks: Asks::Not, ..Home::EXCLUSIVE };
             let region = region | migrate::taken(&grains, &body, region, home);
             let region = beside_launches(space, id, region, p);
             step.note(block, &body, region);
@@ -166,7 +166,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &
         if !hold::quiet(&seg, hold::HOST, &pages) {
             return Err(now + AGAIN_NS);
         }
-        match source::prepare(free, &seg, &pages, Access::ReadWrite, false) {
+        match source::prepare(free, &seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Not }) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(now + AGAIN_NS),
             // Short of memory for a moment.

@@ -38,10 +38,10 @@ use super::super::prot;
 use super::super::running;
 use super::super::seat::Addresses;
 use super::super::segment::{Segment, without};
-use super::super::source;
+use super::super::source::{self, How};
 use super::super::uses::Of;
 use super::copy::{by_grain, by_place};
-use super::{Home, Moved, Want, bring_home, release, wait_blocked};
+use super::{Asks, Home, Moved, Want, bring_home, release, wait_blocked};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -191,7 +191,9 @@ impl Borders {
                     return Err(Error::Pinned);
                 }
             }
-            if let Some(blocked) = source::prepare(free, seg, &pages, Access::ReadWrite, false)? {
+            if let Some(blocked) =
+                source::prepare(free, seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Patiently })?
+            {
                 wait_blocked(free, seg.space(), blocked);
                 continue;
             }
@@ -223,7 +225,8 @@ impl Borders {
             (dev.valid | dev.mapped) & !dev.private & grains.mask
         };
         for run in runs_of(&[Span { mask: there.widened(self.mirror.pods().pages_per_grain()), ..grains }]) {
-            all.add(bring_home(free, seg, &run, Home::off(self.mirror.slot(), true), Cause::Launch)?);
+            let home = Home { asks: Asks::Patiently, ..Home::off(self.mirror.slot(), true) };
+            all.add(bring_home(free, seg, &run, home, Cause::Launch)?);
         }
         Ok(all)
     }

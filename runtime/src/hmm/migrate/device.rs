@@ -26,10 +26,10 @@ use super::super::os;
 use super::super::running;
 use super::super::seat::Addresses;
 use super::super::segment::Segment;
-use super::super::source;
+use super::super::source::{self, How};
 use super::super::space::Space;
 use super::copy::by_grain;
-use super::{Batch, Collected, Copying, Core, Home, Moved, Pace, release};
+use super::{Asks, Batch, Collected, Copying, Core, Home, Moved, Pace, release};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -43,6 +43,13 @@ pub(crate) struct Want {
     pub(crate) cause: Cause,
     /// Into the device's own memory: an entry that names host storage will not do.
     pub(crate) own: bool,
+}
+
+impl Want {
+    /// How pages are made fit for it. A kernel's touch cannot be refused: the kernel could be told nothing.
+    pub(crate) fn how(&self) -> How {
+        How { wait: false, asks: if self.cause == Cause::DeviceFault { Asks::Not } else { Asks::Patiently } }
+    }
 }
 
 /// Brings `pages` of `seg` to a device as `want` says, in batches; what is there already stays. Evicts blocks of a rank below
@@ -88,7 +95,7 @@ pub(crate) fn to_device_paced(
         at = end;
         let per = mirror.pods().pages_per_grain() as u64;
         let access = if moves(mirror, seg, want) { Access::ReadWrite } else { want.access };
-        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), access, false)? {
+        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), access, want.how())? {
             total.blocked = total.blocked.or(Some(blocked));
             total.refused += part.len();
             continue;

@@ -14,7 +14,7 @@ use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
 use super::super::os;
 use super::super::segment::Segment;
-use super::super::source;
+use super::super::source::{self, How};
 use super::super::space::Space;
 use super::{Batch, Collected, Copying, Core, Home, Moved, Pace, release};
 use crate::Error;
@@ -49,7 +49,8 @@ pub(crate) fn bring_home_paced(
         let part = Pages(at..end);
         // Who maps pages on the host lets it write them.
         if home.map
-            && let Some(blocked) = source::prepare(free, seg, &part, Access::ReadWrite, home.wait)?
+            && let Some(blocked) =
+                source::prepare(free, seg, &part, Access::ReadWrite, How { wait: home.wait, asks: home.asks })?
         {
             total.blocked = total.blocked.or(Some(blocked));
             at = end;
@@ -57,10 +58,7 @@ pub(crate) fn bring_home_paced(
         }
         let (batch, storage) = collect_home(free, seg, &part, home, cause);
         // The batch puts back what it took.
-        if storage > 0 && home.asks {
-            let refused = |available| Error::OutOfHostMemory { requested: storage, available };
-            os::room::take(storage).map_err(refused)?;
-        }
+        home.asks.for_storage(storage)?;
         let blocked = batch.core.result.blocked;
         let batch = batch.start(free)?;
         if let Some(before) = under_way.replace(batch) {

@@ -168,9 +168,33 @@ pub(crate) struct Home {
     pub(crate) reading: bool,
     /// Leaves pages that a coherent device alone has where they are, unless it has them to itself.
     pub(crate) keep: bool,
-    /// Fails with `OutOfHostMemory` where pages without storage would need more than there is. Not where nobody could be told, or the
-    /// bytes have nowhere else to stay: at a touch, and when a device's addresses or the device itself go.
-    pub(crate) asks: bool,
+    /// Whether it fails where pages without storage would need more memory than there is.
+    pub(crate) asks: Asks,
+}
+
+/// Who asks whether the host has memory before pages get storage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asks {
+    /// Where nobody could be told, or the bytes have nowhere else to stay: at a touch, and when a device's addresses or the device
+    /// itself go.
+    Not,
+    /// Who may not wait, and has another way.
+    Once,
+    /// Who can fail: launches, guards, hints, calls.
+    Patiently,
+}
+
+impl Asks {
+    /// Asks for so many bytes.
+    pub(crate) fn for_storage(self, requested: u64) -> Result<(), Error> {
+        let granted = match self {
+            _ if requested == 0 => Ok(()),
+            Self::Not => Ok(()),
+            Self::Once => os::room::take(requested),
+            Self::Patiently => os::room::wait_to_take(requested),
+        };
+        granted.map_err(|available| Error::OutOfHostMemory { requested, available })
+    }
 }
 
 impl Home {
@@ -182,16 +206,17 @@ impl Home {
         wait: true,
         reading: false,
         keep: false,
-        asks: false,
+        asks: Asks::Patiently,
     };
     /// As [`EXCLUSIVE`](Self::EXCLUSIVE), but in blocks that are mostly read devices keep clean copies.
     pub(crate) const READING: Self = Self { reading: true, ..Self::EXCLUSIVE };
     /// The host gets the bytes; devices keep clean copies.
     pub(crate) const SHARED: Self = Self { exclusive_from: None, ..Self::EXCLUSIVE };
 
-    /// Device `slot` loses its copies and its frames, with `wait` those that another batch has as well.
+    /// Device `slot` loses its copies and its frames, with `wait` those that another batch has as well. Whether the host has room for
+    /// them is not asked: who can leave them where they are asks.
     pub(crate) const fn off(slot: usize, wait: bool) -> Self {
-        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, ..Self::EXCLUSIVE }
+        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, asks: Asks::Not, ..Self::EXCLUSIVE }
     }
 
     fn duplicates(&self, body: &Body) -> bool {
