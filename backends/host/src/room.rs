@@ -58,6 +58,16 @@ impl Last {
 
     /// As [`take`](self::take) at `now`, with `look` for another look, which there may be none of.
     fn take(&mut self, now: Instant, bytes: u64, look: impl FnOnce() -> Option<u64>) -> Result<(), Refused> {
+        let (left, there) = self.left(now, bytes, look);
+        if left < bytes {
+            return Err(Refused { left, there });
+        }
+        self.grant(now, bytes);
+        Ok(())
+    }
+
+    /// What is left beside earlier grants, and what there was, as far as that matters to who wants `bytes` bytes.
+    fn left(&mut self, now: Instant, bytes: u64, look: impl FnOnce() -> Option<u64>) -> (u64, u64) {
         let good = self.look.filter(|(at, there)| {
             let age = now.saturating_duration_since(*at);
             let left = there.saturating_sub(self.granted);
@@ -73,12 +83,7 @@ impl Last {
             }
         }
         let there = self.look.get_or_insert_with(|| (now, machine().available)).1;
-        let left = there.saturating_sub(self.granted);
-        if left < bytes {
-            return Err(Refused { left, there });
-        }
-        self.grant(now, bytes);
-        Ok(())
+        (there.saturating_sub(self.granted), there)
     }
 
     fn grant(&mut self, now: Instant, bytes: u64) {
@@ -93,8 +98,13 @@ impl Last {
     }
 }
 
+/// What there is now.
+fn look() -> Option<u64> {
+    groups()?.room(machine().available).ok()
+}
+
 fn try_to_take(bytes: u64) -> Result<(), Refused> {
-    LAST.lock().take(Instant::now(), bytes, || groups()?.room(machine().available).ok())
+    LAST.lock().take(Instant::now(), bytes, look)
 }
 
 /// Grants `bytes` bytes of memory that have no storage yet, or not, at once.
@@ -123,9 +133,7 @@ pub fn wait_to_take(bytes: u64) -> Result<(), u64> {
 /// Whether there is so much that nobody need count how many of `bytes` bytes have storage already.
 #[must_use]
 pub fn is_plenty(bytes: u64) -> bool {
-    let wanted = bytes.saturating_add(PLENTY);
-    let last = LAST.lock();
-    last.look.is_some_and(|(at, there)| at.elapsed() < GOOD_FOR_PLENTY && there.saturating_sub(last.granted) >= wanted)
+    LAST.lock().left(Instant::now(), bytes, look).0 >= bytes.saturating_add(PLENTY)
 }
 
 /// What is never granted of a group's limit: page tables and other books of the kernel, the program's own small allocations, and what
