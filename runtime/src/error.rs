@@ -341,6 +341,39 @@ fn remedy(mechanism: Mechanism, source: &io::Error) -> String {
 }
 
 impl Error {
+    /// Whether a device was lost, in whichever way it is told: to who reads what only the device had ([`Lost`](Self::Lost)), to who was
+    /// using it ([`Device`](Self::Device), [`Kernel`](Self::Kernel)), or to a launch behind one of those ([`Upstream`](Self::Upstream)).
+    /// Other devices and the host go on; what was lost is told of wherever it is read, until it is written anew.
+    ///
+    /// ```
+    /// use sterna::{Error, Runtime};
+    /// use sterna::kernels::fill;
+    ///
+    /// /// On the device, or on the host when that has gone.
+    /// fn ones(rt: &Runtime) -> Result<Vec<f32>, Error> {
+    ///     let mut y = rt.shared::<f32>(1000)?;
+    ///     let on_the_device = rt.launch(&fill(1.0_f32), (&mut y,)).and_then(|p| p.wait());
+    ///     match on_the_device.and_then(|()| y.try_read().map(<[f32]>::to_vec)) {
+    ///         Err(e) if e.is_loss() => Ok(vec![1.0; 1000]),
+    ///         done => done,
+    ///     }
+    /// }
+    ///
+    /// assert_eq!(ones(&Runtime::new()?)?[999], 1.0);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Lost { .. }
+            | Self::Device { source: DeviceError::Lost(_), .. }
+            | Self::System(DeviceError::Lost(_))
+            | Self::Kernel { source: KernelError::Lost(_), .. } => true,
+            Self::Upstream { source, .. } => source.is_loss(),
+            _ => false,
+        }
+    }
+
     /// The error of a launch that reads what `before` says is not to be had: names what went wrong first, not each launch between.
     pub(crate) fn upstream(kernel: &'static str, before: &Arc<Self>) -> Self {
         let source = match &**before {

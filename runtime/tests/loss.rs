@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::*;
 use sterna::cpu::{CpuConfig, CpuDevice};
-use sterna::hal::{Absent, Device as _};
+use sterna::hal::{Absent, Device as _, DeviceError, KernelError};
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 use sterna::kernels::fill;
 use sterna::{Error, Runtime};
@@ -20,12 +20,12 @@ fn two() -> (Runtime, Arc<CpuDevice>, Arc<CpuDevice>) {
 }
 
 fn is_lost(e: &Error) -> bool {
-    e.to_string().contains("lost")
+    e.is_loss() && e.to_string().contains("lost")
 }
 
 /// A kernel that writes, and does not end before it is let go. Each test that uses one has a number of its own.
 fn held(n: u32) -> (&'static Hold, Kernel<(EachMut<u32>,)>) {
-    static HOLDS: [Hold; 2] = [const { Hold::new() }; 2];
+    static HOLDS: [Hold; 3] = [const { Hold::new() }; 3];
     fn body(_: Group, n: u32, y: &mut [u32]) {
         y.fill(7);
         HOLDS[n as usize].wait();
@@ -39,6 +39,47 @@ fn meet(rt: &Runtime) {
     let e = rt.launch(&add(1), (&mut probe,)).and_then(|p| p.wait()).unwrap_err();
     assert!(is_lost(&e), "{e:?}");
     let _ = rt.sync();
+}
+
+#[test]
+fn a_loss_is_one_whichever_way_it_is_told() {
+    let _limit = limit();
+    let (hold, held) = held(2);
+    let dev = device(small(8 * MIB));
+    let rt = over(&dev);
+    let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+    let mut y = rt.shared::<u32>(100_000).unwrap();
+    let running = rt.launch(&held, (&mut x,)).unwrap();
+    hold.entered();
+    dev.inject().lose();
+    hold.release();
+    // Who used it, who comes behind, who asks for more, and who reads what only it had.
+    let running = running.wait().unwrap_err();
+    assert!(running.is_loss(), "{running:?}");
+    let behind = rt.launch(&copy_add(1), (&x, &mut y)).and_then(|p| p.wait()).unwrap_err();
+    assert!(behind.is_loss(), "{behind:?}");
+    let mut more = rt.shared::<u32>(100_000).unwrap();
+    let more = rt.launch(&add(1), (&mut more,)).and_then(|p| p.wait()).unwrap_err();
+    assert!(more.is_loss(), "{more:?}");
+    assert!(x.try_read().unwrap_err().is_loss());
+    let (device, why) = (|| "cpu:0".to_string(), || "it fell off".to_string());
+    for face in [
+        Error::Lost { device: device() },
+        Error::Device { device: device(), source: DeviceError::Lost(why()) },
+        Error::System(DeviceError::Lost(why())),
+        Error::Kernel { kernel: "add", source: KernelError::Lost(why()) },
+    ] {
+        assert!(face.is_loss(), "{face:?}");
+        let behind = Error::Upstream { kernel: "add", source: Arc::new(face) };
+        assert!(behind.is_loss(), "{behind:?}");
+    }
+    // A failure of another kind is none, and none behind it is.
+    let rt = runtime(small(8 * MIB));
+    let mut z = rt.shared::<u32>(100_000).unwrap();
+    let failed = rt.launch(&panics(), (&mut z,)).unwrap().wait().unwrap_err();
+    let behind = rt.launch(&add(1), (&mut z,)).unwrap().wait().unwrap_err();
+    assert!(matches!(behind, Error::Upstream { .. }) && !failed.is_loss() && !behind.is_loss(), "{failed:?}");
+    assert!(!Error::Device { device: "cpu:0".into(), source: DeviceError::Forked }.is_loss());
 }
 
 /// Fails by its limit if the thread that writes down a loss, and is the last to let go of an allocation that ended meanwhile, takes
