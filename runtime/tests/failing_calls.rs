@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::vulkan::{TABLES, vulkan};
-use common::{MIB, add, copy_add, device, eventually, kinds, limit, over};
+use common::{MIB, add, child, copy_add, device, eventually, is_child, kinds, limit, over, rigid, succeeds};
 use sterna::cpu::CpuDevice;
-use sterna::hal::{Device as _, Injected};
+use sterna::hal::{Device as _, DeviceError, Injected};
 use sterna::{Error, Runtime, Shared};
 
 const N: usize = 320 << 10;
@@ -137,4 +137,24 @@ fn late_points() {
 #[test]
 fn losses() {
     every("loss", Injected::lose_at, |d, _| d.is_lost());
+}
+
+#[test]
+fn a_refused_copy_home_names_the_device_where_no_touch_is_noticed() {
+    let name = "a_refused_copy_home_names_the_device_where_no_touch_is_noticed";
+    let _limit = limit();
+    if !is_child() {
+        succeeds(child(name).env("STERNA_HOST_FAULTS", "none"));
+        return;
+    }
+    let dev = device(rigid(MEMORY));
+    let rt = over(&dev);
+    let mut x = rt.shared_with(N, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    dev.inject().fail_copies(u64::MAX);
+    let e = x.try_read().map(<[u32]>::len).expect_err("refused");
+    dev.inject().fail_copies(0);
+    let Error::Device { device, source: DeviceError::Driver { text, .. } } = &e else { panic!("{e:?}") };
+    assert!(device == "cpu:0" && e.to_string().contains(text.as_str()), "{e}");
+    check(&x, |i| i as u32 + 1).unwrap();
 }

@@ -9,7 +9,7 @@ use super::super::addr::{BlockId, Mask, PAGE, Pages, Span};
 use super::super::block::Block;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
-use super::{Batch, Copying, Core, Unmapped, release};
+use super::{Batch, Copying, Core, Refusal, Unmapped, release};
 use crate::Error;
 
 impl Batch<Unmapped> {
@@ -38,11 +38,9 @@ impl Batch<Unmapped> {
                         match unsafe { m.device().copy(&[run], &[]) } {
                             Ok(p) => core.points.push((Arc::clone(&m), p)),
                             Err(e @ DeviceError::Lost(_)) => return Err(m.noticed(e)),
-                            Err(e) => {
-                                core.result.failed = Some(match e {
-                                    DeviceError::Driver { call, code, .. } => (call, code),
-                                    _ => ("copy", libc::ENOMEM),
-                                });
+                            Err(error) => {
+                                let device = m.device();
+                                core.result.failed.get_or_insert_with(|| Refusal { device: Arc::clone(device), error });
                                 put_back(free, core, &m, &pages);
                             }
                         }

@@ -28,13 +28,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use sterna_hal::{Access, Point};
+use sterna_hal::{Access, Device, DeviceError, Point};
 
 use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::Body;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
-use super::os;
 use super::parts::MAX_DEVICES;
 use super::seat::Addresses;
 use super::segment::Segment;
@@ -64,8 +63,20 @@ impl Pace<'_> {
     const ALL: Self = Self { blocks: BATCH_BLOCKS, go_on: &|| true };
 }
 
+/// A copy that a device refused.
+pub(crate) struct Refusal {
+    device: Arc<dyn Device>,
+    error: DeviceError,
+}
+
+impl From<Refusal> for Error {
+    fn from(r: Refusal) -> Self {
+        Self::device(&r.device, r.error)
+    }
+}
+
 /// What a migration did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Default)]
 pub(crate) struct Moved {
     /// Pages whose bytes were brought to the destination.
     pub(crate) moved: u64,
@@ -87,8 +98,8 @@ pub(crate) struct Moved {
     pub(crate) denied: bool,
     /// There was no room for everything.
     pub(crate) full: bool,
-    /// A copy that the device refused, by call and code: its pages stayed where they were.
-    pub(crate) failed: Option<(&'static str, i32)>,
+    /// A copy that a device refused, the first of them: its pages stayed where they were.
+    pub(crate) failed: Option<Refusal>,
 }
 
 impl Moved {
@@ -103,7 +114,7 @@ impl Moved {
         self.lost |= o.lost;
         self.denied |= o.denied;
         self.full |= o.full;
-        self.failed = self.failed.or(o.failed);
+        self.failed = self.failed.take().or(o.failed);
     }
 
     /// For who needs the bytes: pages of which no copy is left are an error. A device may be lost under the batch that fetches them.
@@ -113,8 +124,8 @@ impl Moved {
             return Err(seg.loss(pages));
         }
         match self.failed {
-            Some((call, code)) if !seg.space().host.faults() => Err(Error::System(os::refused(call, code))),
-            _ => Ok(self),
+            Some(refusal) if !seg.space().host.faults() => Err(refusal.into()),
+            failed => Ok(Self { failed, ..self }),
         }
     }
 }
@@ -335,8 +346,7 @@ impl Batch<Copying> {
             Some((m, view)) => self.map_on_device(free, &m, view)?,
             None => self.commit_home(free),
         }
-        let result = self.core.result;
-        Ok(result)
+        Ok(std::mem::take(&mut self.core.result))
     }
 }
 

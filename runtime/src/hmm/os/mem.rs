@@ -108,7 +108,7 @@ impl Mapping {
 }
 
 /// A mapping that the system refused, with what helps.
-pub(crate) fn refused(call: &'static str, code: i32) -> DeviceError {
+fn refused(call: &'static str, code: i32) -> DeviceError {
     const OTHERWISE: &str = "raise vm.max_map_count (sysctl), or end what else uses the process's addresses";
     let text = format!("{}; {}", io::Error::from_raw_os_error(code), limits::for_memory(code, OTHERWISE));
     DeviceError::Driver { call, code, text }

@@ -20,8 +20,8 @@ use super::schedule;
 pub(crate) use file::{FileMap, each_extent, file_bytes, open_flags, tells_cached, tells_holes};
 pub(crate) use mem::{
     Mapping, collapse, discard_mapping, extents, forget_memory, guard, has_data, map_over, memory_file, move_over,
-    no_huge_pages, populate_read, populate_write, private_memory, protect, punch_hole, read_at, refused, stored,
-    too_many_mappings, unguard, unlock, unmap, write_at, zeros_over,
+    no_huge_pages, populate_read, populate_write, private_memory, protect, punch_hole, read_at, stored, too_many_mappings,
+    unguard, unlock, unmap, write_at, zeros_over,
 };
 pub(crate) use sterna_host::files::{high, space as file_system};
 pub(crate) use sterna_host::limits::of as process_limit;
