@@ -139,6 +139,33 @@ fn losses() {
     every("loss", Injected::lose_at, |d, _| d.is_lost());
 }
 
+/// Fails if what a device does not hand over counts for more than what has replaced it.
+#[test]
+fn what_is_replaced_whole_needs_nothing_of_what_a_device_does_not_hand_over() {
+    let _limit = limit();
+    for (kind, config) in kinds(MEMORY) {
+        let dev = device(config);
+        let rt = over(&dev);
+        let mut x = rt.shared_with(N, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        dev.inject().fail_copies(u64::MAX);
+        let done = x.fill_with(|i| i as u32 + 9);
+        dev.inject().fail_copies(0);
+        done.unwrap_or_else(|e| panic!("{kind}: {e:?}"));
+        check(&x, |i| i as u32 + 9).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        check(&x, |i| i as u32 + 10).unwrap();
+        // Of a part, the rest of the pages at its ends is needed.
+        dev.inject().fail_copies(u64::MAX);
+        let done = x.range_mut(100..N - 100).unwrap().fill_with(|_| 3);
+        dev.inject().fail_copies(0);
+        match done {
+            Ok(()) => check(&x, |i| if (100..N - 100).contains(&i) { 3 } else { i as u32 + 10 }).unwrap(),
+            Err(e) => assert!(matches!(&e, Error::Device { device, .. } if device == "cpu:0"), "{kind}: {e:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_refused_copy_home_names_the_device_where_no_touch_is_noticed() {
     let name = "a_refused_copy_home_names_the_device_where_no_touch_is_noticed";

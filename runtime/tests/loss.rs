@@ -10,7 +10,7 @@ use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::{Absent, Device as _, DeviceError, KernelError};
 use sterna::kernel::{EachMut, Group, Kernel, each_mut};
 use sterna::kernels::fill;
-use sterna::{Error, Runtime};
+use sterna::{Error, Runtime, Shared};
 
 fn two() -> (Runtime, Arc<CpuDevice>, Arc<CpuDevice>) {
     let (a, b) = (device(small(8 * MIB)), device(small(8 * MIB)));
@@ -168,6 +168,81 @@ fn what_was_lost_can_be_written_anew() {
     assert!(z.try_read().is_err());
     z.range_mut(512 * PAGE_ELEMS / 8..).unwrap().fill_with(|_| 2).unwrap();
     assert_eq!((z[0], z[99_999]), (1, 2));
+}
+
+/// Nobody has met the loss before the call that replaces the bytes does: at the first of its own calls of the device, or a later one.
+#[test]
+fn what_is_replaced_whole_needs_nothing_of_what_is_lost_meanwhile() {
+    let _limit = limit();
+    const N: usize = 200_000;
+    let right = |x: &Shared<u32>, how: &str| {
+        let x = x.try_read().unwrap_or_else(|e| panic!("{how}: {e:?}"));
+        assert!(x.iter().enumerate().all(|(i, v)| *v == i as u32 + 5), "{how}");
+    };
+    type Replaces = fn(&mut Shared<u32>) -> Result<(), Error>;
+    let ways: [(&str, Replaces); 3] = [
+        ("fill_with", |x| x.fill_with(|i| i as u32 + 5)),
+        ("write_from", |x| x.write_from(&(0..N as u32).map(|i| i + 5).collect::<Vec<_>>())),
+        ("discard", |x| x.discard(..).and_then(|()| x.fill_with(|i| i as u32 + 5))),
+    ];
+    for (kind, config) in kinds(8 * MIB) {
+        for (way, replaces) in ways {
+            for at in 0..4 {
+                let how = format!("{kind}, {way}, call {at}");
+                let dev = device(config.clone());
+                let rt = over(&dev);
+                let mut x = rt.shared_with(N, |i| i as u32).unwrap();
+                rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+                dev.inject().lose_at(at);
+                replaces(&mut x).unwrap_or_else(|e| panic!("{how}: {e:?}"));
+                right(&x, &how);
+            }
+        }
+    }
+}
+
+/// The pages at the ends of a view have others' bytes, too: those are right, or said to be lost.
+#[test]
+fn what_is_replaced_in_part_keeps_the_rest_or_says_that_it_is_lost() {
+    let _limit = limit();
+    for (kind, config) in kinds(8 * MIB) {
+        for at in 0..4 {
+            let how = format!("{kind}, call {at}");
+            let dev = device(config.clone());
+            let rt = over(&dev);
+            if !faults(&rt) && config.absent == Absent::Undefined {
+                continue; // whole grains alone can be launched on there
+            }
+            let mut x = rt.shared_with(200_000, |i| i as u32).unwrap();
+            rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+            dev.inject().lose_at(at);
+            x.range_mut(100..150_000).unwrap().fill_with(|i| i as u32 + 7).unwrap_or_else(|e| panic!("{how}: {e:?}"));
+            let middle = x.range(100..150_000).unwrap();
+            assert!(middle.try_read().unwrap().iter().enumerate().all(|(i, v)| *v == i as u32 + 7), "{how}");
+            for beside in [0..100, 150_000..200_000] {
+                let part = x.range(beside.clone()).unwrap();
+                match part.try_read() {
+                    Ok(v) => assert!(v.iter().zip(beside).all(|(v, i)| *v == i as u32 + 1), "{how}"),
+                    Err(e) => assert!(is_lost(&e), "{how}: {e:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_launch_that_replaces_everything_needs_nothing_of_what_another_device_loses_meanwhile() {
+    let _limit = limit();
+    for at in 0..4 {
+        let (rt, a, _) = two();
+        let other = rt.devices()[1].clone();
+        let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        a.inject().lose_at(at);
+        let ended = rt.on(&other).launch(&fill(3_u32), (&mut x,)).unwrap().wait();
+        ended.unwrap_or_else(|e| panic!("call {at}: {e:?}"));
+        assert!(x.try_read().unwrap().iter().all(|v| *v == 3), "call {at}");
+    }
 }
 
 #[test]

@@ -11,21 +11,70 @@ use std::sync::Arc;
 
 use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::lock::Free;
-use super::migrate::{free_frames, release, wait_blocked};
+use super::migrate::{Home, Moved, bring_home, free_frames, release, wait_blocked};
 use super::mirror::Action;
+use super::parts::MAX_DEVICES;
 use super::segment::Segment;
 use super::source::{self, How};
 use crate::Error;
+use crate::stats::Cause;
 
 /// Blocks a round: how many are busy at once.
 const ROUND: usize = 32;
 
-/// Drops the contents of `pages` of `seg`. Waits for pages that are on their way.
+/// Drops the contents of `pages` of `seg`. Waits for pages that are on their way. A device that is lost meanwhile, or by not giving up its
+/// entries, takes along what nobody needs any more.
 ///
 /// # Errors
-/// A device that does not give up its entries, which is then lost: asked again it is passed over. Storage that the system does not
-/// take back. Pages before the failing ones have been dropped.
+/// Storage that the system does not take back. Pages before the failing ones have been dropped.
 pub(crate) fn discard(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
+    despite_losses(|| discard_once(free, seg, pages))
+}
+
+/// Has who needs none of the old bytes go on when a device is lost under it: that is passed over from then on, and no device is lost twice.
+pub(crate) fn despite_losses<T>(mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for _ in 0..MAX_DEVICES {
+        match attempt() {
+            Err(e) if e.is_loss() => {}
+            done => return done,
+        }
+    }
+    attempt()
+}
+
+/// Makes way on the host for bytes that are to replace pages `whole` of `pages`, and some bytes of the others: brings home what comes as
+/// `home` says. Of the whole ones nothing is needed: what is lost under way is no error, and what a device does not hand over is
+/// dropped there.
+///
+/// # Errors
+/// A copy that a device refuses, of bytes beside those that are replaced.
+pub(crate) fn make_way(
+    free: &mut Free,
+    seg: &Arc<Segment>,
+    (pages, whole): (&Pages, &Pages),
+    home: Home,
+) -> Result<Moved, Error> {
+    let bring = |free: &mut Free, pages: &Pages| despite_losses(|| bring_home(free, seg, pages, home, Cause::HostAccess));
+    let moved = bring(free, pages)?;
+    if moved.failed.is_none() {
+        return Ok(moved);
+    }
+    let (start, end) = (whole.0.start.min(pages.0.end), whole.0.end.min(pages.0.end));
+    if start < end {
+        discard(free, seg, whole)?;
+    }
+    let mut all = Moved::default();
+    for beside in [Pages(pages.0.start..start), Pages(end.max(start)..pages.0.end)] {
+        let moved = bring(free, &beside)?;
+        if let Some(refusal) = moved.failed {
+            return Err(refusal.into());
+        }
+        all.add(moved);
+    }
+    Ok(all)
+}
+
+fn discard_once(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     let space = seg.space();
     source::settle(free, seg, pages, How::CALL)?;
     // What the engine has never looked at has storage at most, and is given back in long pieces.

@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 use sterna_hal::Access;
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
+use super::discard::make_way;
 use super::host::coherent::resident;
 use super::inflight::{InFlight, Touch};
 use super::lock::Free;
-use super::migrate::{self, Home};
+use super::migrate::{self, Asks, Home};
 use super::mirror::DeviceMirror;
 use super::prot;
 use super::running;
@@ -82,11 +83,16 @@ impl Pin {
         Ok(this)
     }
 
-    /// Keeps pages of one segment at home while they are written through the runtime's view, which no fault watches: every migration
-    /// refuses them. `None` where a short pin keeps some of them on a device.
-    pub(crate) fn filling(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Option<Self>, Error> {
+    /// Keeps pages of one segment, of which `whole` are replaced, at home while they are written through the runtime's view, which no
+    /// fault watches: every migration refuses them. `None` where a short pin keeps some of them on a device.
+    pub(crate) fn filling(
+        free: &mut Free,
+        seg: &Arc<Segment>,
+        (pages, whole): (&Pages, &Pages),
+    ) -> Result<Option<Self>, Error> {
         let this = Self::behind_launches(free, seg, pages);
-        let moved = migrate::bring_home(free, seg, pages, Home::EXCLUSIVE, Cause::HostAccess)?;
+        let home = Home { asks: Asks::Not, ..Home::EXCLUSIVE }; // who fills has asked
+        let moved = make_way(free, seg, (pages, whole), home)?;
         Ok((!moved.pinned).then_some(this))
     }
 

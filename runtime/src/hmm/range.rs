@@ -291,8 +291,11 @@ pub(crate) fn populate_within(
         }
         if moved.foreign {
             let home = Home { map: false, asks: want.how().asks, ..Home::SHARED };
-            if !migrate::bring_home(free, seg, &pages.widened(along), home, want.cause)?.pinned {
-                continue;
+            match migrate::bring_home(free, seg, &pages.widened(along), home, want.cause) {
+                Ok(moved) if moved.pinned => {}
+                // Nobody needs what went with the device that had it.
+                Err(e) if want.access.reads() || mirror.is_lost() || !e.is_loss() => return Err(e),
+                _ => continue,
             }
             // A short pin keeps a page on a coherent device, for one operation.
             if since.elapsed() > BUDGET {

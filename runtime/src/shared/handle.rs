@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytemuck::Pod;
 
-use crate::hmm::discard::discard;
+use crate::hmm::discard::{discard, make_way};
 use crate::hmm::fork;
 use crate::hmm::gate::Gate;
 use crate::hmm::lock::Free;
@@ -218,12 +218,14 @@ impl<T: Pod> Handle<T> {
             core.rt.0.sched.forget_moves(&core.seg, &core.seg.pages_of(&part)); // nothing would notice them under way
         }
         let pages = core.seg.pages_of(&part);
+        let whole = core.whole_pages(&part);
+        let whole = core.seg.pages_of(&(whole.start..whole.end.max(whole.start)));
         // A launch on a neighbour, or a move asked for, may need pages meanwhile: then they are written through the window.
         let quiet = !core.seg.is_altered() && part == (0..core.seg.bytes()) && !core.seg.is_awaited();
-        let filling = if quiet { Pin::filling(&mut free, &core.seg, &pages)? } else { None };
+        let filling = if quiet { Pin::filling(&mut free, &core.seg, (&pages, &whole))? } else { None };
         if filling.is_none() {
             let home = Home { asks: Asks::Not, ..core.way_home(true) }; // that was asked for
-            migrate::bring_home(&mut free, &core.seg, &pages, home, Cause::HostAccess)?;
+            make_way(&mut free, &core.seg, (&pages, &whole), home)?;
         }
         core.seg.forgive(&mut free, &pages);
         let at = if filling.is_some() {
