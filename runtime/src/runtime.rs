@@ -140,6 +140,9 @@ impl Builder {
             None => config::var("STERNA_POLICY", |v| policy::by_name(v).map_err(|e| e.to_string()))?
                 .unwrap_or_else(|| Box::new(policy::Auto)),
         };
+        // Before anything is opened: it is the program's code.
+        let policy_name = caught_inside(|| policy.name())
+            .map_err(|_| Error::Invalid { what: "a policy that panics when it is asked for its name" })?;
         let mut selectors = self.selectors;
         let mut by_environment = Vec::new();
         if selectors.is_empty() && self.opened.is_empty() {
@@ -163,7 +166,6 @@ impl Builder {
             }
         }
         let slots: Vec<usize> = devices.iter().map(|m| m.slot()).collect();
-        let policy_name = policy.name();
         let policy = Arc::new(Mutex::new(policy));
         let rt = Runtime(Arc::new(Inner {
             space,
@@ -235,9 +237,8 @@ impl Runtime {
         // A kernel, or a policy that is being asked, does not wait for one.
         let policy = &self.0.policy;
         let asked = if hal::in_kernel() { policy.try_lock() } else { Some(policy.lock()) };
-        let rule = asked.map(|mut policy| caught_inside(|| policy.allocated(seg.bytes())));
-        // A panic goes on from here: it is the calling thread's own, and was printed.
-        let rule = rule.transpose().unwrap_or_else(|text| std::panic::resume_unwind(Box::new(text)));
+        // One that panics has said nothing: a rule costs time, never data.
+        let rule = asked.and_then(|mut policy| caught_inside(|| policy.allocated(seg.bytes())).ok());
         seg.set_rule(rule.unwrap_or_default());
     }
 

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::*;
 use sterna::cpu::CpuConfig;
-use sterna::hal::Access;
+use sterna::hal::{Access, Device as _};
 use sterna::kernel::{Group, HaloPart, Kernel, each, each_mut, each_out, halo, halo_rows, rows, rows_out, scatter, whole};
 use sterna::policy::{FaultRule, LaunchEvent, Place, Policy};
 use sterna::{Cause, Error, Runtime};
@@ -345,6 +345,58 @@ fn a_policy_that_panics_fails_the_launch_and_no_other() {
         rt.launch(&copy_add(1), (&x, &mut y)).unwrap();
         assert!(y.iter().enumerate().all(|(i, v)| *v == i as u32 + 2), "{how}");
     }
+}
+
+#[test]
+fn a_policy_that_panics_at_an_allocation_has_said_nothing() {
+    let _limit = limit();
+    struct Nervous;
+    impl Policy for Nervous {
+        fn name(&self) -> &'static str {
+            "nervous"
+        }
+        fn launch(&mut self, _: &LaunchEvent<'_>, _: &mut Vec<Place>) {}
+        fn allocated(&mut self, _: u64) -> FaultRule {
+            panic!("not that many")
+        }
+    }
+    let dev = device(small(8 * MIB));
+    let open: Arc<dyn sterna::hal::Device> = Arc::clone(&dev) as _;
+    let rt = Runtime::builder().open_device(open).custom_policy(Nervous).build().unwrap();
+    let mut x = rt.shared_with(100_000, |i| i as u32).unwrap();
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    // Every way to an allocation.
+    let copy = x.cow_clone().unwrap();
+    let rest = x.split_off(65_536).unwrap();
+    let path = std::env::temp_dir().join(format!("sterna-nervous-{}", std::process::id()));
+    std::fs::write(&path, [7_u8; 8192]).unwrap();
+    let read = rt.read_file::<u8>(&path).unwrap();
+    // SAFETY: the file is this test's own.
+    let mapped = unsafe { rt.map_file::<u8>(&path) }.unwrap();
+    assert!(read.iter().chain(mapped.iter()).all(|v| *v == 7));
+    assert!(x.iter().chain(rest.iter()).zip(copy.iter()).enumerate().all(|(i, v)| v == (&(i as u32 + 1), &(i as u32 + 1))));
+    std::fs::remove_file(path).unwrap();
+    drop((x, rest, copy, read, mapped, rt));
+    eventually("everything is given back", || dev.memory().in_use == 0 && Arc::strong_count(&dev) == 1);
+}
+
+#[test]
+fn a_policy_that_panics_at_its_name_makes_no_runtime() {
+    let _limit = limit();
+    struct Nameless;
+    impl Policy for Nameless {
+        fn name(&self) -> &'static str {
+            panic!("none")
+        }
+        fn launch(&mut self, _: &LaunchEvent<'_>, _: &mut Vec<Place>) {}
+    }
+    let dev = device(small(8 * MIB));
+    let open = || Runtime::builder().open_device(Arc::clone(&dev) as Arc<dyn sterna::hal::Device>);
+    let e = open().custom_policy(Nameless).build().unwrap_err();
+    assert!(matches!(e, Error::Invalid { what } if what.contains("policy")), "{e:?}");
+    assert_eq!(Arc::strong_count(&dev), 1);
+    let rt = open().build().unwrap();
+    assert_eq!(rt.shared_with(1000, |i| i as u32).unwrap()[999], 999);
 }
 
 /// What a panic carries is the program's, too.

@@ -84,13 +84,14 @@ pub struct FaultRule {
 /// Decides where pages go. Launches wait for what it answers, so that it may do what a kernel may: what launches or waits is
 /// [refused](crate::Error::InsideKernel), and an allocation that it makes has the default [`FaultRule`].
 pub trait Policy: Send {
-    /// Its name, as `STERNA_POLICY` and `stats` spell it.
+    /// Its name, as `STERNA_POLICY` and `stats` spell it. Asked for once, when a runtime is built; where it panics none is.
     fn name(&self) -> &'static str;
 
-    /// Appends one place for each of the event's arguments, in order; what is missing counts as [`Place::Migrate`].
+    /// Appends one place for each of the event's arguments, in order; what is missing counts as [`Place::Migrate`]. Where it panics the
+    /// launch fails with [`Policy`](crate::Error::Policy).
     fn launch(&mut self, event: &LaunchEvent<'_>, places: &mut Vec<Place>);
 
-    /// How far faults on a new allocation of `bytes` bytes reach.
+    /// How far faults on a new allocation of `bytes` bytes reach. Where it panics, as the default says.
     fn allocated(&mut self, bytes: u64) -> FaultRule {
         let _ = bytes;
         FaultRule::default()
