@@ -18,8 +18,8 @@ fn cpu_memory() -> u64 {
     (room::most() / 4).max(64 << 20) & !((2 << 20) - 1)
 }
 
-/// Opens the device that `selector` names, with `memory` bytes of budget or its own default.
-pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device>, Error> {
+/// Opens the device that `selector` names, with `memory` bytes of budget, which `setting` sets, or its own default.
+pub(crate) fn open(selector: &str, memory: Option<u64>, setting: &'static str) -> Result<Arc<dyn Device>, Error> {
     let unknown = || {
         let cpu = (0..CPU_DEVICES).map(|i| format!("cpu:{i}"));
         let vulkan = ["vulkan", "vulkan:<number>", "vulkan:<part of its name>", "vulkan:<UUID>"].map(String::from);
@@ -35,7 +35,7 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
             let index = (0..CPU_DEVICES).find(named).ok_or_else(unknown)?;
             // Its memory is the host's.
             if let Some(budget) = memory.filter(|m| *m > room::most()) {
-                return Err(Error::BudgetTooLarge { device: selector.to_string(), budget, most: room::most() });
+                return Err(Error::BudgetTooLarge { device: selector.to_string(), budget, most: room::most(), setting });
             }
             let workers = config::var("STERNA_CPU_WORKERS", config::count)?.unwrap_or(0);
             let settings = CpuConfig { memory: memory.unwrap_or_else(cpu_memory), workers, ..CpuConfig::default() };
@@ -43,12 +43,21 @@ pub(crate) fn open(selector: &str, memory: Option<u64>) -> Result<Arc<dyn Device
         }
         #[cfg(feature = "vulkan")]
         "vulkan" => {
+            use sterna_vulkan::VulkanError;
             let name = selector.strip_prefix("vulkan:").unwrap_or_default();
             let page_table = config::var("STERNA_PAGE_TABLE", str::parse)?;
             let pipeline_cache = config::var("STERNA_PIPELINE_CACHE", str::parse)?.unwrap_or_default();
             let copies = config::var("STERNA_VULKAN_COPIES", str::parse)?;
             let settings = sterna_vulkan::VulkanConfig { memory, page_table, copies, pipeline_cache, ..Default::default() };
-            let device = sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| failed(e.into()))?;
+            let device = sterna_vulkan::VulkanDevice::open(name, &settings).map_err(|e| match e {
+                VulkanError::BudgetTooSmall { device, budget, least } => {
+                    Error::BudgetTooSmall { device, budget, least, setting }
+                }
+                VulkanError::BudgetTooLarge { device, budget, most } => {
+                    Error::BudgetTooLarge { device, budget, most, setting }
+                }
+                e => failed(e.into()),
+            })?;
             #[cfg(feature = "tracing")]
             {
                 let (page_table, copies) = (device.page_table(), device.copies());

@@ -4,6 +4,11 @@ use std::str::FromStr;
 
 use crate::Error;
 
+/// What sets the memory budget of a device that was named, and that of one that the program opened: what its errors say helps.
+pub(crate) const BY_ENVIRONMENT: &str = "STERNA_DEVICE_MEMORY";
+pub(crate) const BY_BUILDER: &str = "`Builder::memory`";
+pub(crate) const BY_SETTINGS: &str = "the memory in the settings that it was opened with";
+
 /// Reads and parses an environment variable, if it is set and not empty.
 pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
     match std::env::var(name) {
@@ -23,7 +28,7 @@ pub(crate) fn var<T>(name: &'static str, parse: impl Fn(&str) -> Result<T, Strin
 pub(crate) fn blamed(e: Error, read: &[&'static str]) -> Error {
     let by = match &e {
         Error::UnknownName { what: "device", .. } => "STERNA_DEVICE",
-        Error::BudgetTooLarge { .. } => "STERNA_DEVICE_MEMORY",
+        Error::BudgetTooLarge { setting: BY_ENVIRONMENT, .. } => BY_ENVIRONMENT,
         _ => return e,
     };
     match read.iter().find(|name| **name == by).zip(std::env::var(by).ok()) {

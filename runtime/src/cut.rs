@@ -176,12 +176,13 @@ impl<'a> Cut<'a> {
             }
             _ => {
                 let (device, needs, budget) = (self.mirror.device().info().id.clone(), self.bytes(groups), self.budget);
+                let setting = self.mirror.setting();
                 if needs > budget {
-                    return Error::WorkingSet { kernel: self.prepared.kernel.name, device, needs, budget };
+                    return Error::WorkingSet { kernel: self.prepared.kernel.name, device, needs, budget, setting };
                 }
                 // The budget would do: what there is of it is taken, or the driver has less.
                 let in_use = self.mirror.device().memory().in_use;
-                Error::OutOfDeviceMemory { device, requested: needs, in_use, budget }
+                Error::OutOfDeviceMemory { device, requested: needs, in_use, budget, setting }
             }
         }
     }

@@ -112,7 +112,7 @@ pub enum Error {
     },
     /// The device's budget does not let one instruction of every worker finish.
     #[error(
-        "a budget of {budget} bytes is too small for {device}: it needs at least {least}; raise STERNA_DEVICE_MEMORY or use fewer workers"
+        "a budget of {budget} bytes is too small for {device}: it needs at least {least}; raise {setting}, or use fewer workers"
     )]
     BudgetTooSmall {
         /// The device.
@@ -121,10 +121,12 @@ pub enum Error {
         budget: u64,
         /// The least possible in bytes.
         least: u64,
+        /// What sets the budget of this device.
+        setting: &'static str,
     },
     /// A budget that the device's memory could never have.
     #[error(
-        "a budget of {budget} bytes is more than {device} can have: {most} bytes, the machine's memory or what its control groups allow; give less (STERNA_DEVICE_MEMORY)"
+        "a budget of {budget} bytes is more than {device} can have: {most} bytes, what there is of memory or what control groups allow; lower {setting}"
     )]
     BudgetTooLarge {
         /// The device.
@@ -133,11 +135,13 @@ pub enum Error {
         budget: u64,
         /// The most possible in bytes.
         most: u64,
+        /// What sets the budget of this device.
+        setting: &'static str,
     },
     /// Some group of a launch needs more at once than the device has, and the device cannot fault the rest in. What parameters
     /// of kind `whole` and `scatter` are given, every group needs.
     #[error(
-        "kernel `{kernel}` needs {needs} bytes at once, even for one group of its grid, and {device} has {budget}; launch it over parts of its data, or raise STERNA_DEVICE_MEMORY"
+        "kernel `{kernel}` needs {needs} bytes at once, even for one group of its grid, and {device} has {budget}; launch it over parts of its data, or raise {setting}"
     )]
     WorkingSet {
         /// The kernel's name.
@@ -148,10 +152,12 @@ pub enum Error {
         needs: u64,
         /// The device's budget in bytes.
         budget: u64,
+        /// What sets it.
+        setting: &'static str,
     },
     /// Device memory is used up by what cannot be moved now. Users see this only where the host has no room either.
     #[error(
-        "{device}: {requested} bytes asked, {in_use} of {budget} in use and not movable; if the driver has less than that, end what else uses the device, or lower STERNA_DEVICE_MEMORY"
+        "{device}: {requested} bytes asked, {in_use} of {budget} in use and not movable; if the driver has less than that, end what else uses the device, or lower {setting}"
     )]
     OutOfDeviceMemory {
         /// The device.
@@ -162,6 +168,8 @@ pub enum Error {
         in_use: u64,
         /// The budget in bytes.
         budget: u64,
+        /// What sets it.
+        setting: &'static str,
     },
     /// A kernel failed; what it would have written is tainted until it is written whole.
     #[error("kernel `{kernel}` failed: {source}")]
@@ -388,7 +396,7 @@ impl Error {
         let id = device.info().id.clone();
         match source {
             DeviceError::OutOfMemory { requested, in_use, budget } => {
-                Self::OutOfDeviceMemory { device: id, requested, in_use, budget }
+                Self::OutOfDeviceMemory { device: id, requested, in_use, budget, setting: "its budget" }
             }
             DeviceError::TooBig { requested, limit } => {
                 Self::TooBig { requested, limit, what: "what the device can reserve in one piece" }

@@ -154,10 +154,11 @@ impl Builder {
         by_environment.extend(self.memory.is_none().then_some("STERNA_DEVICE_MEMORY"));
         let space = Space::process(mechanism)?;
         os::accept_faults(); // before drivers start threads, which inherit what this one blocks
-        let named = selectors.iter().map(|s| backend::open(s, memory));
+        let setting = if self.memory.is_some() { config::BY_BUILDER } else { config::BY_ENVIRONMENT };
+        let named = selectors.iter().map(|s| backend::open(s, memory, setting).map(|d| (d, setting)));
         let mut devices = Vec::new();
-        for device in named.chain(self.opened.into_iter().map(Ok)) {
-            match device.and_then(|d| DeviceMirror::new(space, d)) {
+        for device in named.chain(self.opened.into_iter().map(|d| Ok((d, config::BY_SETTINGS)))) {
+            match device.and_then(|(d, setting)| DeviceMirror::new(space, d, setting)) {
                 Ok(mirror) => devices.push(mirror),
                 Err(e) => {
                     crate::hmm::mirror::give_up(devices);

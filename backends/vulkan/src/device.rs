@@ -28,7 +28,7 @@ use sterna_host::regions::Regions;
 use sterna_host::sys;
 
 use crate::config::{Copies, PageTable, VulkanConfig};
-use crate::error::VulkanError;
+use crate::error::{OTHER, VulkanError};
 use crate::fixed::Fixed;
 use crate::gpu::{self, Gpu};
 use crate::imports::{Imports, Most};
@@ -112,8 +112,10 @@ impl VulkanDevice {
         match last {
             Some((kind, VulkanError::Device(e))) => {
                 let remedy = match config.page_table {
-                    Some(_) => "unset STERNA_PAGE_TABLE to get the best one that does",
-                    None => "nor does any other; use another device: STERNA_DEVICE=cpu",
+                    Some(_) => {
+                        "choose none (STERNA_PAGE_TABLE, `VulkanConfig::page_table`) to get the best one that does".into()
+                    }
+                    None => format!("nor does any other; use another device ({OTHER})"),
                 };
                 Err(VulkanError::NoPageTable { device: gpu.name, asked: kind.name(), why: e.to_string(), remedy })
             }
@@ -132,17 +134,10 @@ impl VulkanDevice {
     fn with_table(instance: &Arc<Instance>, gpu: &Gpu, kind: PageTable, config: &VulkanConfig) -> Result<Self, VulkanError> {
         let grain = config.grain()?;
         if let Some(budget) = config.memory.filter(|m| *m < 2 * grain) {
-            let text = format!(
-                "a budget of {budget} bytes is too small: it needs at least {}; raise STERNA_DEVICE_MEMORY",
-                2 * grain
-            );
-            return Err(VulkanError::Settings(text));
+            return Err(VulkanError::BudgetTooSmall { device: gpu.name.clone(), budget, least: 2 * grain });
         }
         if let Some(budget) = config.memory.filter(|m| *m > gpu.memory) {
-            let (name, most) = (&gpu.name, gpu.memory);
-            let text =
-                format!("a budget of {budget} bytes is more than {name} has ({most} bytes); lower STERNA_DEVICE_MEMORY");
-            return Err(VulkanError::Settings(text));
+            return Err(VulkanError::BudgetTooLarge { device: gpu.name.clone(), budget, most: gpu.memory });
         }
         if kind == PageTable::Mmu {
             sys::accept_faults(); // the driver's threads block what this one does, and take the faults of kernels
@@ -187,8 +182,10 @@ impl VulkanDevice {
                             None
                         }
                         Err(e) => {
-                            let text =
-                                format!("copies by import do not work on {}: {e}; unset STERNA_VULKAN_COPIES", gpu.name);
+                            let text = format!(
+                                "copies by import do not work on {}: {e}; choose no way (STERNA_VULKAN_COPIES, `VulkanConfig::copies`)",
+                                gpu.name
+                            );
                             return Err(VulkanError::Settings(text));
                         }
                     },

@@ -3,12 +3,15 @@
 use ash::vk;
 use sterna_hal::DeviceError;
 
+/// Another device, for programs that read the environment, and for those that do not.
+pub(crate) const OTHER: &str = "STERNA_DEVICE=cpu, or `cpu:0`";
+
 /// Why a Vulkan device cannot be had.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VulkanError {
     /// There is no Vulkan loader on this machine.
-    #[error("no Vulkan loader ({why}); {remedy}, or use another device: STERNA_DEVICE=cpu")]
+    #[error("no Vulkan loader ({why}); {remedy}, or use another device ({})", OTHER)]
     NoLoader {
         /// What is wrong with it.
         why: String,
@@ -17,7 +20,7 @@ pub enum VulkanError {
     },
     /// The loader finds no driver that works.
     #[error(
-        "the Vulkan loader finds no working driver{0}; install one (Debian: mesa-vulkan-drivers, or the vendor's), or use another device: STERNA_DEVICE=cpu"
+        "the Vulkan loader finds no working driver{0}; install one (Debian: mesa-vulkan-drivers, or the vendor's), or use another device ({OTHER})"
     )]
     NoDriver(String),
     /// No device goes by this name.
@@ -48,7 +51,27 @@ pub enum VulkanError {
         /// What the probe found.
         why: String,
         /// What helps.
-        remedy: &'static str,
+        remedy: String,
+    },
+    /// The memory budget holds nothing.
+    #[error("a budget of {budget} bytes is too small for {device}: it needs at least {least}; raise `VulkanConfig::memory`")]
+    BudgetTooSmall {
+        /// The device's name.
+        device: String,
+        /// The budget in bytes.
+        budget: u64,
+        /// The least possible in bytes.
+        least: u64,
+    },
+    /// The memory budget is more than there is.
+    #[error("a budget of {budget} bytes is more than {device} has: {most} bytes; lower `VulkanConfig::memory`")]
+    BudgetTooLarge {
+        /// The device's name.
+        device: String,
+        /// The budget in bytes.
+        budget: u64,
+        /// The most possible in bytes.
+        most: u64,
     },
     /// The settings make no sense together.
     #[error("{0}")]
@@ -80,7 +103,7 @@ fn remedy(code: vk::Result) -> &'static str {
     match code {
         vk::Result::ERROR_INCOMPATIBLE_DRIVER => "; the driver is broken or too old: reinstall it",
         vk::Result::ERROR_LAYER_NOT_PRESENT => "; install the validation layer (Debian: vulkan-validationlayers)",
-        vk::Result::ERROR_OUT_OF_DEVICE_MEMORY => "; choose a smaller memory budget (STERNA_DEVICE_MEMORY)",
+        vk::Result::ERROR_OUT_OF_DEVICE_MEMORY => "; choose a smaller memory budget for the device",
         vk::Result::ERROR_OUT_OF_HOST_MEMORY => "; free some memory",
         vk::Result::ERROR_TOO_MANY_OBJECTS => "; use fewer and larger shared allocations",
         vk::Result::ERROR_INITIALIZATION_FAILED => "; the driver does not work: look at its installation",

@@ -39,9 +39,9 @@ use super::segment::{Kind, Segment};
 use super::space::Space;
 use super::{entry, exclusive, host::coherent, pin, prot, reaper, segment};
 use super::{fork, grid, hold};
-use crate::Error;
 use crate::policy::Place;
 use crate::stats::Cause;
+use crate::{Error, config};
 
 /// How often a range is populated before a kernel that may fault is submitted all the same.
 const PATIENCE: u32 = 8;
@@ -87,7 +87,7 @@ impl Attached {
     pub fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Self, Error> {
         entry::check()?;
         fork::watch();
-        Ok(Self { mirror: DeviceMirror::new(space, device)?, errors: Arc::default() })
+        Ok(Self { mirror: DeviceMirror::new(space, device, config::BY_SETTINGS)?, errors: Arc::default() })
     }
 
     /// The device.
@@ -164,8 +164,7 @@ impl Attached {
     }
 
     fn exhausted(&self, requested: u64) -> Error {
-        let (memory, device) = (self.device().memory(), self.device().info().id.clone());
-        Error::OutOfDeviceMemory { device, requested, in_use: memory.in_use, budget: memory.budget }
+        self.mirror.exhausted(requested)
     }
 
     /// For each page, whether a kernel may read it, or with `write` write it, without a fault.

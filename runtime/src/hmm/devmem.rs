@@ -295,9 +295,7 @@ fn make_room(
 }
 
 fn exhausted(mirror: &DeviceMirror, grains: u32) -> Error {
-    let m = mirror.device().memory();
-    let (device, requested) = (mirror.device().info().id.clone(), u64::from(grains) * mirror.caps().grain);
-    Error::OutOfDeviceMemory { device, requested, in_use: m.in_use, budget: m.budget }
+    mirror.exhausted(u64::from(grains) * mirror.caps().grain)
 }
 
 /// Frees at least `grains` grains if blocks with a rank below that given hold that many, those that submitted launches use only

@@ -73,9 +73,7 @@ fn held(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, id: BlockId) -> M
 fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<Option<Keeper>, Error> {
     let want = Want { access: Access::ReadWrite, rank: seg.space().tick(), cause: Cause::Mirror, own: true };
     if populate_within(free, mirror, seg, run, Place::Migrate, want, Some(BUDGET))?.full {
-        let m = mirror.device().memory();
-        let device = mirror.device().info().id.clone();
-        return Err(Error::OutOfDeviceMemory { device, requested: run.bytes(), in_use: m.in_use, budget: m.budget });
+        return Err(mirror.exhausted(run.bytes()));
     }
     let space = seg.space();
     for (id, mask) in run.blocks() {

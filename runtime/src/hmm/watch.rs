@@ -318,7 +318,7 @@ mod tests {
     fn a_forked_child_drops_a_device_whose_threads_were_at_work() {
         let space = Space::process(None).unwrap();
         let config = CpuConfig { memory: 1 << 20, workers: 1, window: 1 << 30, ..CpuConfig::default() };
-        let mirror = DeviceMirror::new(space, std::sync::Arc::new(CpuDevice::new(0, config).unwrap())).unwrap();
+        let mirror = DeviceMirror::new(space, std::sync::Arc::new(CpuDevice::new(0, config).unwrap()), "").unwrap();
         let shared = std::sync::Arc::clone(&mirror.watch().0);
         let at_work = shared.lines.lock();
         // SAFETY: the child drops one value, and ends without running anything else of this process's.

@@ -129,9 +129,14 @@ fn a_budget_that_holds_nothing() {
     let _turn = turn();
     let Some(name) = name() else { return };
     let e = Runtime::builder().device(format!("vulkan:{name}")).memory(64 << 10).build().unwrap_err();
-    assert!(matches!(&e, Error::Device { source: DeviceError::Unavailable(_), .. }), "{e:?}");
+    assert!(matches!(&e, Error::BudgetTooSmall { budget: 65536, .. }), "{e:?}");
     let said = e.to_string();
-    assert!(said.contains("65536 bytes is too small") && said.contains("STERNA_DEVICE_MEMORY"), "{said}");
+    assert!(said.contains("65536 bytes is too small") && said.contains("`Builder::memory`"), "{said}");
+    let config = VulkanConfig { memory: Some(64 << 10), ..VulkanConfig::default() };
+    let said = VulkanDevice::open(&name, &config).map(drop).unwrap_err().to_string();
+    assert!(said.contains("`VulkanConfig::memory`") && !said.contains("STERNA_DEVICE_MEMORY"), "{said}");
+    let e = Runtime::builder().device(format!("vulkan:{name}")).memory(1 << 60).build().unwrap_err();
+    assert!(matches!(&e, Error::BudgetTooLarge { .. }) && e.to_string().contains("`Builder::memory`"), "{e:?}");
 }
 
 #[test]

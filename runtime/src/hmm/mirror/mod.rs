@@ -56,6 +56,8 @@ pub(crate) struct DeviceMirror {
     slot: usize,
     device: ManuallyDrop<Arc<dyn Device>>,
     region: RegionId,
+    /// What sets its memory budget.
+    setting: &'static str,
     notifier: Notifier,
     pub(super) views: RwLock<BTreeMap<u64, (Addresses, Weak<Segment>)>>,
     kernels: Kernels,
@@ -92,12 +94,12 @@ impl fmt::Debug for DeviceMirror {
 }
 
 impl DeviceMirror {
-    /// Attaches a device to the space.
+    /// Attaches a device to the space, whose memory budget `setting` sets.
     ///
     /// # Errors
     /// All slots are taken; the device cannot be driven by this engine (it says which property), is driven already, or refuses the
     /// arena.
-    pub(crate) fn new(space: &'static Space, device: Arc<dyn Device>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(space: &'static Space, device: Arc<dyn Device>, setting: &'static str) -> Result<Arc<Self>, Error> {
         let caps = device.caps();
         let unsupported = |what| Err(Error::Unsupported { device: device.info().id.clone(), what });
         if caps.absent == Absent::Reports {
@@ -112,6 +114,7 @@ impl DeviceMirror {
                 device: device.info().id.clone(),
                 budget: memory.budget,
                 least: u64::from(caps.min_frames.max(1)) * caps.grain,
+                setting,
             });
         }
         let claim = space.claims.claim(&*device)?;
@@ -132,6 +135,7 @@ impl DeviceMirror {
             slot,
             device: ManuallyDrop::new(device),
             region,
+            setting,
             notifier: Notifier::default(),
             views: RwLock::default(),
             kernels: Kernels::default(),
@@ -223,7 +227,23 @@ impl DeviceMirror {
             // A segment whose owner has let go of it meanwhile ends here, and takes itself off the device, which comes by here.
             drop(segs);
         }
-        Error::device(&self.device, error)
+        match Error::device(&self.device, error) {
+            Error::OutOfDeviceMemory { device, requested, in_use, budget, .. } => {
+                Error::OutOfDeviceMemory { device, requested, in_use, budget, setting: self.setting }
+            }
+            e => e,
+        }
+    }
+
+    /// `requested` bytes are more than its memory has left.
+    pub(crate) fn exhausted(&self, requested: u64) -> Error {
+        let (memory, device) = (self.device.memory(), self.device.info().id.clone());
+        Error::OutOfDeviceMemory { device, requested, in_use: memory.in_use, budget: memory.budget, setting: self.setting }
+    }
+
+    /// What sets its memory budget, as users know it.
+    pub(crate) fn setting(&self) -> &'static str {
+        self.setting
     }
 
     /// The error of a device that is known to be lost, once everything is marked.
