@@ -92,6 +92,47 @@ fn a_runtime_that_could_not_be_started_can_be_made_later() {
     right(&make().unwrap());
 }
 
+/// A driver of the system's says of this what it likes.
+#[cfg(feature = "vulkan")]
+#[test]
+fn limits_are_named_where_a_driver_meets_them() {
+    use sterna::vulkan::{VulkanConfig, VulkanDevice};
+    let name = "limits_are_named_where_a_driver_meets_them";
+    let _limit = limit();
+    if !is_root() || sterna::vulkan::devices().is_err() {
+        return;
+    }
+    if !is_child() {
+        for (helps, to) in
+            [("ulimit -u", "0 1 2 3 4 5 6 8"), ("ulimit -n", "3 4 6 8 10 12 16 20"), ("ulimit -v", "64 128 256")]
+        {
+            for to in to.split(' ') {
+                println!("{helps} {to}: {}", succeeds(child(name).env("HELPS", helps).env("TO", to)));
+            }
+        }
+        return;
+    }
+    let (helps, to) = (std::env::var("HELPS").unwrap(), std::env::var("TO").unwrap().parse().unwrap());
+    let done = match helps.as_str() {
+        "ulimit -u" => {
+            nobody();
+            limit_to(libc::RLIMIT_NPROC, to)
+        }
+        "ulimit -n" => limit_to(libc::RLIMIT_NOFILE, to),
+        _ => limit_to(libc::RLIMIT_AS, to << 20),
+    };
+    assert!(done);
+    for _ in 0..2 {
+        match VulkanDevice::open("0", &VulkanConfig::default()) {
+            Ok(device) => println!("opened with page table {}", device.page_table()),
+            Err(e) => {
+                println!("said: {e}");
+                assert!(e.to_string().contains(&helps), "{e}");
+            }
+        }
+    }
+}
+
 #[test]
 fn little_data_is_enough() {
     let name = "little_data_is_enough";

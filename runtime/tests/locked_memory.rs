@@ -66,6 +66,40 @@ fn a_program_that_locks_its_memory_afterwards_goes_on() {
     right(&rt);
 }
 
+/// A driver of the system's says of this what it likes.
+#[cfg(feature = "vulkan")]
+#[test]
+fn a_limit_on_locked_memory_is_named_where_a_driver_meets_it() {
+    use sterna::vulkan::{VulkanConfig, VulkanDevice};
+    let name = "a_limit_on_locked_memory_is_named_where_a_driver_meets_it";
+    let _limit = limit();
+    if !is_root() || sterna::vulkan::devices().is_err() {
+        return;
+    }
+    if !is_child() {
+        for mib in ["1", "8", "32", "100", "400"] {
+            println!("{mib} MiB: {}", succeeds(child(name).env("MIB", mib)));
+        }
+        return;
+    }
+    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
+    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
+        return; // it may not be raised here
+    }
+    nobody();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+    for _ in 0..2 {
+        match VulkanDevice::open("0", &VulkanConfig::default()) {
+            Ok(device) => println!("opened with page table {}", device.page_table()),
+            Err(e) => {
+                println!("said: {e}");
+                assert!(e.to_string().contains("RLIMIT_MEMLOCK") && e.to_string().contains("mlockall"), "{e}");
+            }
+        }
+    }
+}
+
 /// Bytes that can be accessed: what locking all memory fills.
 fn accessible() -> u64 {
     let text = std::fs::read_to_string("/proc/self/maps").unwrap();

@@ -3,6 +3,9 @@
 //! **Guarantee.** A remedy that is named can help: a limit is named only if it is set, and if the error is one that it gives. No state,
 //! no locks.
 
+use std::sync::{Arc, Mutex};
+use std::{ptr, thread};
+
 use crate::locked;
 
 /// The names of limits that differ between the C libraries.
@@ -63,4 +66,63 @@ pub fn for_threads() -> String {
         set(&[(libc::RLIMIT_NPROC, "ulimit -u"), (libc::RLIMIT_AS, "ulimit -v"), (libc::RLIMIT_DATA, "ulimit -d")]);
     limits.push("pids.max of the process's control groups".into());
     format!("raise {}", limits.join(" or "))
+}
+
+/// What helps where a driver says no and not why: the limit that keeps this process from having what a driver takes of the system, if
+/// there is one. Tries each for a moment: addresses, mappings that are locked, descriptors, threads.
+#[must_use]
+pub fn lacking() -> Option<String> {
+    lacking_to_load().or_else(threads_lacking)
+}
+
+/// As [`lacking`], of what loading a library takes.
+#[must_use]
+pub fn lacking_to_load() -> Option<String> {
+    memory_lacking().or_else(descriptors_lacking)
+}
+
+/// Bytes that the stacks of a driver's threads and its first buffers take.
+const SOME: usize = 64 << 20;
+
+fn memory_lacking() -> Option<String> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // Without access nothing is filled, locked or not; what may be written counts as data.
+    let ways: &[libc::c_int] =
+        if locked::all_new_ones() { &[libc::PROT_NONE] } else { &[libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE] };
+    ways.iter().find_map(|prot| {
+        // SAFETY: at an address that the kernel chooses; nobody knows of it, and it goes again.
+        unsafe {
+            let got = libc::mmap(ptr::null_mut(), SOME, *prot, flags, -1, 0);
+            if got == libc::MAP_FAILED {
+                return Some(for_memory(locked::errno(), "raise vm.max_map_count (sysctl)"));
+            }
+            libc::munmap(got, SOME);
+            None
+        }
+    })
+}
+
+/// A driver has a thread a processor, and a few more.
+fn threads_lacking() -> Option<String> {
+    let wanted = thread::available_parallelism().map_or(1, usize::from) + 4;
+    let mut there = Vec::new();
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock();
+    let mut all = true;
+    for _ in 0..wanted {
+        let gate = Arc::clone(&gate);
+        match thread::Builder::new().stack_size(64 << 10).spawn(move || drop(gate.lock())) {
+            Ok(t) => there.push(t),
+            Err(_) => all = false,
+        }
+    }
+    drop(held);
+    there.into_iter().for_each(|t| _ = t.join());
+    (!all).then(for_threads)
+}
+
+fn descriptors_lacking() -> Option<String> {
+    let some: Vec<_> = (0..16).map(|_| std::fs::File::open("/")).collect();
+    let code = some.iter().find_map(|f| f.as_ref().err()?.raw_os_error())?;
+    matches!(code, libc::EMFILE | libc::ENFILE).then(|| for_memory(code, ""))
 }

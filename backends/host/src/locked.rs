@@ -7,7 +7,7 @@
 use std::ptr;
 
 /// The error that the last call left.
-fn errno() -> i32 {
+pub(crate) fn errno() -> i32 {
     // SAFETY: errno's address is always valid for this thread.
     unsafe { *libc::__errno_location() }
 }

@@ -28,7 +28,7 @@ use sterna_host::regions::Regions;
 use sterna_host::sys;
 
 use crate::config::{Copies, PageTable, VulkanConfig};
-use crate::error::{OTHER, VulkanError};
+use crate::error::{OTHER, VulkanError, limited};
 use crate::fixed::Fixed;
 use crate::gpu::{self, Gpu};
 use crate::imports::{Imports, Most};
@@ -86,12 +86,12 @@ impl VulkanDevice {
     /// taken.
     ///
     /// # Errors
-    /// No loader, driver or such device; what it lacks; the page table that was asked for does not work.
+    /// No loader, driver or such device; what it lacks; the page table that was asked for does not work; a limit of the process.
     pub fn open(name: &str, config: &VulkanConfig) -> Result<Self, VulkanError> {
         // What drivers open for good is to be none of what the program has closed.
         let _standard = Standard::hold();
-        let instance = Instance::shared()?;
-        let gpu = gpu::find(gpu::list(&instance)?, name)?;
+        let instance = Instance::shared().map_err(limited)?;
+        let gpu = gpu::find(gpu::list(&instance).map_err(limited)?, name)?;
         let wanted = match config.page_table {
             Some(kind) => vec![kind],
             None if gpu.kind == DeviceKind::Software => vec![PageTable::Mmu, PageTable::Sparse, PageTable::Fixed],
@@ -106,7 +106,7 @@ impl VulkanDevice {
             };
             match tried {
                 Ok(device) => return Ok(device),
-                Err(e) => last = Some((kind, e)),
+                Err(e) => last = Some((kind, limited(e))),
             }
         }
         match last {

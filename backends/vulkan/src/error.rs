@@ -2,6 +2,7 @@
 
 use ash::vk;
 use sterna_hal::DeviceError;
+use sterna_host::limits;
 
 /// Another device, for programs that read the environment, and for those that do not.
 pub(crate) const OTHER: &str = "STERNA_DEVICE=cpu, or `cpu:0`";
@@ -73,6 +74,14 @@ pub enum VulkanError {
         /// The most possible in bytes.
         most: u64,
     },
+    /// The process may not have what the driver needs of the system.
+    #[error("{what}; {remedy}")]
+    Limits {
+        /// What failed.
+        what: String,
+        /// The limit, and what helps.
+        remedy: String,
+    },
     /// The settings make no sense together.
     #[error("{0}")]
     Settings(String),
@@ -108,6 +117,30 @@ fn remedy(code: vk::Result) -> &'static str {
         vk::Result::ERROR_TOO_MANY_OBJECTS => "; use fewer and larger shared allocations",
         vk::Result::ERROR_INITIALIZATION_FAILED => "; the driver does not work: look at its installation",
         _ => "",
+    }
+}
+
+/// What failed while a device was opened, with the limit of the process that stands in the way, if one does. Drivers have few codes for
+/// that and more than one meaning for each, and their own words name none.
+pub(crate) fn limited(error: VulkanError) -> VulkanError {
+    let what = match &error {
+        VulkanError::NoLoader { why, .. } => format!("the Vulkan loader cannot be loaded ({why})"),
+        VulkanError::Call { call, code } => format!("{call} failed with {code}"),
+        VulkanError::Device(DeviceError::OutOfMemory { .. }) => error.to_string(),
+        VulkanError::Device(DeviceError::Driver { call, code, .. }) if call.starts_with("vk") => {
+            format!("{call} failed with {}", vk::Result::from_raw(*code))
+        }
+        VulkanError::NoDriver(why) => format!("the Vulkan loader finds no working driver{why}"),
+        VulkanError::Device(DeviceError::Lost(why)) => format!("the device was lost when it was tried: {why}"),
+        _ => return error,
+    };
+    let lacking = match &error {
+        VulkanError::NoLoader { .. } | VulkanError::NoDriver(_) => limits::lacking_to_load(),
+        _ => limits::lacking(),
+    };
+    match lacking {
+        Some(remedy) => VulkanError::Limits { what, remedy },
+        None => error,
     }
 }
 

@@ -10,7 +10,7 @@ use ash::{ext, khr, vk};
 use sterna_hal::DeviceKind;
 use sterna_host::files::Standard;
 
-use crate::error::VulkanError;
+use crate::error::{VulkanError, limited};
 use crate::instance::{Instance, no_driver, without_driver};
 
 /// What a device is.
@@ -116,10 +116,10 @@ impl Gpu {
 /// The devices that the loader lists, usable or not.
 ///
 /// # Errors
-/// No loader, or no driver.
+/// No loader, or no driver; a limit of the process.
 pub fn devices() -> Result<Vec<Gpu>, VulkanError> {
     let _standard = Standard::hold();
-    list(&Instance::shared()?)
+    Instance::shared().and_then(|instance| list(&instance)).map_err(limited)
 }
 
 /// The best device that is no software driver and lacks nothing, if there is one.
