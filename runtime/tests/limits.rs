@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::limits::*;
 use common::*;
-use sterna::{Error, Runtime};
+use sterna::{Error, Mechanism, Runtime};
 
 /// Has some system calls fail with an error, as a sandbox does.
 fn forbid(calls: &[libc::c_long], errno: i32) {
@@ -395,5 +395,88 @@ fn a_core_dump_has_the_program_and_not_what_is_shared() {
             let ours = mapping.contains("sterna") || shared && bytes >= 1 << 30;
             assert!(!ours || flags.split(' ').any(|f| f == "dd"), "{mapping}: {flags}");
         }
+    }
+}
+
+/// How another process reads: a page at an address of process `pid`.
+type Reads = fn(pid: i32, at: usize, into: &mut [u8]) -> std::io::Result<usize>;
+
+const BY_ANOTHER: [(&str, Reads); 3] = [
+    ("process_vm_readv", |pid, at, into| {
+        let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        let from = libc::iovec { iov_base: std::ptr::without_provenance_mut(at), iov_len: into.len() };
+        // SAFETY: writes the buffer only.
+        let n = unsafe { libc::process_vm_readv(pid, &to, 1, &from, 1, 0) };
+        usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
+    }),
+    ("/proc/pid/mem", |pid, at, into| {
+        use std::os::unix::fs::FileExt;
+        std::fs::File::open(format!("/proc/{pid}/mem"))?.read_at(into, at as u64)
+    }),
+    ("ptrace", |pid, at, into| {
+        // SAFETY: stops and reads the other process, and lets it go on.
+        unsafe {
+            let done = |r: i64| if r < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) };
+            let null = std::ptr::null_mut::<libc::c_void>();
+            done(libc::ptrace(libc::PTRACE_ATTACH, pid, null, null))?;
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+            *libc::__errno_location() = 0;
+            let word = libc::ptrace(libc::PTRACE_PEEKDATA, pid, std::ptr::without_provenance_mut::<libc::c_void>(at), null);
+            let code = *libc::__errno_location();
+            libc::ptrace(libc::PTRACE_DETACH, pid, null, null);
+            if code != 0 {
+                return Err(std::io::Error::from_raw_os_error(code));
+            }
+            into[..8].copy_from_slice(&word.to_ne_bytes());
+            Ok(8)
+        }
+    }),
+];
+
+/// What `docs/memory-model.md` says of debuggers: right bytes, an error, or, with mechanism `none`, what the host had before.
+#[test]
+fn another_process_reads_what_the_table_says() {
+    let name = "another_process_reads_what_the_table_says";
+    let _limit = limit();
+    if let Ok(what) = std::env::var("READ") {
+        // The other process.
+        let mut words = what.split(' ').map(|w| w.parse::<usize>().unwrap());
+        let (pid, way, at) = (words.next().unwrap() as i32, words.next().unwrap(), words.next().unwrap());
+        let mut page = vec![0_u8; 8192];
+        let said = match BY_ANOTHER[way].1(pid, at, &mut page) {
+            Ok(n) if n >= 8 => format!("value {}", u32::from_ne_bytes(page[..4].try_into().unwrap())),
+            Ok(n) => format!("error after {n} bytes"),
+            Err(e) => format!("error {e}"),
+        };
+        println!("said: {said}.");
+        return;
+    }
+    if !is_child() {
+        under_each_mechanism(name, |_| {});
+        return;
+    }
+    let rt = runtime(small(8 * MIB));
+    let mechanism = rt.stats().mechanism;
+    for (way, (how, _)) in BY_ANOTHER.iter().enumerate() {
+        // On the device alone, and nobody has touched it since.
+        let mut x = rt.shared_with(100_000, |_| 1_u32).unwrap();
+        rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+        let at = x.as_host_ptr().addr() + (100_000 * 2) / 4096 * 4096;
+        let read = || {
+            let mut c = child(name);
+            let o = c.env("READ", format!("{} {way} {at}", std::process::id())).output().unwrap();
+            let text = String::from_utf8_lossy(&o.stdout).into_owned();
+            text.split_once("said: ").unwrap_or_else(|| panic!("{text}")).1.split_once('.').unwrap().0.to_string()
+        };
+        let absent = read();
+        println!("{mechanism}, {how}: {absent}");
+        match mechanism {
+            Mechanism::None => assert_eq!(absent, "value 1", "{how}"),
+            Mechanism::Transparent if *how == "process_vm_readv" => assert_eq!(absent, "value 2"),
+            _ => assert!(absent.starts_with("error "), "{mechanism}, {how}: {absent}"),
+        }
+        // Held at home it is there for everybody.
+        let _held = x.host(..).unwrap();
+        assert_eq!(read(), "value 2", "{mechanism}, {how}");
     }
 }
