@@ -123,6 +123,7 @@ impl Attached {
     /// # Errors
     /// [`Fault`](Error::Fault) for a page that may not be read, [`Permission`](Error::Permission) for one that may not be
     /// written; [`Busy`](Error::Busy); [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost);
+    /// [`Pinned`](Error::Pinned) where a guard or a pin keeps a page, or one of its grain, at home, on a device that cannot use it there;
     /// [`InsideKernel`](Error::InsideKernel) in a kernel; [`Invalid`](Error::Invalid) for a program's allocation with mechanism `none`,
     /// where nothing would notice what the program stores meanwhile.
     pub fn populate(&self, pages: &Pages, access: Access, place: Place, budget: Option<Duration>) -> Result<(), Error> {
@@ -420,6 +421,10 @@ impl Attached {
     /// could be submitted. With [`Place::Demand`] a device that faults takes what it touches while it runs, as it does what there is no
     /// room for beside others; for one that cannot that is [`Place::Migrate`]. Says for each range how many batches that took; 0 for one that was
     /// there. Calls from several threads take turns where there is no room for all of them: who called first goes first.
+    ///
+    /// Unlike a launch it gets no copies of its own of pages that a guard or a long pin keeps at home. A device that can use them there
+    /// does; on another the call fails with [`Pinned`](Error::Pinned), at once and having run nothing, also where the range and what is
+    /// kept share a page or a grain and no byte. Pages that a launch keeps at home for its copies are waited for.
     ///
     /// # Errors
     /// As [`populate`](Self::populate), but [`OutOfDeviceMemory`](Error::OutOfDeviceMemory) only where the ranges do not fit into the
