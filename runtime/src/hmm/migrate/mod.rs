@@ -34,6 +34,7 @@ use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::Body;
 use super::lock::Free;
 use super::mirror::{Action, DeviceMirror};
+use super::os;
 use super::parts::MAX_DEVICES;
 use super::seat::Addresses;
 use super::segment::Segment;
