@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use sterna_hal::Access;
 
-use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
+use super::addr::{Mask, PAGES_PER_BLOCK, Pages, Span};
 use super::discard::make_way;
 use super::host::coherent::resident;
 use super::inflight::{InFlight, Touch};
@@ -168,12 +168,10 @@ pub(crate) fn user_without_copies(
 ) -> Option<Arc<InFlight>> {
     // Entries are for whole grains, of which none is longer than a block.
     let near = pages.widened(PAGES_PER_BLOCK as u64);
-    let start = (near.0.start * PAGE).saturating_sub(seg.offset());
-    let bytes = start..(near.0.end * PAGE).saturating_sub(seg.offset());
     let may = |m: &DeviceMirror| !m.may_alias() && !m.is_rigid();
     let near: Vec<Use> = {
         let uses = seg.uses.lock();
-        uses.overlapping(of, &bytes, true).filter(|u| may(u.launch.mirror()) && such(&u.launch)).cloned().collect()
+        uses.overlapping(of, &seg.bytes_in(&near), true).filter(|u| may(u.launch.mirror()) && such(&u.launch)).cloned().collect()
     };
     let found = near.into_iter().find(|u| {
         let (per, wanted) = wanted(u.launch.mirror(), seg, &u.bytes);

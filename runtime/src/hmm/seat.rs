@@ -121,8 +121,7 @@ impl DeviceMirror {
         pages: &Pages,
         below: u64,
     ) -> Result<(Seat, Addresses), Error> {
-        let start = seg.offset();
-        self.seat_bytes(free, seg, &(pages.0.start * PAGE - start..pages.0.end * PAGE - start), false, below)
+        self.seat_bytes(free, seg, &seg.bytes_in(pages), false, below)
     }
 
     /// As [`seat`](Self::seat), for a launch that was cut: where addresses are memory, exactly those of `bytes` and no more.

@@ -149,7 +149,7 @@ pub struct Segment {
     /// Whether there are any: launches look at them only then.
     pub(super) has_taints: AtomicBool,
     pub(crate) pins: Mutex<Vec<(Pages, Keeper)>>,
-    /// … likewise.
+    /// Whether there are any: who keeps pages at home looks at them only then.
     pub(super) has_pins: AtomicBool,
     /// Blocks that the engine has looked at: work is proportional to what is touched, never to what is allocated.
     claimed: Mutex<Vec<BlockId>>,
@@ -425,6 +425,12 @@ impl Segment {
     pub(crate) fn bytes_of(&self, block: BlockId) -> Range<u64> {
         let start = u64::from(block.0 - self.first.0) * BLOCK;
         start..start + BLOCK
+    }
+
+    /// Bytes of the segment that pages hold; none of what lies before it.
+    pub(crate) fn bytes_in(&self, pages: &Pages) -> Range<u64> {
+        let at = |page: u64| (page * PAGE).saturating_sub(self.offset());
+        at(pages.0.start)..at(pages.0.end)
     }
 
     /// Which byte of the segment a page of a block begins with.

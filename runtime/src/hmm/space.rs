@@ -433,16 +433,16 @@ impl Space {
         /// How long threads of the engine may still have a device in hand that nobody else has; and in all, while others come and go.
         const LEAVING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
         let begin = Instant::now();
-        let (mut since, mut before) = (begin, 0);
+        let (mut since, mut last) = (begin, 0);
         let free = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
         let slot = loop {
             match self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, free) {
-                Ok(before) => break before.trailing_ones() as usize,
+                Ok(taken) => break taken.trailing_ones() as usize,
                 Err(_) => {
                     // Read after the slots were found taken: one that was given back since counts as leaving still.
                     let leaving = self.leaving.load(Ordering::Acquire);
-                    if leaving != before {
-                        (since, before) = (Instant::now(), leaving);
+                    if leaving != last {
+                        (since, last) = (Instant::now(), leaving);
                     }
                     if leaving == 0 || since.elapsed() > LEAVING.0 || begin.elapsed() > LEAVING.1 {
                         return Err(Error::TooManyDevices { limit: MAX_DEVICES });

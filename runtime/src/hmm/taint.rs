@@ -52,8 +52,7 @@ impl Segment {
 
     /// The error of pages that were lost with their device.
     pub(crate) fn loss(&self, pages: &Pages) -> Error {
-        let at = |page: u64| (page * PAGE).saturating_sub(self.offset());
-        let known = self.taint(&(at(pages.0.start)..at(pages.0.end)));
+        let known = self.taint(&self.bytes_in(pages));
         known.unwrap_or_else(|| Error::Lost { device: "a device".into() })
     }
 

@@ -142,8 +142,7 @@ impl DeviceMirror {
         };
         let uses = seg.uses.lock();
         let near = run.widened(self.pods().pages_per_grain() as u64);
-        let start = (near.0.start * PAGE).saturating_sub(seg.offset());
-        let near = start..(near.0.end * PAGE).saturating_sub(seg.offset());
+        let near = seg.bytes_in(&near);
         let mine = uses.overlapping(Of::Slot(self.slot()), &near, true).filter(|u| u.launch.is_submitted());
         zap.after.extend(mine.filter(|u| loses(u)).map(|u| Arc::clone(&u.launch)));
     }

@@ -15,7 +15,7 @@ use crate::hmm::migrate::{self, Home, Moved, Pace, Want};
 use crate::hmm::mirror::DeviceMirror;
 use crate::hmm::range::populate;
 use crate::hmm::uses::Of;
-use crate::hmm::{Mechanism, PAGE, Pages, Segment};
+use crate::hmm::{Mechanism, Pages, Segment};
 use crate::policy::Place;
 use crate::stats::Cause;
 
@@ -64,8 +64,7 @@ pub(super) fn running_on_rigid(seg: &Segment, pages: &Pages, of: Of, reads: bool
     let rigid = |m: &Arc<DeviceMirror>| m.caps().absent == Absent::Undefined;
     let widest = seg.space().devices().iter().filter(|m| rigid(m)).map(|m| m.pods().pages_per_grain()).max()?;
     let pages = pages.widened(widest as u64);
-    let start = (pages.0.start * PAGE).saturating_sub(seg.offset());
-    let bytes = start..(pages.0.end * PAGE).saturating_sub(seg.offset());
+    let bytes = seg.bytes_in(&pages);
     let book = seg.uses.lock();
     let mut uses = book.overlapping(of, &bytes, reads).filter(|u| u.number <= upto);
     let found = uses.find(|u| rigid(u.launch.mirror()) && u.launch.is_running());

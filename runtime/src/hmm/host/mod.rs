@@ -368,8 +368,7 @@ impl Host {
 
     /// Gives pages without storage some, so that they can be mapped.
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
-        let base = seg.offset();
-        seg.ask_for_storage(&(pages.0.start * PAGE - base..pages.0.end * PAGE - base))?;
+        seg.ask_for_storage(&seg.bytes_in(pages))?;
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
             for (r, storage) in block.pieces(id, mask) {

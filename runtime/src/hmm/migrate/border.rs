@@ -459,10 +459,9 @@ fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec
 /// Waits for a launch whose own copies keep some of `pages` at home, or for a moment where it is about to be submitted; at most
 /// `most`. Nothing of the caller's may be busy.
 pub(crate) fn wait_for_borders(free: &mut Free, seg: &Segment, pages: &Pages, most: Option<Duration>) {
-    let at = |page: u64| (page * PAGE).saturating_sub(seg.offset());
     let near: Vec<Arc<InFlight>> = {
         let uses = seg.uses.lock();
-        uses.overlapping(Of::Any, &(at(pages.0.start)..at(pages.0.end)), true).map(|u| Arc::clone(&u.launch)).collect()
+        uses.overlapping(Of::Any, &seg.bytes_in(pages), true).map(|u| Arc::clone(&u.launch)).collect()
     };
     let keeps = |l: &&Arc<InFlight>| l.own(seg).iter().any(|s| pages.part_of(s.block).meets(s.mask));
     match near.iter().find(keeps) {
