@@ -447,6 +447,24 @@ fn places_of_attachments_that_kernels_dropped_can_be_had_at_once() {
     assert_eq!(y[5], 1);
 }
 
+/// Copies of more than a mebibyte are made by threads of the device's, which start with the first of them.
+#[test]
+fn bytes_come_home_where_no_thread_is_to_be_had() {
+    let name = "bytes_come_home_where_no_thread_is_to_be_had";
+    let _limit = limit();
+    if with_each_mechanism(name) {
+        return;
+    }
+    let rt = runtime(CpuConfig { map_host: false, host_readable: false, ..small(64 * MIB) });
+    let mut x = rt.shared::<u32>(4 * MIB).unwrap();
+    rt.launch(&add(3), (&mut x,)).unwrap().wait().unwrap();
+    threads(false);
+    assert!(x.iter().all(|v| *v == 3));
+    x[1] = 4;
+    rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+    assert_eq!((x[0], x[1], x[4 * MIB - 1]), (4, 5, 4));
+}
+
 /// A launch beside a guard, which the device has finished with and nobody looks at, is in the way of a store; the thread that waits for
 /// launches sleeps for a later one, which waits for the store.
 #[test]

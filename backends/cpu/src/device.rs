@@ -276,7 +276,8 @@ unsafe impl Device for CpuDevice {
             return Err(sys::injected("copy"));
         }
         let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
-        let point = if total <= INLINE && !inject.copies_are_late() && self.signals.all_reached(after) {
+        let ready = self.signals.all_reached(after);
+        let point = if total <= INLINE && !inject.copies_are_late() && ready {
             for p in &pieces {
                 // SAFETY: places are inside memory and regions; the rest is the caller's.
                 unsafe { p.copy(0, p.bytes) };
@@ -284,7 +285,7 @@ unsafe impl Device for CpuDevice {
             Point::REACHED
         } else {
             // SAFETY: as above.
-            unsafe { self.copier.queue(pieces, after) }?
+            unsafe { self.copier.queue(pieces, after, ready) }?
         };
         inject.add(Count::Copies, 1);
         inject.add(Count::CopyBytes, total);

@@ -5,7 +5,8 @@
 //! host regions, never through a window, so a copy never faults on an absent page.
 //!
 //! **How:** a batch is cut into equal contiguous shares, one a thread; a share of one run is one `memcpy`, as long as can be, so that it uses
-//! non-temporal stores. The threads start with the first batch and sleep while there is none.
+//! non-temporal stores. The threads start with the first batch and sleep while there is none. Where the system has none to give, whoever
+//! asks for a copy makes it.
 //!
 //! **States of a batch:** queued (some share not taken), running (all taken), finished (all done), reached (and so are all
 //! before it); or cut short by the device's loss, which holds up its point and all later ones for good. Changed by the threads, under the lock.
@@ -146,34 +147,37 @@ impl Copier {
         Arc::new(Self { state: Mutex::default(), work, copying, signals, queue, threads, name })
     }
 
-    /// Queues a batch that is not empty.
+    /// Queues a batch that is not empty; `ready` says that `after` is reached.
     ///
     /// # Errors
-    /// No thread can be started.
+    /// No thread can be started, and `after` is not reached: the caller may not wait for it.
     ///
     /// # Safety
     /// As [`Piece::copy`] for each piece, from when the owner says that `after` is reached until the point is.
-    pub unsafe fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point]) -> Result<Point, DeviceError> {
+    pub unsafe fn queue(self: &Arc<Self>, pieces: Pieces, after: &[Point], ready: bool) -> Result<Point, DeviceError> {
         let total: usize = pieces.iter().map(|p| p.bytes).sum();
         let mut state = self.state.lock();
-        self.start(&mut state)?;
+        let alone = match self.start(&mut state) {
+            Ok(()) => false,
+            Err(_) if ready => true,
+            Err(e) => return Err(e),
+        };
         // No more shares than there are pages.
         let shares = state.threads.len().min(total.div_ceil(4096)).max(1) as u32;
         state.issued += 1;
         let value = state.issued;
         let (left, after) = (AtomicU32::new(shares), SmallVec::from_slice(after));
-        state.queued.push_back(Arc::new(Batch {
-            pieces,
-            total,
-            shares,
-            left,
-            cut_short: AtomicBool::new(false),
-            after,
-            value,
-        }));
+        let cut_short = AtomicBool::new(false);
+        let batch = Arc::new(Batch { pieces, total, shares, left, cut_short, after, value });
         state.unreached.push_back((value, false));
-        drop(state);
-        self.work.notify_all();
+        if alone {
+            drop(state);
+            self.carry_out(&batch, 0); // the only share
+        } else {
+            state.queued.push_back(batch);
+            drop(state);
+            self.work.notify_all();
+        }
         Ok(Point { queue: self.queue, value })
     }
 
@@ -194,19 +198,24 @@ impl Copier {
     fn work(&self) {
         while let Some((batch, share)) = self.take() {
             self.signals.wait_all(&batch.after);
-            // Before the look at the device: see `settle`.
-            self.copying.fetch_add(1, Ordering::AcqRel);
-            if self.signals.is_lost() {
-                batch.cut_short.store(true, Ordering::Relaxed);
-            } else {
-                // SAFETY: this share was taken by this thread alone; places were checked, the rest is the promise of `copy`.
-                unsafe { batch.copy_share(share) };
-            }
-            self.copying.fetch_sub(1, Ordering::AcqRel);
-            // The bytes did not arrive, so neither this point nor a later one is ever reached: waits end by the loss.
-            if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 && !batch.cut_short.load(Ordering::Relaxed) {
-                self.finish(&batch);
-            }
+            self.carry_out(&batch, share);
+        }
+    }
+
+    /// Copies a share, of a batch whose `after` is reached, that the caller alone has taken.
+    fn carry_out(&self, batch: &Batch, share: u32) {
+        // Before the look at the device: see `settle`.
+        self.copying.fetch_add(1, Ordering::AcqRel);
+        if self.signals.is_lost() {
+            batch.cut_short.store(true, Ordering::Relaxed);
+        } else {
+            // SAFETY: this share was taken by this thread alone; places were checked, the rest is the promise of `copy`.
+            unsafe { batch.copy_share(share) };
+        }
+        self.copying.fetch_sub(1, Ordering::AcqRel);
+        // The bytes did not arrive, so neither this point nor a later one is ever reached: waits end by the loss.
+        if batch.left.fetch_sub(1, Ordering::AcqRel) == 1 && !batch.cut_short.load(Ordering::Relaxed) {
+            self.finish(batch);
         }
     }
 
@@ -305,7 +314,7 @@ mod tests {
             let (first, last) = (NonNull::from(&mut to[0]), NonNull::from(&mut to[N - 1]));
             let piece = Piece { from: Some(NonNull::from(&from[0])), to: first, bytes: N };
             // SAFETY: the vectors live, and are looked at through pointers until the copies have settled.
-            unsafe { copier.queue(std::iter::once(piece).collect(), &[]) }.unwrap();
+            unsafe { copier.queue(std::iter::once(piece).collect(), &[], true) }.unwrap();
             // SAFETY: bytes of the vector, which lives; the copy writes them meanwhile, hence volatile.
             let read = |p: NonNull<u8>| unsafe { p.read_volatile() };
             while read(first) == 0 && read(last) == 0 {}

@@ -452,7 +452,8 @@ unsafe impl Device for VulkanDevice {
         };
         let pieces = self.host_pieces(runs)?;
         let total: u64 = pieces.iter().map(|p| p.bytes as u64).sum();
-        if total <= INLINE && after.iter().all(|p| self.signals.reached(*p)) {
+        let ready = after.iter().all(|p| self.signals.reached(*p));
+        if total <= INLINE && ready {
             for p in &pieces {
                 // SAFETY: places are inside memory and regions; the rest is the caller's.
                 unsafe { p.copy(0, p.bytes) };
@@ -460,7 +461,7 @@ unsafe impl Device for VulkanDevice {
             return Ok(Point::REACHED);
         }
         // SAFETY: as above.
-        unsafe { copier.queue(pieces, after) }
+        unsafe { copier.queue(pieces, after, ready) }
     }
 
     unsafe fn load(&self, code: &Code) -> Result<KernelId, DeviceError> {
