@@ -211,6 +211,25 @@ fn launches_beyond_a_control_group_are_refused() {
     }
 }
 
+/// One launch over more than there is memory for, of which a part fits on the device and the rest would come by faults.
+#[test]
+fn a_launch_longer_than_a_control_group_is_refused() {
+    if in_a_group("a_launch_longer_than_a_control_group_is_refused", 200 * MIB) {
+        return;
+    }
+    let _limit = limit();
+    let Some(rt) = runtime_with(50 * MIB) else { return };
+    let x = rt.shared_with(120 << 18, |i| i as u32).unwrap();
+    // As much again as is left, and more than that.
+    let mut fits = rt.shared::<u32>(8 << 18).unwrap();
+    rt.launch(&add(2), (&mut fits,)).and_then(|p| p.wait()).unwrap();
+    let mut y = rt.shared::<u32>(80 << 18).unwrap();
+    let e = rt.launch(&add(2), (&mut y,)).and_then(|p| p.wait()).expect_err("more than 200 MiB");
+    assert!(is_told(&e), "{e:?}");
+    drop(y);
+    assert_eq!((x[5], fits.host(7..8).unwrap()[0]), (5, 2));
+}
+
 #[test]
 fn copies_beyond_a_control_group_are_refused() {
     if in_a_group("copies_beyond_a_control_group_are_refused", 300 * MIB) {

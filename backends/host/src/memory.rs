@@ -100,7 +100,7 @@ impl DeviceMemory {
     }
 
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let (mut fresh, start) = (Fresh::new(), out.len());
+        let (mut fresh, start) = (Fresh::default(), out.len());
         let taken = self.0.table.lock().alloc(grains, out, &mut fresh) || {
             let _none = self.0.stripping.lock();
             self.0.table.lock().alloc(grains, out, &mut fresh)
@@ -113,20 +113,20 @@ impl DeviceMemory {
         let given = self.give(&fresh, in_use, end).inspect_err(|_| {
             let mut table = self.0.table.lock();
             out.drain(start..).for_each(|f| table.free(f));
-            fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
+            table.untouched(&fresh);
         });
         match given {
-            Ok(()) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Ok(()) => fresh.chunks.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
             Err(Some(e)) => return Err(e),
             Err(None) => return Err(self.exhausted(grains)),
         }
         Ok(())
     }
 
-    /// Asks for the memory of chunks that have none yet, and makes what lies before `end` accessible. `None` says that the machine has
+    /// Asks for the memory of what has none yet, and makes what lies before `end` accessible. `None` says that the machine has
     /// no memory.
     fn give(&self, fresh: &Fresh, in_use: u64, end: u64) -> Result<(), Option<DeviceError>> {
-        let bytes: u64 = fresh.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
+        let bytes = fresh.bytes(BLOCK, self.0.grain);
         if bytes > 0 && in_use > self.0.assured {
             room::take(bytes).map_err(|_| None)?;
         }

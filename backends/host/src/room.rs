@@ -477,7 +477,7 @@ mod tests {
         let root = Root::new("documented", &files);
         let groups = Groups::now(&root.0, &mut None).unwrap();
         assert_eq!(groups.limits(), Ok((2_097_152, 2_097_152)));
-        assert_eq!(groups.room(u64::MAX), Ok(2_097_152 - (1_500_000 - 400_000)));
+        assert_eq!(groups.room(u64::MAX), Ok(2_097_152 - (1_500_000 - 400_000) - reserve(2_097_152)));
         // Without limits everything is left.
         let open = root.0.join("sys/fs/cgroup/user.slice");
         std::fs::write(open.join("memory.max"), "max\n").unwrap();

@@ -54,14 +54,14 @@ impl Chunks {
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
         let mut table = self.frames.lock();
         let start = out.len();
-        let mut fresh = Fresh::new();
+        let mut fresh = Fresh::default();
         if !table.alloc(grains, out, &mut fresh) {
             let in_use = u64::from(table.in_use()) * self.grain;
             return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
         }
         if let Err(e) = self.ask(&fresh, grains) {
             out.drain(start..).for_each(|f| table.free(f));
-            fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
+            table.untouched(&fresh);
             return Err(e);
         }
         let per = self.per;
@@ -83,9 +83,9 @@ impl Chunks {
         Ok(())
     }
 
-    /// Asks for the memory of blocks that are handed out for the first time, where the driver's memory is the machine's.
+    /// Asks for the memory of what is handed out for the first time, where the driver's memory is the machine's.
     fn ask(&self, fresh: &Fresh, grains: u32) -> Result<(), DeviceError> {
-        let bytes = fresh.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
+        let bytes = fresh.bytes(BLOCK, self.grain);
         if bytes == 0 || !self.pool.is_the_machines() {
             return Ok(());
         }

@@ -298,6 +298,13 @@ fn exhausted(mirror: &DeviceMirror, grains: u32) -> Error {
     mirror.exhausted(u64::from(grains) * mirror.caps().grain)
 }
 
+impl DeviceMirror {
+    /// The blocks that have something here, in the order in which they leave.
+    pub(crate) fn ranked(&self) -> Vec<BlockId> {
+        self.order.lock().0.iter().map(|(_, id)| *id).collect()
+    }
+}
+
 /// Frees at least `grains` grains if blocks with a rank below that given hold that many, those that submitted launches use only
 /// with `in_use`; says how many it freed.
 fn evict(

@@ -171,7 +171,10 @@ pub(crate) fn user_without_copies(
     let may = |m: &DeviceMirror| !m.may_alias() && !m.is_rigid();
     let near: Vec<Use> = {
         let uses = seg.uses.lock();
-        uses.overlapping(of, &seg.bytes_in(&near), true).filter(|u| may(u.launch.mirror()) && such(&u.launch)).cloned().collect()
+        uses.overlapping(of, &seg.bytes_in(&near), true)
+            .filter(|u| may(u.launch.mirror()) && such(&u.launch))
+            .cloned()
+            .collect()
     };
     let found = near.into_iter().find(|u| {
         let (per, wanted) = wanted(u.launch.mirror(), seg, &u.bytes);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use sterna_hal::panics::caught_inside;
 use sterna_hal::{Absent, Access};
+use sterna_host::room;
 
 use super::moves::running_on_rigid;
 use super::queue::Part;
@@ -18,7 +19,7 @@ use crate::hmm::discard::discard;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
 use crate::hmm::lock::Free;
-use crate::hmm::migrate::{Borders, Want};
+use crate::hmm::migrate::{Asks, Borders, Want};
 use crate::hmm::mirror::{By, DeviceMirror, NotYet};
 use crate::hmm::range::populate;
 use crate::hmm::uses::Of;
@@ -116,6 +117,9 @@ pub(super) fn launch(
             drop(gathers);
             return cut.run(free, record, p.groups / 2);
         }
+        if full && attempt == 0 {
+            ask_for_faults(free, mirror, &placed)?;
+        }
         // On a device that faults, what was taken away again meanwhile comes by demand.
         attempt += 1;
         let may = faults && (demand || full || attempt > 2);
@@ -138,6 +142,33 @@ pub(super) fn launch(
             }
         }
     }
+}
+
+/// Asks for the host memory that a launch will take whose arguments did not fit, and come by faults: each makes another page leave, and
+/// a fault cannot be refused. Of what the policy leaves to faults nothing is known: the kernel may touch little of it.
+fn ask_for_faults(free: &mut Free, mirror: &DeviceMirror, placed: &[(Touch, Place)]) -> Result<(), Error> {
+    let declared = || placed.iter().filter(|(_, place)| *place == Place::Migrate).map(|(t, _)| t);
+    let all = declared().map(|t| t.bytes.end - t.bytes.start).sum();
+    if room::is_plenty(all) {
+        return Ok(());
+    }
+    let space = mirror.space();
+    // Pages that come, and those of them and of what is there already that have no storage at home.
+    let (mut come, mut bare) = (0, 0);
+    for t in declared() {
+        for (id, mask) in t.seg.pages_of(&t.bytes).blocks() {
+            let mask = mask & !t.seg.claim(id).lock(free).dev[mirror.slot()].valid;
+            come += u64::from(mask.count());
+            if t.access.writes() {
+                bare += u64::from(space.host.holes(space, id, mask).count());
+            }
+        }
+    }
+    for id in mirror.ranked() {
+        let body = space.block(id).lock(free);
+        bare += u64::from((body.dev[mirror.slot()].dirty & body.hole).count());
+    }
+    Asks::Patiently.for_storage(come.min(bare) * PAGE)
 }
 
 /// Where the policy wants the arguments of a launch that was asked for at tick `now`.
