@@ -34,7 +34,8 @@ impl<T: Pod + Send + Sync> Shared<T> {
     /// ```
     ///
     /// # Errors
-    /// [`Length`](Error::Length) for 0: an allocation has at least one element. [`InsideKernel`](Error::InsideKernel),
+    /// [`Length`](Error::Length) for 0: an allocation has at least one element. [`OutOfHostMemory`](Error::OutOfHostMemory) where a
+    /// copy has yet to get what goes, and there is no memory for that. [`InsideKernel`](Error::InsideKernel),
     /// [`Forked`](Error::Forked). Then it is as long as it was.
     pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
         may_change()?;
@@ -112,6 +113,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
     ///
     /// # Errors
     /// [`Range`](Error::Range) if it does not lie inside; [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked);
+    /// [`OutOfHostMemory`](Error::OutOfHostMemory) where a copy has yet to get what goes, and there is no memory for that;
     /// what the system says if it does not take memory back, and then any of the elements may be zeros.
     pub fn discard(&mut self, range: impl RangeBounds<usize>) -> Result<(), Error> {
         may_change()?;

@@ -230,6 +230,48 @@ fn a_launch_longer_than_a_control_group_is_refused() {
     assert_eq!((x[5], fits.host(7..8).unwrap()[0]), (5, 2));
 }
 
+/// What is granted is there until it is filled, however long that takes; also where a launch is waited for first.
+#[test]
+fn what_is_granted_stays_there_until_it_is_filled() {
+    if in_a_group("what_is_granted_stays_there_until_it_is_filled", 200 * MIB) {
+        return;
+    }
+    let _limit = limit();
+    let Some(rt) = runtime_with(8 * MIB) else { return };
+    let fill = &|start: u64| {
+        std::thread::sleep(Duration::from_millis(start));
+        let mut x = rt.shared::<u32>(100 << 18)?;
+        x.range_mut(1024..)?.fill_with(|i| {
+            if i % (1 << 20) == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            i as u32
+        })?;
+        assert_eq!(x.host(1 << 20..(1 << 20) + 1)?[0], (1 << 20) - 1024);
+        Ok(())
+    };
+    let done = std::thread::scope(|s| [0, 150].map(|start| s.spawn(move || fill(start))).map(|t| t.join().unwrap()));
+    let refused = done.iter().filter_map(|r: &Result<(), Error>| r.as_ref().err());
+    assert!(refused.clone().all(is_told) && refused.count() <= 1, "{done:?}");
+}
+
+/// Memory of a driver that was had and not touched yet is there when it is.
+#[test]
+fn memory_of_a_driver_is_had_before_it_is_used() {
+    if in_a_group("memory_of_a_driver_is_had_before_it_is_used", 270 * MIB) {
+        return;
+    }
+    let _limit = limit();
+    let Some(rt) = runtime_with(100 * MIB) else { return };
+    let mut y = rt.shared::<u32>(80 << 18).unwrap();
+    rt.launch(&add(1), (&mut y.range_mut(..16384).unwrap(),)).and_then(|p| p.wait()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let x = rt.shared_with(150 << 18, |i| i as u32);
+    let done = rt.launch(&add(1), (&mut y,)).and_then(|p| p.wait());
+    let refused = [x.as_ref().err(), done.as_ref().err()];
+    assert!(refused.into_iter().flatten().all(is_told), "{refused:?}");
+}
+
 #[test]
 fn copies_beyond_a_control_group_are_refused() {
     if in_a_group("copies_beyond_a_control_group_are_refused", 300 * MIB) {

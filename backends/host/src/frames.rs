@@ -14,24 +14,8 @@ use std::cmp::Reverse;
 use smallvec::SmallVec;
 use sterna_hal::Frames;
 
-/// What was handed out and has no storage yet.
-#[derive(Default, Debug)]
-pub struct Fresh {
-    /// Chunks that were handed out for the first time, as (first, count): they get all of their storage at once.
-    pub chunks: SmallVec<[(u32, u32); 4]>,
-    /// Grains of other chunks, whose storage was given back, by words of the table: they get it when they are touched.
-    grains: SmallVec<[(usize, u64); 4]>,
-}
-
-impl Fresh {
-    /// How many bytes of storage that takes, in chunks of `chunk` bytes and grains of `grain`.
-    #[must_use]
-    pub fn bytes(&self, chunk: u64, grain: u64) -> u64 {
-        let chunks: u64 = self.chunks.iter().map(|(_, count)| u64::from(*count)).sum();
-        let grains: u64 = self.grains.iter().map(|(_, mask)| u64::from(mask.count_ones())).sum();
-        chunks * chunk + grains * grain
-    }
-}
+/// Chunks that were handed out for the first time, as (first, count).
+pub type Fresh = SmallVec<[(u32, u32); 4]>;
 
 /// Free grains of device memory.
 #[derive(Debug)]
@@ -116,15 +100,9 @@ impl FrameTable {
         }
     }
 
-    /// What was handed out without storage gets none, and was given back: it has none yet.
-    pub fn untouched(&mut self, fresh: &Fresh) {
-        for (chunk, count) in &fresh.chunks {
-            self.fresh[*chunk as usize..][..*count as usize].fill(true);
-        }
-        for (word, mask) in &fresh.grains {
-            self.stored[*word] &= !mask;
-            self.count_kept(word / self.words);
-        }
+    /// Chunks that were handed out for the first time turned out not to be had: they are fresh again.
+    pub fn untouched(&mut self, chunk: u32, count: u32) {
+        self.fresh[chunk as usize..][..count as usize].fill(true);
     }
 
     /// Free grains that have storage.
@@ -156,7 +134,7 @@ impl FrameTable {
         let chunk = (from..self.longest.len()).find(|chunk| idle(self, *chunk))?;
         let mut out = Vec::new();
         for (first, grains) in self.runs(chunk) {
-            self.take(first, grains, 0, &mut out, &mut Fresh::default());
+            self.take(first, grains, 0, &mut out, &mut Fresh::new());
         }
         Some((chunk, out))
     }
@@ -252,24 +230,19 @@ impl FrameTable {
     /// somebody else's.
     fn take(&mut self, first: u32, grains: u32, start: usize, out: &mut Vec<Frames>, fresh: &mut Fresh) {
         self.each_chunk(first, grains, |this, chunk, from, n| {
-            let whole = std::mem::take(&mut this.fresh[chunk]);
             for (word, mask) in masks(from, n) {
-                let word = chunk * this.words + word;
-                debug_assert_eq!(this.free[word] & mask, mask, "a grain was handed out twice");
-                this.free[word] &= !mask;
-                let bare = mask & !this.stored[word];
-                if bare != 0 && !whole {
-                    fresh.grains.push((word, bare));
-                }
-                this.stored[word] |= mask;
+                let w = &mut this.free[chunk * this.words + word];
+                debug_assert_eq!(*w & mask, mask, "a grain was handed out twice");
+                *w &= !mask;
+                this.stored[chunk * this.words + word] |= mask;
             }
-            if whole {
+            if std::mem::take(&mut this.fresh[chunk]) {
                 // It gets all of its storage at once.
                 this.stored[chunk * this.words..][..this.words].fill(u64::MAX);
                 let chunk = chunk as u32;
-                match fresh.chunks.last_mut() {
+                match fresh.last_mut() {
                     Some((first, n)) if *first + *n == chunk => *n += 1,
-                    _ => fresh.chunks.push((chunk, 1)),
+                    _ => fresh.push((chunk, 1)),
                 }
             }
         });
@@ -345,7 +318,7 @@ mod tests {
 
     fn alloc(t: &mut FrameTable, n: u32) -> Option<Vec<Frames>> {
         let mut out = Vec::new();
-        t.alloc(n, &mut out, &mut Fresh::default()).then_some(out)
+        t.alloc(n, &mut out, &mut Fresh::new()).then_some(out)
     }
 
     #[test]
@@ -372,35 +345,14 @@ mod tests {
     #[test]
     fn fresh_chunks_are_told_once() {
         let mut t = FrameTable::new(64, 32);
-        let (mut out, mut fresh) = (Vec::new(), Fresh::default());
+        let (mut out, mut fresh) = (Vec::new(), Fresh::new());
         assert!(t.alloc(64, &mut out, &mut fresh));
-        assert_eq!(fresh.chunks.as_slice(), [(0, 2)]);
+        assert_eq!(fresh.as_slice(), [(0, 2)]);
         t.free(Frames { first: 0, grains: 64 });
-        fresh.chunks.clear();
-        assert!(t.alloc(1, &mut out, &mut fresh) && fresh.bytes(1, 1) == 0);
+        fresh.clear();
+        assert!(t.alloc(1, &mut out, &mut fresh) && fresh.is_empty());
         // `out` was not empty: what was in it stays as it was.
         assert_eq!(out, [Frames { first: 0, grains: 64 }, Frames { first: 0, grains: 1 }]);
-    }
-
-    #[test]
-    fn grains_that_lost_their_storage_are_told_again() {
-        let mut t = FrameTable::new(64, 32);
-        let taken = alloc(&mut t, 64).unwrap();
-        assert_eq!(taken, [Frames { first: 0, grains: 64 }]);
-        t.free(Frames { first: 8, grains: 24 });
-        t.begin_round();
-        t.begin_round();
-        let (chunk, frames) = t.idle(0).unwrap();
-        t.stripped(chunk, &frames, true);
-        for _ in 0..2 {
-            let (mut out, mut fresh) = (Vec::new(), Fresh::default());
-            assert!(t.alloc(10, &mut out, &mut fresh));
-            assert_eq!((fresh.chunks.len(), fresh.bytes(1 << 21, 1 << 16)), (0, 10 << 16));
-            // They were not to be had.
-            out.drain(..).for_each(|f| t.free(f));
-            t.untouched(&fresh);
-            assert_eq!(t.kept(), 0);
-        }
     }
 
     #[test]

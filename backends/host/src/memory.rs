@@ -100,7 +100,7 @@ impl DeviceMemory {
     }
 
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
-        let (mut fresh, start) = (Fresh::default(), out.len());
+        let (mut fresh, start) = (Fresh::new(), out.len());
         let taken = self.0.table.lock().alloc(grains, out, &mut fresh) || {
             let _none = self.0.stripping.lock();
             self.0.table.lock().alloc(grains, out, &mut fresh)
@@ -110,26 +110,22 @@ impl DeviceMemory {
         }
         let in_use = self.state().in_use;
         let end = out[start..].iter().map(|f| u64::from(f.first + f.grains) * self.0.grain).max().unwrap_or(0);
-        let given = self.give(&fresh, in_use, end).inspect_err(|_| {
+        let given = self.give(&fresh, &out[start..], in_use, end).inspect_err(|_| {
             let mut table = self.0.table.lock();
             out.drain(start..).for_each(|f| table.free(f));
-            table.untouched(&fresh);
+            fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
         });
         match given {
-            Ok(()) => fresh.chunks.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Ok(()) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
             Err(Some(e)) => return Err(e),
             Err(None) => return Err(self.exhausted(grains)),
         }
         Ok(())
     }
 
-    /// Asks for the memory of what has none yet, and makes what lies before `end` accessible. `None` says that the machine has
-    /// no memory.
-    fn give(&self, fresh: &Fresh, in_use: u64, end: u64) -> Result<(), Option<DeviceError>> {
-        let bytes = fresh.bytes(BLOCK, self.0.grain);
-        if bytes > 0 && in_use > self.0.assured {
-            room::take(bytes).map_err(|_| None)?;
-        }
+    /// Makes what lies before `end` accessible, and sees to it that there is memory for what was handed out: chunks that have none yet,
+    /// and, where little is left, grains whose storage was given back. `None` says that the machine has no memory.
+    fn give(&self, fresh: &Fresh, frames: &[Frames], in_use: u64, end: u64) -> Result<(), Option<DeviceError>> {
         // Of every alloc, also where others took the chunk first and are about to do this.
         if end > self.0.open.load(Ordering::Acquire) {
             let _opening = self.0.opening.lock();
@@ -137,6 +133,19 @@ impl DeviceMemory {
                 let end = end.next_multiple_of(STEP).min(self.0.base.bytes());
                 self.0.base.open(end).map_err(Some)?;
                 self.0.open.store(end, Ordering::Release);
+            }
+        }
+        if in_use <= self.0.assured {
+            return Ok(());
+        }
+        let have =
+            |at: u64, bytes: u64| room::give(self.0.base.at(at), bytes.min(self.0.base.bytes() - at)).map_err(|_| None);
+        for (chunk, count) in fresh {
+            have(u64::from(*chunk) * BLOCK, u64::from(*count) * BLOCK)?;
+        }
+        if !room::is_plenty(0) {
+            for f in frames {
+                have(u64::from(f.first) * self.0.grain, u64::from(f.grains) * self.0.grain)?;
             }
         }
         Ok(())

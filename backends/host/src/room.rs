@@ -3,9 +3,11 @@
 //! The kernel ends a process that stores to memory beyond its groups' limit; nothing can be answered to a store. So who gives out
 //! memory for more than a page or two asks here first, and has a typed error where there is none.
 //!
-//! **Guarantee.** What [`take`] grants was there when it was last looked, less what was granted since, and less what was granted
-//! shortly before and may not be in use yet: a grant takes time to fill. It is looked again after 5 ms, or 100 ms while more than a
-//! gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is left), what was read last holds.
+//! **Guarantee.** What [`take`] grants was there when it was last looked, less what others were granted and may not be in use yet: a
+//! [`Grant`] counts until it is dropped, when its memory is in use; one that [lapses](Grant::lapse) for some 100 ms more. Where little is
+//! left, who cannot hold on to a grant until all is in use takes the memory at once ([`give`]). It is looked again after 5 ms, or 100 ms
+//! while more than a gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is left), what was read
+//! last holds.
 //! Plain stores of the program take memory without asking, and so do the kernel's own books: a part of each group's limit
 //! ([`reserve`]) is never granted.
 //!
@@ -14,10 +16,13 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+use crate::sys::{self, to_usize};
 
 /// A look is as good as this.
 const GOOD_FOR: Duration = Duration::from_millis(5);
@@ -25,20 +30,19 @@ const GOOD_FOR: Duration = Duration::from_millis(5);
 const PLENTY: u64 = 1 << 30;
 const GOOD_FOR_PLENTY: Duration = Duration::from_millis(100);
 
-/// For how long a grant counts as not in use yet, beside what filling it takes.
-const TO_BEGIN: Duration = Duration::from_millis(20);
-/// Bytes a second that are filled at least.
-const FILLED: u64 = 1 << 30;
-/// The longest for which a grant counts.
-const TO_FILL: Duration = Duration::from_millis(100);
+/// For how long a grant that has lapsed counts.
+const TO_LAPSE: Duration = Duration::from_millis(100);
+/// How long [`wait_to_take`] waits for others.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// The last look, and what was granted that it may not have seen.
 #[derive(Debug)]
 struct Last {
     /// When it was, and how much there was.
     look: Option<(Instant, u64)>,
-    /// Until when each counts, and of how many bytes it was.
-    grants: VecDeque<(Instant, u64)>,
+    /// Grants that have lapsed: until when each counts, and of how many bytes it was.
+    lapsed: VecDeque<(Instant, u64)>,
+    /// All that counts, lapsed or not.
     granted: u64,
 }
 
@@ -54,7 +58,7 @@ struct Refused {
 }
 
 impl Last {
-    const NEW: Self = Self { look: None, grants: VecDeque::new(), granted: 0 };
+    const NEW: Self = Self { look: None, lapsed: VecDeque::new(), granted: 0 };
 
     /// As [`take`](self::take) at `now`, with `look` for another look, which there may be none of.
     fn take(&mut self, now: Instant, bytes: u64, look: impl FnOnce() -> Option<u64>) -> Result<(), Refused> {
@@ -62,7 +66,7 @@ impl Last {
         if left < bytes {
             return Err(Refused { left, there });
         }
-        self.grant(now, bytes);
+        self.granted += bytes;
         Ok(())
     }
 
@@ -77,8 +81,8 @@ impl Last {
             && let Some(there) = look()
         {
             self.look = Some((now, there));
-            while let Some((_, bytes)) = self.grants.front().copied().filter(|(until, _)| *until <= now) {
-                self.grants.pop_front();
+            while let Some((_, bytes)) = self.lapsed.front().copied().filter(|(until, _)| *until <= now) {
+                self.lapsed.pop_front();
                 self.granted -= bytes;
             }
         }
@@ -86,14 +90,38 @@ impl Last {
         (there.saturating_sub(self.granted), there)
     }
 
-    fn grant(&mut self, now: Instant, bytes: u64) {
-        let fills = Duration::from_millis(bytes.saturating_mul(1000) / FILLED);
-        let until = now + (TO_BEGIN + fills).min(TO_FILL);
-        self.granted += bytes;
+    fn lapse(&mut self, now: Instant, bytes: u64) {
+        let until = now + TO_LAPSE;
         // In the order in which they end, some at once: a millisecond is near enough.
-        match self.grants.back_mut() {
+        match self.lapsed.back_mut() {
             Some((last, sum)) if until <= *last + Duration::from_millis(1) => *sum += bytes,
-            _ => self.grants.push_back((until, bytes)),
+            _ => self.lapsed.push_back((until, bytes)),
+        }
+    }
+}
+
+/// Memory that was granted. Dropped when it is in use, or is not wanted any more.
+#[derive(Debug)]
+#[must_use = "what was granted counts until this is dropped"]
+pub struct Grant(u64);
+
+impl Grant {
+    /// Of nothing.
+    pub const NONE: Self = Self(0);
+
+    /// Goes on to count for a while: nobody sees when the memory is in use.
+    pub fn lapse(mut self) {
+        let bytes = std::mem::take(&mut self.0);
+        if bytes > 0 {
+            LAST.lock().lapse(Instant::now(), bytes);
+        }
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            LAST.lock().granted -= self.0;
         }
     }
 }
@@ -103,15 +131,18 @@ fn look() -> Option<u64> {
     groups()?.room(machine().available).ok()
 }
 
-fn try_to_take(bytes: u64) -> Result<(), Refused> {
-    LAST.lock().take(Instant::now(), bytes, look)
+fn try_to_take(bytes: u64) -> Result<Grant, Refused> {
+    if bytes == 0 {
+        return Ok(Grant::NONE);
+    }
+    LAST.lock().take(Instant::now(), bytes, look).map(|()| Grant(bytes))
 }
 
 /// Grants `bytes` bytes of memory that have no storage yet, or not, at once.
 ///
 /// # Errors
 /// As many are not to be had now; how many are.
-pub fn take(bytes: u64) -> Result<(), u64> {
+pub fn take(bytes: u64) -> Result<Grant, u64> {
     try_to_take(bytes).map_err(|refused| refused.left)
 }
 
@@ -119,15 +150,38 @@ pub fn take(bytes: u64) -> Result<(), u64> {
 ///
 /// # Errors
 /// As many are not to be had; how many are.
-pub fn wait_to_take(bytes: u64) -> Result<(), u64> {
-    let end = Instant::now() + 2 * TO_FILL;
+pub fn wait_to_take(bytes: u64) -> Result<Grant, u64> {
+    let end = Instant::now() + PATIENCE;
     loop {
         match try_to_take(bytes) {
-            Ok(()) => return Ok(()),
+            Ok(grant) => return Ok(grant),
             Err(Refused { left, there }) if there < bytes || Instant::now() >= end => return Err(left),
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
+}
+
+/// Sees to it that memory of this process, `bytes` bytes from `at` on, can be filled: where little is left it gets its storage now, as far
+/// as it has none. Changes no byte.
+///
+/// # Errors
+/// As many are not to be had now; how many are.
+pub fn give(at: NonNull<u8>, bytes: u64) -> Result<(), u64> {
+    const PAGE: usize = 4096;
+    if is_plenty(bytes) {
+        take(bytes)?.lapse();
+        return Ok(());
+    }
+    let at = at.as_ptr().addr();
+    // Whole pages: beside them lies what somebody else uses.
+    let (start, end) = (at.next_multiple_of(PAGE), (at + to_usize(bytes)) / PAGE * PAGE);
+    if start < end {
+        let grant = take(sys::lacking(start, end - start))?;
+        if !sys::populate(start, end - start) {
+            grant.lapse();
+        }
+    }
+    Ok(())
 }
 
 /// Whether there is so much that nobody need count how many of `bytes` bytes have storage already.
@@ -523,12 +577,13 @@ mod tests {
         assert_eq!(last.take(now, ALL / 2, || unreachable!("looked again at once")), Ok(()));
         // Before it refuses it looks again; what is not to be seen is as it was.
         assert_eq!(last.take(now, ALL, || None), refused(ALL / 2, ALL));
-        // What was granted a moment ago is not in use yet, whatever is seen.
+        // What was granted is not in use yet, whatever is seen; and for a while after it has lapsed.
+        assert_eq!(last.take(now + 9 * TO_LAPSE, ALL, || Some(ALL)), refused(ALL / 2, ALL));
+        last.lapse(now, ALL / 2);
         assert_eq!(last.take(now, ALL, || Some(ALL)), refused(ALL / 2, ALL));
-        assert_eq!(last.take(now + TO_FILL, ALL, || Some(ALL)), Ok(()));
-        assert_eq!(last.take(now + TO_FILL, 1, || Some(ALL)), refused(0, ALL));
-        assert_eq!(last.take(now + 2 * TO_FILL, 1, || Some(ALL)), Ok(()));
-        let most = take(u64::MAX).unwrap_err();
+        assert_eq!(last.take(now + TO_LAPSE, ALL, || Some(ALL)), Ok(()));
+        assert_eq!(last.take(now + TO_LAPSE, 1, || Some(ALL)), refused(0, ALL));
+        let most = take(u64::MAX).map(drop).unwrap_err();
         assert!(most <= machine().available + (1 << 30));
     }
 

@@ -161,6 +161,28 @@ pub(crate) fn stored(at: NonNull<u8>, bytes: u64) -> bool {
     })
 }
 
+/// How many bytes of memory of this process, from page to page, have no storage; all of them where that cannot be told.
+pub(crate) fn lacking(at: usize, bytes: usize) -> u64 {
+    const PAGE: usize = 4096;
+    const STEP: usize = 16 << 20;
+    let mut pages = vec![0_u8; bytes.min(STEP) / PAGE];
+    let lacks = |from: usize| {
+        let n = (at + bytes - from).min(STEP);
+        // SAFETY: the vector has a byte for each page; of the addresses nothing is read.
+        let known = again(-1, || unsafe { libc::mincore(ptr::without_provenance_mut(from), n, pages.as_mut_ptr()) });
+        let bare = pages[..n / PAGE].iter().filter(|p| known.is_err() || **p & 1 == 0).count();
+        (bare * PAGE) as u64
+    };
+    (at..at + bytes).step_by(STEP).map(lacks).sum()
+}
+
+/// Gives memory of this process, from page to page, storage where it has none; tells whether that was done. Changes no byte.
+pub(crate) fn populate(at: usize, bytes: usize) -> bool {
+    const MADV_POPULATE_WRITE: libc::c_int = 23;
+    // SAFETY: the contents of what is there do not change, and what is not there is refused.
+    again(-1, || unsafe { libc::madvise(ptr::without_provenance_mut(at), bytes, MADV_POPULATE_WRITE) }).is_ok()
+}
+
 /// Frees the storage of a part of a file, which reads as zeros from then on; tells whether that was done.
 pub(crate) fn punch(fd: BorrowedFd<'_>, at: u64, bytes: u64) -> bool {
     let (Ok(at), Ok(bytes)) = (libc::off_t::try_from(at), libc::off_t::try_from(bytes)) else { return false };

@@ -10,7 +10,6 @@ use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
 use sterna_hal::{CopyRun, DeviceError, Frames, Memory, Place};
 use sterna_host::frames::{FrameTable, Fresh};
-use sterna_host::room;
 use sterna_host::sys::{BLOCK, invalid, to_usize};
 
 use crate::pool::{Buffer, Pool};
@@ -54,15 +53,9 @@ impl Chunks {
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
         let mut table = self.frames.lock();
         let start = out.len();
-        let mut fresh = Fresh::default();
-        if !table.alloc(grains, out, &mut fresh) {
+        if !table.alloc(grains, out, &mut Fresh::new()) {
             let in_use = u64::from(table.in_use()) * self.grain;
             return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
-        }
-        if let Err(e) = self.ask(&fresh, grains) {
-            out.drain(start..).for_each(|f| table.free(f));
-            table.untouched(&fresh);
-            return Err(e);
         }
         let per = self.per;
         let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
@@ -80,17 +73,21 @@ impl Chunks {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Asks for the memory of what is handed out for the first time, where the driver's memory is the machine's.
-    fn ask(&self, fresh: &Fresh, grains: u32) -> Result<(), DeviceError> {
-        let bytes = fresh.bytes(BLOCK, self.grain);
-        if bytes == 0 || !self.pool.is_the_machines() {
-            return Ok(());
-        }
-        let requested = u64::from(grains) * self.grain;
-        room::take(bytes).map_err(|_| DeviceError::OutOfMemory { requested, in_use: 0, budget: self.budget })
+        // No stretch goes beyond the memory; those that go beyond a chunk are asked for in parts.
+        let had = out[start..].iter().try_for_each(|f| {
+            let parts = self.stretches(f.first, u64::from(f.grains) * self.grain)?;
+            parts.into_iter().try_for_each(|(chunk, at, bytes)| chunk.have(at, bytes))
+        });
+        had.map_err(|e| {
+            out.drain(start..).for_each(|f| table.free(f));
+            let in_use = u64::from(table.in_use()) * self.grain;
+            match e {
+                DeviceError::OutOfMemory { requested, .. } => {
+                    DeviceError::OutOfMemory { requested, in_use, budget: self.budget }
+                }
+                e => e,
+            }
+        })
     }
 
     pub(crate) fn free(&self, frames: &[Frames]) {

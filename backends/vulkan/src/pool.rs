@@ -1,8 +1,8 @@
 //! Buffers, with memory from gpu-allocator.
 //!
 //! **Guarantee:** a buffer has an address, and its memory lives as long as it does. A software driver's memory is the machine's: there
-//! the machine is asked first ([`room`]), once for what the allocator keeps for others. **Lock:** `books`, held over the
-//! allocator's bookkeeping, the driver's allocation calls and that question; nothing else is taken inside.
+//! the machine is asked ([`Buffer::have`]). **Lock:** `allocator`, held over its bookkeeping and the driver's allocation calls; nothing
+//! else is taken inside.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use gpu_allocator::{AllocationError, MemoryLocation};
 use parking_lot::Mutex;
 use sterna_hal::{DeviceError, DeviceKind};
 use sterna_host::room;
+use sterna_host::sys::to_usize;
 
 use crate::error::VulkanError;
 use crate::raw::Raw;
@@ -20,34 +21,8 @@ use crate::raw::Raw;
 /// Memory of a device.
 pub(crate) struct Pool {
     // Before `raw`: it frees memory when it is dropped.
-    books: Mutex<Books>,
+    allocator: Mutex<Allocator>,
     raw: Arc<Raw>,
-}
-
-struct Books {
-    allocator: Allocator,
-    /// Bytes of the buffers that were asked for, and what the machine has granted: what was freed is the allocator's, and is used
-    /// again.
-    asked: u64,
-    granted: u64,
-}
-
-impl Books {
-    /// Asks for what a buffer takes beyond what has been granted.
-    fn ask(&mut self, bytes: u64) -> Result<(), DeviceError> {
-        let lacks = (self.asked + bytes).saturating_sub(self.granted);
-        if lacks > 0 {
-            room::take(lacks).map_err(|_| DeviceError::OutOfMemory { requested: bytes, in_use: 0, budget: 0 })?;
-        }
-        self.asked += bytes;
-        self.granted = self.granted.max(self.asked);
-        Ok(())
-    }
-
-    fn freed(&mut self, asked: u64) {
-        self.asked -= asked;
-        self.granted = self.granted.min(self.allocator.capacity().max(self.asked));
-    }
 }
 
 impl std::fmt::Debug for Pool {
@@ -65,8 +40,6 @@ pub(crate) struct Buffer {
     /// Where the host reaches its first byte, if it can.
     pub(crate) mapped: Option<NonNull<u8>>,
     allocation: Option<Allocation>,
-    /// Bytes that the machine was asked for.
-    asked: u64,
     pool: Arc<Pool>,
 }
 
@@ -100,22 +73,12 @@ impl Pool {
             allocation_sizes: Default::default(),
         };
         let allocator = Allocator::new(&desc).map_err(|e| VulkanError::Device(refused("the allocator", 0, &e)))?;
-        Ok(Arc::new(Self { books: Mutex::new(Books { allocator, asked: 0, granted: 0 }), raw: Arc::clone(raw) }))
-    }
-
-    /// Whether the device's memory is the machine's, and nobody else sees to it that there is enough.
-    pub(crate) fn is_the_machines(&self) -> bool {
-        self.raw.gpu.kind == DeviceKind::Software
+        Ok(Arc::new(Self { allocator: Mutex::new(allocator), raw: Arc::clone(raw) }))
     }
 
     pub(crate) fn buffer(self: &Arc<Self>, bytes: u64, location: MemoryLocation, name: &str) -> Result<Buffer, DeviceError> {
-        let mut asked = 0;
-        if self.is_the_machines() {
-            self.books.lock().ask(bytes)?;
-            asked = bytes;
-        }
-        let mut made = self.chunk(bytes, location, name, u32::MAX, 1).inspect_err(|_| self.books.lock().freed(asked))?;
-        made.asked = asked;
+        let made = self.chunk(bytes, location, name, u32::MAX, 1)?;
+        made.have(0, bytes)?;
         Ok(made)
     }
 
@@ -136,8 +99,7 @@ impl Pool {
         }
         // SAFETY: the structures are alive.
         let made = unsafe { raw.device.create_buffer(&info, None) }.map_err(raw.failed("vkCreateBuffer"))?;
-        let mut buffer =
-            Buffer { raw: made, address: 0, bytes, mapped: None, allocation: None, asked: 0, pool: Arc::clone(self) };
+        let mut buffer = Buffer { raw: made, address: 0, bytes, mapped: None, allocation: None, pool: Arc::clone(self) };
         // SAFETY: a buffer of this device.
         let mut requirements = unsafe { raw.device.get_buffer_memory_requirements(made) };
         requirements.alignment = requirements.alignment.max(alignment);
@@ -149,7 +111,7 @@ impl Pool {
             linear: true,
             allocation_scheme: AllocationScheme::GpuAllocatorManaged,
         };
-        let allocation = self.books.lock().allocator.allocate(&desc).map_err(|e| refused("vkAllocateMemory", bytes, &e))?;
+        let allocation = self.allocator.lock().allocate(&desc).map_err(|e| refused("vkAllocateMemory", bytes, &e))?;
         // SAFETY: memory made for this buffer, bound once; the address is asked for a buffer with memory.
         unsafe {
             let bound = raw.device.bind_buffer_memory(made, allocation.memory(), allocation.offset());
@@ -167,6 +129,19 @@ impl Pool {
 }
 
 impl Buffer {
+    /// Sees to it that bytes of it can be used: where the device's memory is the machine's, and nobody else asks for it.
+    pub(crate) fn have(&self, at: u64, bytes: u64) -> Result<(), DeviceError> {
+        if self.pool.raw.gpu.kind != DeviceKind::Software {
+            return Ok(());
+        }
+        let given = match self.mapped {
+            // SAFETY: inside the buffer, all of which is mapped.
+            Some(mapped) => room::give(unsafe { mapped.add(to_usize(at)) }, bytes),
+            None => room::take(bytes).map(room::Grant::lapse),
+        };
+        given.map_err(|_| DeviceError::OutOfMemory { requested: bytes, in_use: 0, budget: 0 })
+    }
+
     /// Its memory, and where in it the buffer begins.
     pub(crate) fn memory(&self) -> (vk::DeviceMemory, u64) {
         // SAFETY: the handle is used while the buffer lives.
@@ -185,11 +160,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: who drops it has seen to it that the device does not use it any more.
         unsafe { self.pool.raw.device.destroy_buffer(self.raw, None) };
-        let mut books = self.pool.books.lock();
         if let Some(allocation) = self.allocation.take() {
             // It fails for memory of another allocator only.
-            let _ = books.allocator.free(allocation);
+            let _ = self.pool.allocator.lock().free(allocation);
         }
-        books.freed(self.asked);
     }
 }

@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 
 use sterna_host::mappings;
 
-use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages};
+use super::addr::{BLOCK, BlockId, GRANULE, Mask, PAGE, Pages, Span};
 use super::backing::Backing;
 use super::block::{Block, Grow};
 use super::extent::Extent;
@@ -277,25 +277,36 @@ impl Segment {
         self.ask_for_pages(range.end - range.start, || pages.blocks())
     }
 
-    /// As [`ask_for_storage`](Self::ask_for_storage), for pages by block, on behalf of an operation on `requested` bytes.
+    /// As [`ask_for_storage`](Self::ask_for_storage), for pages by block, on behalf of an operation on `requested` bytes. Where little is
+    /// left they get their storage at once: filling them may take any time.
     pub(crate) fn ask_for_pages<I: Iterator<Item = (BlockId, Mask)>>(
         &self,
         requested: u64,
         pages: impl Fn() -> I,
     ) -> Result<(), crate::Error> {
+        let space = self.space;
         let refused = |available| crate::Error::OutOfHostMemory { requested, available };
         let all = pages().map(|(_, mask)| u64::from(mask.count()) * PAGE).sum();
-        if all == 0 || os::room::is_plenty(all) {
-            return os::room::take(all).map_err(refused);
+        if os::room::is_plenty(all) {
+            os::room::take(all).map_err(refused)?.lapse();
+            return Ok(());
         }
         // Looking at each page is for what could be there.
-        let least = all.saturating_sub(os::stored(self.space.file()));
-        if let (1.., Err(available)) = (least, os::room::wait_to_take(least)) {
-            return Err(refused(available));
+        let least = all.saturating_sub(os::stored(space.file()));
+        drop(os::room::wait_to_take(least).map_err(refused)?);
+        let bare = |(block, mask)| Span { block, mask: space.host.holes(space, block, mask) };
+        let bare: Vec<Span> = pages().map(bare).filter(|s| !s.mask.is_empty()).collect();
+        let lacks = bare.iter().map(|s| u64::from(s.mask.count()) * PAGE).sum();
+        let _until_there = os::room::wait_to_take(lacks).map_err(refused)?;
+        for s in &bare {
+            for (run, storage) in space.block(s.block).pieces(s.block, s.mask) {
+                let at = space.view_at(storage).as_ptr().addr();
+                // SAFETY: the segment's own storage in the view.
+                unsafe { os::populate_write(at, run.len() * PAGE as usize) }
+                    .map_err(|e| crate::Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
+            }
         }
-        let lacks = |(id, mask)| u64::from(self.space.host.holes(self.space, id, mask).count()) * PAGE;
-        let lacks: u64 = pages().map(lacks).sum();
-        os::room::wait_to_take(lacks.saturating_sub(least)).map_err(refused)
+        Ok(())
     }
 
     /// Its length in bytes.

@@ -229,7 +229,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<
 fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span, asks: Asks) -> Result<(), Error> {
     let filled = match source {
         Source::File(backing) => {
-            asks.for_storage(u64::from(s.mask.count()) * PAGE)?;
+            let _until_there = asks.for_storage(u64::from(s.mask.count()) * PAGE)?;
             let at = (s.block, seg.space().block(s.block));
             read_file(seg.space(), at, backing, seg.offset(), s.mask).map_err(|e| backing.error(e))?
         }
@@ -261,7 +261,7 @@ fn copy_pages(free: &mut Free, seg: &Segment, theirs: Page, s: Span, asks: Asks)
             }
         }
     }
-    asks.for_storage(bytes)?;
+    let _until_there = asks.for_storage(bytes)?;
     for (fd, to, data) in reads {
         // SAFETY: the pages are busy and nobody has a mapping or a copy of them.
         unsafe { os::read_at(fd, to, data) }.map_err(|e| Error::driver("pread", &e))?;
@@ -432,7 +432,8 @@ fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segmen
             fill(free, copy, &shifted(&run, first, copy.pages().0.start), How::CALL)?;
         }
         for run in runs_of(&away) {
-            migrate::bring_home(free, seg, &run, Home { map: false, ..Home::EXCLUSIVE }, Cause::HostAccess)?;
+            let home = Home { map: false, ..Home::EXCLUSIVE };
+            migrate::bring_home(free, seg, &run, home, Cause::HostAccess)?.complete(seg, &run)?;
         }
         if let (Some(blocked), true) = (blocked, taken.is_empty()) {
             wait_blocked(free, space, blocked);

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use sterna_hal::panics::caught_inside;
 use sterna_hal::{Absent, Access};
-use sterna_host::room;
+use sterna_host::room::{self, Grant};
 
 use super::moves::running_on_rigid;
 use super::queue::Part;
@@ -168,7 +168,7 @@ fn ask_for_faults(free: &mut Free, mirror: &DeviceMirror, placed: &[(Touch, Plac
         let body = space.block(id).lock(free);
         bare += u64::from((body.dev[mirror.slot()].dirty & body.hole).count());
     }
-    Asks::Patiently.for_storage(come.min(bare) * PAGE)
+    Asks::Patiently.for_storage(come.min(bare) * PAGE).map(Grant::lapse)
 }
 
 /// Where the policy wants the arguments of a launch that was asked for at tick `now`.

@@ -351,10 +351,10 @@ impl Host {
         for (r, base) in space.block(id).pieces(id, mask) {
             let bytes = base..base + r.len() as u64 * PAGE;
             if os::has_data(space.file(), &bytes) {
-                if os::room::take(bytes.end - bytes.start).is_err() {
+                let Ok(_until_there) = os::room::take(bytes.end - bytes.start) else {
                     holes |= self.holes(space, id, Mask::range(r)); // no memory for more than what has some
                     continue;
-                }
+                };
                 let at = space.view_at(bytes.start).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_read(at, (bytes.end - bytes.start) as usize) }

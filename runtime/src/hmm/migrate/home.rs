@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sterna_host::room::Grant;
+
 use smallvec::SmallVec;
 use sterna_hal::Access;
 
@@ -41,7 +43,8 @@ pub(crate) fn bring_home_paced(
     pace: Pace<'_>,
 ) -> Result<(Moved, u64), Error> {
     let mut total = Moved::default();
-    let mut under_way: Option<Batch<Copying>> = None;
+    // Each with the memory that was granted for it.
+    let mut under_way: Option<(Batch<Copying>, Grant)> = None;
     let step = pace.blocks * PAGES_PER_BLOCK as u64;
     let mut at = pages.0.start;
     while at < pages.0.end && (at == pages.0.start || (pace.go_on)()) {
@@ -58,17 +61,17 @@ pub(crate) fn bring_home_paced(
         }
         let (batch, storage) = collect_home(free, seg, &part, home, cause);
         // The batch puts back what it took.
-        home.asks.for_storage(storage)?;
+        let granted = home.asks.for_storage(storage)?;
         let blocked = batch.core.result.blocked;
         let batch = batch.start(free)?;
-        if let Some(before) = under_way.replace(batch) {
+        if let Some((before, _granted)) = under_way.replace((batch, granted)) {
             total.add(before.finalize_and_map(free)?);
         }
         if home.wait
             && let Some((id, epoch)) = blocked
         {
             // Nothing of ours may be busy while we wait for somebody else.
-            if let Some(b) = under_way.take() {
+            if let Some((b, _granted)) = under_way.take() {
                 total.add(b.finalize_and_map(free)?);
             }
             seg.space().block(id).wait_epoch(epoch, Some(Duration::from_millis(10)));
@@ -76,7 +79,7 @@ pub(crate) fn bring_home_paced(
         }
         at = end;
     }
-    if let Some(b) = under_way {
+    if let Some((b, _granted)) = under_way {
         total.add(b.finalize_and_map(free)?);
     }
     if home.wait {

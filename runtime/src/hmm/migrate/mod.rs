@@ -30,6 +30,8 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use sterna_hal::{Access, Device, DeviceError, Point};
 
+use sterna_host::room::Grant;
+
 use super::addr::{BLOCK, BlockId, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::block::Body;
 use super::lock::Free;
@@ -118,15 +120,20 @@ impl Moved {
         self.failed = self.failed.take().or(o.failed);
     }
 
-    /// For who needs the bytes: pages of which no copy is left are an error. A device may be lost under the batch that fetches them.
-    /// Where no touch is noticed, so are pages that stayed away: what is at home in their place is old.
+    /// For who needs the bytes: pages of which no copy is left are an error, and those that stayed away: what is at home in their place
+    /// is old. A device may be lost under the batch that fetches them.
     pub(crate) fn complete(self, seg: &Segment, pages: &Pages) -> Result<Self, Error> {
         if self.lost {
             return Err(seg.loss(pages));
         }
+        self.unrefused()
+    }
+
+    /// For who cannot go on before all has come: a copy that a device refused is an error. The device still has the page.
+    pub(crate) fn unrefused(self) -> Result<Self, Error> {
         match self.failed {
-            Some(refusal) if !seg.space().host.faults() => Err(refusal.into()),
-            failed => Ok(Self { failed, ..self }),
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(self),
         }
     }
 }
@@ -197,11 +204,10 @@ pub(crate) enum Asks {
 }
 
 impl Asks {
-    /// Asks for so many bytes.
-    pub(crate) fn for_storage(self, requested: u64) -> Result<(), Error> {
+    /// Asks for so many bytes, which are granted until they have storage and this is dropped.
+    pub(crate) fn for_storage(self, requested: u64) -> Result<Grant, Error> {
         let granted = match self {
-            _ if requested == 0 => Ok(()),
-            Self::Not => Ok(()),
+            Self::Not => Ok(Grant::NONE),
             Self::Once => os::room::take(requested),
             Self::Patiently => os::room::wait_to_take(requested),
         };
