@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::vulkan::{TABLES, vulkan};
-use common::{MIB, add, child, copy_add, device, eventually, is_child, kinds, limit, over, rigid, succeeds};
-use sterna::cpu::CpuDevice;
+use common::{
+    MIB, add, child, copy_add, device, eventually, is_child, kinds, limit, over, rigid, small, succeeds, with_each_mechanism,
+};
+use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::{Device as _, DeviceError, Injected};
 use sterna::{Error, Runtime, Shared};
 
@@ -166,22 +168,72 @@ fn what_is_replaced_whole_needs_nothing_of_what_a_device_does_not_hand_over() {
     }
 }
 
+/// Fails by old bytes, or by a call that never ends.
 #[test]
-fn a_refused_copy_home_names_the_device_where_no_touch_is_noticed() {
-    let name = "a_refused_copy_home_names_the_device_where_no_touch_is_noticed";
+fn what_a_device_does_not_hand_over_is_an_error() {
+    let name = "what_a_device_does_not_hand_over_is_an_error";
     let _limit = limit();
-    if !is_child() {
-        succeeds(child(name).env("STERNA_HOST_FAULTS", "none"));
+    if with_each_mechanism(name) {
         return;
     }
-    let dev = device(rigid(MEMORY));
+    let path = std::env::temp_dir().join(format!("sterna-refused-{}", std::process::id()));
+    type Op = fn(&mut Shared<u32>) -> Result<(), Error>;
+    let ops: [(&str, Op); 5] = [
+        ("try_read", |x| x.try_read().map(drop)),
+        ("host", |x| x.host(..).map(drop)),
+        ("host_mut", |x| x.host_mut(..).map(drop)),
+        ("cow_clone", |x| x.cow_clone().map(drop)),
+        ("flush", |x| x.flush()),
+    ];
+    for config in [rigid(MEMORY), CpuConfig { map_host: false, host_readable: false, ..small(MEMORY) }] {
+        for (op, run) in &ops {
+            let dev = device(config.clone());
+            let rt = over(&dev);
+            let mut x = if *op == "flush" {
+                std::fs::write(&path, vec![0; 4 * N]).unwrap();
+                // SAFETY: nobody else writes the file or shortens it.
+                unsafe { rt.map_file(&path) }.unwrap()
+            } else {
+                rt.shared::<u32>(N).unwrap()
+            };
+            rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
+            dev.inject().fail_copies(u64::MAX);
+            let e = run(&mut x).expect_err(op);
+            dev.inject().fail_copies(0);
+            let Error::Device { device, source: DeviceError::Driver { text, .. } } = &e else { panic!("{op}: {e:?}") };
+            assert!(device == "cpu:0" && e.to_string().contains(text.as_str()), "{op}: {e}");
+            run(&mut x).unwrap_or_else(|e| panic!("{op}: {e}"));
+            check(&x, |_| 1).unwrap();
+            if *op == "flush" {
+                assert!(std::fs::read(&path).unwrap().chunks(4).all(|v| v == 1_u32.to_ne_bytes()));
+            }
+        }
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+/// A plain load cannot fail, so it is tried on, and somebody is told.
+#[test]
+fn a_load_of_what_a_device_does_not_hand_over_waits_and_says_so() {
+    let name = "a_load_of_what_a_device_does_not_hand_over_waits_and_says_so";
+    let _limit = limit();
+    if !is_child() {
+        for m in ["signal", "guard"] {
+            let text = succeeds(child(name).env("STERNA_HOST_FAULTS", m));
+            assert_eq!(text.matches("has not come home for 5 s").count(), 1, "{text}");
+        }
+        return;
+    }
+    let dev = device(CpuConfig { map_host: false, host_readable: false, ..small(MEMORY) });
     let rt = over(&dev);
-    let mut x = rt.shared_with(N, |i| i as u32).unwrap();
+    let mut x = rt.shared::<u32>(N).unwrap();
     rt.launch(&add(1), (&mut x,)).unwrap().wait().unwrap();
     dev.inject().fail_copies(u64::MAX);
-    let e = x.try_read().map(<[u32]>::len).expect_err("refused");
-    dev.inject().fail_copies(0);
-    let Error::Device { device, source: DeviceError::Driver { text, .. } } = &e else { panic!("{e:?}") };
-    assert!(device == "cpu:0" && e.to_string().contains(text.as_str()), "{e}");
-    check(&x, |i| i as u32 + 1).unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            std::thread::sleep(Duration::from_millis(6500));
+            dev.inject().fail_copies(0);
+        });
+        assert_eq!(x[5], 1);
+    });
 }

@@ -274,7 +274,7 @@ impl Attached {
         let home = Home { asks: Asks::Patiently, ..Home::off(self.mirror.slot(), true) };
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
-            let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;
+            let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.unrefused()?.moved;
             total.moved += moved;
             total.resident += part.len() - moved.min(part.len());
         }
@@ -568,7 +568,7 @@ fn release(free: &mut Free, mirror: &Arc<DeviceMirror>) -> Result<(), Error> {
         };
         let first = id.first_page().0;
         let pages = Pages(first..first + PAGES_PER_BLOCK as u64);
-        let done = migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?;
+        let done = migrate::bring_home(free, &seg, &pages, home, Cause::Eviction)?.unrefused()?;
         if !done.pinned || done.released > 0 {
             since = Instant::now();
         } else if since.elapsed() > pin::BUDGET {

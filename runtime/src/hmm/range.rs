@@ -154,7 +154,7 @@ impl Range {
             for (seg, part) in space.segments_in(&self.pages)? {
                 prot::allowed(&mut free, &seg, &part, access)?;
                 let home = Home { wait: false, ..if write { Home::EXCLUSIVE } else { Home::SHARED } };
-                let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?;
+                let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.unrefused()?;
                 if moved.moved > 0 {
                     since = Instant::now();
                 }
@@ -291,7 +291,7 @@ pub(crate) fn populate_within(
         }
         if moved.foreign {
             let home = Home { map: false, asks: want.how().asks, ..Home::SHARED };
-            match migrate::bring_home(free, seg, &pages.widened(along), home, want.cause) {
+            match migrate::bring_home(free, seg, &pages.widened(along), home, want.cause).and_then(Moved::unrefused) {
                 Ok(moved) if moved.pinned => {}
                 // Nobody needs what went with the device that had it.
                 Err(e) if want.access.reads() || mirror.is_lost() || !e.is_loss() => return Err(e),
@@ -420,14 +420,14 @@ pub(crate) fn map_remote(
         }
         for run in runs_of(&copied) {
             let home = Home { map: false, wait: false, asks: want.how().asks, ..Home::EXCLUSIVE };
-            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?;
+            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?.unrefused()?;
             result.blocked = result.blocked.or(moved.blocked);
             kept |= moved.pinned;
         }
         // Where entries stay behind they go now, with their frames: a grain is all of one kind.
         for run in framed_there(free, mirror, seg, pages, needy) {
             let home = Home { asks: want.how().asks, ..Home::off(slot, false) };
-            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?;
+            let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?.unrefused()?;
             result.blocked = result.blocked.or(moved.blocked);
         }
         if want.how().asks != Asks::Not && !std::mem::replace(&mut asked_for_storage, true) {

@@ -199,7 +199,7 @@ impl DeviceMirror {
             let Some(view) = seg.view(self.slot()) else { return Ok(()) };
             let first = (seg.offset() + view.from) / PAGE;
             let there = Pages(first..(first + view.at.bytes / PAGE).min(seg.pages().0.end));
-            migrate::bring_home(free, seg, &there, home, Cause::Eviction)?;
+            migrate::bring_home(free, seg, &there, home, Cause::Eviction)?.unrefused()?;
             if self.unseat(free, seg) {
                 self.pods().counters.evictions.fetch_add(there.blocks().count() as u64, Ordering::Relaxed);
                 return Ok(());

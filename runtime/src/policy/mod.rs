@@ -83,6 +83,9 @@ pub struct FaultRule {
 
 /// Decides where pages go. Launches wait for what it answers, so that it may do what a kernel may: what launches or waits is
 /// [refused](crate::Error::InsideKernel), and an allocation that it makes has the default [`FaultRule`].
+///
+/// One thread at a time asks it, under a lock: what takes long here holds up every launch that asks and every allocation, and a policy
+/// that waits for a thread which does either waits for good.
 pub trait Policy: Send {
     /// Its name, as `STERNA_POLICY` and `stats` spell it. Asked for once, when a runtime is built; where it panics none is.
     fn name(&self) -> &'static str;

@@ -6,16 +6,17 @@
 //!
 //! **Lock**: none of its own; what is asked of it stands in the blocks ([`queue`](super::queue)).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sterna_hal::Access;
 
 use super::super::addr::{BlockId, Mask, Page, Span};
+use super::super::arrivals::LONG_NS;
 use super::super::block::{Block, BlockGuard};
 use super::super::hold;
 use super::super::lock::Free;
-use super::super::migrate::{self, Asks, Home};
+use super::super::migrate::{self, Asks, Home, Moved};
 use super::super::os;
 use super::super::running;
 use super::super::schedule::{Server, Serving};
@@ -178,9 +179,30 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &
         let slot = seg.rec().devices().find(|d| seg.view(*d).is_some()).unwrap_or(0);
         space.slots[slot].counters.host_faults.fetch_add(1, Ordering::Relaxed);
         // An error means that the device is gone; its pages are then lost and the fault handler says so.
-        let _ = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
+        let moved = migrate::bring_home(free, &seg, &pages, home, Cause::HostFault);
+        if let Some(Err(e)) = moved.ok().map(Moved::unrefused) {
+            tell_of(&e, now);
+            return Err(now + AGAIN_NS);
+        }
     }
     Ok(())
+}
+
+/// Says that a device goes on refusing to hand over what the program touched. A touch cannot fail, so it is tried on.
+fn tell_of(refusal: &crate::Error, now: u64) {
+    /// When the refusals that go on began, and when the last one was.
+    static SINCE: AtomicU64 = AtomicU64::new(0);
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    if now.saturating_sub(LAST.swap(now, Ordering::Relaxed)) > 1_000_000_000 {
+        SINCE.store(now, Ordering::Relaxed);
+    }
+    if now.saturating_sub(SINCE.load(Ordering::Relaxed)) > LONG_NS {
+        SINCE.store(u64::MAX, Ordering::Relaxed); // once, until they end
+        let long = LONG_NS / 1_000_000_000;
+        os::say(&format!(
+            "sterna: a page that the program touched has not come home for {long} s: {refusal}; `try_read` says so\n"
+        ));
+    }
 }
 
 /// Lets the threads that wait for the page try again, unless another batch has it and will.
