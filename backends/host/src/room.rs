@@ -9,7 +9,7 @@
 //! while more than a gibibyte is left, and before anything is refused. While nothing can be read (no descriptor is left), what was read
 //! last holds.
 //! Plain stores of the program take memory without asking, and so do the kernel's own books: a part of each group's limit
-//! ([`reserve`]) is never granted.
+//! (`reserve`) is never granted.
 //!
 //! **Locks**: a mutex around the last look, held over the reading of some small files, and one around the groups' folders inside it.
 //! Never called from a signal handler.
