@@ -274,7 +274,7 @@ impl Attached {
         let home = Home { asks: Asks::Patiently, ..Home::off(self.mirror.slot(), true) };
         let mut total = Migration::default();
         for (seg, part) in self.parts(pages).map_err(invalid)? {
-            let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.unrefused()?.moved;
+            let moved = migrate::bring_home(&mut free, &seg, &part, home, Cause::Mirror)?.moved;
             total.moved += moved;
             total.resident += part.len() - moved.min(part.len());
         }
