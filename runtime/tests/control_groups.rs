@@ -7,7 +7,7 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::limits::*;
 use common::vulkan::{TABLES, required, vulkan};
@@ -228,6 +228,71 @@ fn a_launch_longer_than_a_control_group_is_refused() {
     assert!(is_told(&e), "{e:?}");
     drop(y);
     assert_eq!((x[5], fits.host(7..8).unwrap()[0]), (5, 2));
+}
+
+/// One thread's share of random work; what is left of it is right.
+fn mixed(rt: &Runtime, mut seed: u64) {
+    let mut random = |n: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 33) as usize % n
+    };
+    let (device, end) = (rt.devices()[0].clone(), Instant::now() + Duration::from_secs(2));
+    let mut live = Kept::new();
+    while Instant::now() < end {
+        let op = if live.is_empty() { 0 } else { random(8) };
+        let i = random(live.len().max(1));
+        let value = random(1000) as u32;
+        let done = match op {
+            0 => rt.shared_with(1 + random(10 << 18), |_| value).map(|x| live.push((x, value))),
+            1 => live[i].0.cow_clone().map(|copy| live.push((copy, live[i].1))),
+            2..=4 => match rt.launch(&add(value), (&mut live[i].0,)).and_then(|p| p.wait()) {
+                Ok(()) => {
+                    live[i].1 += value;
+                    Ok(())
+                }
+                Err(e) => {
+                    live.swap_remove(i);
+                    Err(e)
+                }
+            },
+            5 => {
+                live[i].0.prefetch_to(&device);
+                rt.sync()
+            }
+            6 => {
+                live[i].0.prefetch_to_host();
+                rt.sync()
+            }
+            _ => live[i].0.discard(..).map(|()| live[i].1 = 0),
+        };
+        done.unwrap_or_else(|e| assert!(is_told(&e), "{e:?}"));
+        while live.len() > 6 || !live.is_empty() && random(4) == 0 {
+            live.swap_remove(random(live.len()));
+        }
+    }
+    for (x, value) in &live {
+        match x.host(..1) {
+            Ok(first) => assert_eq!(first[0], *value),
+            Err(e) => assert!(is_told(&e), "{e:?}"),
+        }
+    }
+}
+
+#[test]
+fn mixed_work_in_a_full_control_group_ends() {
+    if in_a_group("mixed_work_in_a_full_control_group_ends", 180 * MIB) {
+        return;
+    }
+    let _limit = limit();
+    let Some(rt) = runtime_with(90 * MIB) else { return };
+    std::thread::scope(|s| {
+        for seed in 1..4 {
+            let rt = &rt;
+            s.spawn(move || mixed(rt, seed * 7919));
+        }
+    });
 }
 
 /// What is granted is there until it is filled, however long that takes; also where a launch is waited for first.

@@ -116,7 +116,9 @@ impl DeviceMemory {
             fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
         });
         match given {
-            Ok(()) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            // Making one piece of many takes as much again for a moment.
+            Ok(()) if room::is_plenty(0) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Ok(()) => {}
             Err(Some(e)) => return Err(e),
             Err(None) => return Err(self.exhausted(grains)),
         }

@@ -90,6 +90,14 @@ impl Last {
         (there.saturating_sub(self.granted), there)
     }
 
+    /// A grant ends: its memory is in use, which the last look may not have seen.
+    fn end(&mut self, bytes: u64) {
+        self.granted -= bytes;
+        if let Some((_, there)) = &mut self.look {
+            *there = there.saturating_sub(bytes);
+        }
+    }
+
     fn lapse(&mut self, now: Instant, bytes: u64) {
         let until = now + TO_LAPSE;
         // In the order in which they end, some at once: a millisecond is near enough.
@@ -121,7 +129,7 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         if self.0 > 0 {
-            LAST.lock().granted -= self.0;
+            LAST.lock().end(self.0);
         }
     }
 }
@@ -280,11 +288,13 @@ enum Version {
     Two,
 }
 
-/// Files of a group: limit, use, and what of the use the kernel can drop.
+/// Files of a group: limit, use, and what of the use the kernel can drop, but for what has to be written first: it may rather end a
+/// process than wait for that.
 struct Names {
     limit: &'static str,
     usage: &'static str,
     caches: [&'static str; 2],
+    unwritten: [&'static str; 2],
 }
 
 impl Version {
@@ -294,8 +304,14 @@ impl Version {
                 limit: "memory.limit_in_bytes",
                 usage: "memory.usage_in_bytes",
                 caches: ["total_inactive_file", "total_active_file"],
+                unwritten: ["total_dirty", "total_writeback"],
             },
-            Self::Two => Names { limit: "memory.max", usage: "memory.current", caches: ["inactive_file", "active_file"] },
+            Self::Two => Names {
+                limit: "memory.max",
+                usage: "memory.current",
+                caches: ["inactive_file", "active_file"],
+                unwritten: ["file_dirty", "file_writeback"],
+            },
         }
     }
 }
@@ -383,7 +399,8 @@ impl Groups {
             let stat = text(&folder.join("memory.stat"))?;
             let line =
                 |name: &str| stat.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
-            let caches: u64 = names.caches.iter().filter_map(|n| line(n)).sum();
+            let sum = |names: [&str; 2]| -> u64 { names.iter().filter_map(|n| line(n)).sum() };
+            let caches = sum(names.caches).saturating_sub(sum(names.unwritten));
             let used = number(folder, names.usage)?.unwrap_or(0).saturating_sub(caches);
             let left = limit.saturating_sub(used).saturating_add(swap(folder, version, limit)?);
             least = least.min(left.saturating_sub(reserve(limit)));
@@ -463,14 +480,14 @@ mod tests {
                 ("sys/fs/cgroup/jobs/memory.max", "1000000\n"),
                 ("sys/fs/cgroup/jobs/memory.current", "700000\n"),
                 ("sys/fs/cgroup/jobs/memory.swap.max", "0\n"),
-                ("sys/fs/cgroup/jobs/memory.stat", "anon 5\ninactive_file 100000\nactive_file 50000\n"),
+                ("sys/fs/cgroup/jobs/memory.stat", "anon 5\ninactive_file 100000\nactive_file 50000\nfile_dirty 20000\n"),
             ],
         );
         let groups = Groups::now(&root.0, &mut None).unwrap();
         assert_eq!(groups.folders.len(), 3);
         assert_eq!(
             (groups.limits(), groups.room(u64::MAX), groups.room(7)),
-            (Ok((1_000_000, 1_000_000)), Ok(450_000 - reserve(1_000_000)), Ok(7))
+            (Ok((1_000_000, 1_000_000)), Ok(430_000 - reserve(1_000_000)), Ok(7))
         );
     }
 
@@ -582,7 +599,10 @@ mod tests {
         last.lapse(now, ALL / 2);
         assert_eq!(last.take(now, ALL, || Some(ALL)), refused(ALL / 2, ALL));
         assert_eq!(last.take(now + TO_LAPSE, ALL, || Some(ALL)), Ok(()));
-        assert_eq!(last.take(now + TO_LAPSE, 1, || Some(ALL)), refused(0, ALL));
+        // What is in use was there at the last look.
+        last.end(ALL / 2);
+        assert_eq!(last.take(now + TO_LAPSE, 1, || None), refused(0, ALL / 2));
+        assert_eq!(last.take(now + TO_LAPSE, ALL, || Some(ALL)), refused(ALL / 2, ALL));
         let most = take(u64::MAX).map(drop).unwrap_err();
         assert!(most <= machine().available + (1 << 30));
     }

@@ -199,7 +199,8 @@ impl Host {
             };
             let limit = seg.limit(s.block.0 - seg.first().0);
             let holes = if full { Mask::EMPTY } else { self.settle_holes(space, s.block, s.mask & limit)? };
-            let huge = promote && {
+            // It takes as much again for a moment.
+            let huge = promote && os::room::is_plenty(0) && {
                 let at = space.view_at(block.storage(s.block, 0)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
                 unsafe { os::collapse(at, BLOCK as usize) }
@@ -386,6 +387,9 @@ impl Host {
     /// Gives whole blocks storage in huge folios before they are filled, where that costs no more than filling small ones. Changes no
     /// byte: the program may store for the first time just now, through the window, and a device through an entry.
     pub(crate) fn prepare(&self, space: &Space, free: &mut Free, seg: &Arc<Segment>, pages: &Pages) {
+        if !os::room::is_plenty(0) {
+            return; // small ones are there already, and a huge one would take as much again for a moment
+        }
         for (id, mask) in pages.blocks() {
             if mask != Mask::FULL {
                 continue;

@@ -148,7 +148,9 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             continue;
         }
         body.busy |= fix;
-        storage += u64::from((fix & body.gone & body.hole).count()) * PAGE;
+        // Pages that are mapped at once get storage, whether bytes come or not.
+        let filled = if home.map { fix } else { fix & body.gone };
+        storage += u64::from((filled & body.hole).count()) * PAGE;
         spans.push(Span { block: id, mask: fix });
     }
     let (to, access, points) = (None, Access::Read, SmallVec::new());
