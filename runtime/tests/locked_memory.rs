@@ -13,6 +13,25 @@ use sterna::cpu::CpuConfig;
 
 const MCL_ONFAULT: i32 = 4;
 
+/// The test again in children, each of an unprivileged user whose memory is locked up to so many mebibytes: those, in such a child.
+fn with_memory_locked(name: &str, limits: &[&str]) -> Option<u64> {
+    if !is_child() {
+        for mib in limits {
+            println!("{mib} MiB: {}", succeeds(child(name).env("MIB", mib)));
+        }
+        return None;
+    }
+    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
+    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
+        println!("SKIP locked memory: the limit may not be raised to {mib} MiB here");
+        return None;
+    }
+    nobody();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+    Some(mib)
+}
+
 #[test]
 fn a_program_that_has_locked_its_memory_goes_on() {
     let name = "a_program_that_has_locked_its_memory_goes_on";
@@ -74,21 +93,9 @@ fn a_limit_on_locked_memory_is_named_where_a_driver_meets_it() {
     let name = "a_limit_on_locked_memory_is_named_where_a_driver_meets_it";
     let _limit = limit();
     if !is_root() || sterna::vulkan::devices().is_err() {
-        return;
+        return println!("SKIP: no Vulkan driver, or no right to give rights up");
     }
-    if !is_child() {
-        for mib in ["1", "8", "32", "100", "400"] {
-            println!("{mib} MiB: {}", succeeds(child(name).env("MIB", mib)));
-        }
-        return;
-    }
-    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
-    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
-        return; // it may not be raised here
-    }
-    nobody();
-    // SAFETY: no memory is passed.
-    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+    let Some(_) = with_memory_locked(name, &["1", "8", "32", "100", "400"]) else { return };
     for _ in 0..2 {
         match VulkanDevice::open("0", &VulkanConfig::default()) {
             Ok(device) => println!("opened with page table {}", device.page_table()),
@@ -151,19 +158,7 @@ fn a_limit_on_locked_memory_is_named_or_does_no_harm() {
     if !is_root() {
         return;
     }
-    if !is_child() {
-        for mib in ["1", "8", "200"] {
-            succeeds(child(name).env("MIB", mib));
-        }
-        return;
-    }
-    let mib: u64 = std::env::var("MIB").unwrap().parse().unwrap();
-    if !limit_to(libc::RLIMIT_MEMLOCK, mib << 20) {
-        return; // it may not be raised here
-    }
-    nobody();
-    // SAFETY: no memory is passed.
-    assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+    let Some(mib) = with_memory_locked(name, &["1", "8", "200"]) else { return };
     match Runtime::builder().device("cpu:0").build() {
         Ok(rt) if mib < 200 => {
             // Little is left for the copies: bytes that do not come are an error, and never others.
