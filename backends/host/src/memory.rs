@@ -110,14 +110,15 @@ impl DeviceMemory {
         }
         let in_use = self.state().in_use;
         let end = out[start..].iter().map(|f| u64::from(f.first + f.grains) * self.0.grain).max().unwrap_or(0);
-        let given = self.give(&fresh, &out[start..], in_use, end).inspect_err(|_| {
+        let plenty = room::is_plenty(0);
+        let given = self.give(&fresh, if plenty { &[] } else { &out[start..] }, in_use, end).inspect_err(|_| {
             let mut table = self.0.table.lock();
             out.drain(start..).for_each(|f| table.free(f));
             fresh.iter().for_each(|(chunk, count)| table.untouched(*chunk, *count));
         });
         match given {
             // Making one piece of many takes as much again for a moment.
-            Ok(()) if room::is_plenty(0) => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Ok(()) if plenty => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
             Ok(()) => {}
             Err(Some(e)) => return Err(e),
             Err(None) => return Err(self.exhausted(grains)),
@@ -126,7 +127,7 @@ impl DeviceMemory {
     }
 
     /// Makes what lies before `end` accessible, and sees to it that there is memory for what was handed out: chunks that have none yet,
-    /// and, where little is left, grains whose storage was given back. `None` says that the machine has no memory.
+    /// and, where little is left, grains whose storage may have been given back. `None` says that the machine has no memory.
     fn give(&self, fresh: &Fresh, frames: &[Frames], in_use: u64, end: u64) -> Result<(), Option<DeviceError>> {
         // Of every alloc, also where others took the chunk first and are about to do this.
         if end > self.0.open.load(Ordering::Acquire) {
@@ -145,12 +146,7 @@ impl DeviceMemory {
         for (chunk, count) in fresh {
             have(u64::from(*chunk) * BLOCK, u64::from(*count) * BLOCK)?;
         }
-        if !room::is_plenty(0) {
-            for f in frames {
-                have(u64::from(f.first) * self.0.grain, u64::from(f.grains) * self.0.grain)?;
-            }
-        }
-        Ok(())
+        frames.iter().try_for_each(|f| have(u64::from(f.first) * self.0.grain, u64::from(f.grains) * self.0.grain))
     }
 
     pub(crate) fn free(&self, frames: &[Frames]) {

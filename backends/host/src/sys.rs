@@ -144,36 +144,31 @@ pub fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Whether every page of a mapping of a memory file's has storage, and in memory. The file itself is not asked for its next hole: for
-/// the answer it would look at every page up to there.
-pub(crate) fn stored(at: NonNull<u8>, bytes: u64) -> bool {
+/// How many bytes of memory of this process have no storage, or none in memory, in steps of 2 MiB from the page of `at` on; all of a step
+/// where that cannot be told. Of a memory file's mapping the file itself is not asked for its next hole: for the answer it would look at
+/// every page up to there.
+fn bare(at: usize, end: usize) -> impl Iterator<Item = u64> {
     const PAGE: usize = 4096;
     const STEP: usize = 2 << 20;
-    let start = at.as_ptr().addr() / PAGE * PAGE;
-    let end = at.as_ptr().addr() + to_usize(bytes);
     let mut pages = [0_u8; STEP / PAGE];
-    (start..end).step_by(STEP).all(|from| {
+    (at / PAGE * PAGE..end).step_by(STEP).map(move |from| {
         let bytes = (end - from).min(STEP);
-        let n = bytes.div_ceil(PAGE);
         // SAFETY: the vector has a byte for each page; of the addresses nothing is read.
         let known = again(-1, || unsafe { libc::mincore(ptr::without_provenance_mut(from), bytes, pages.as_mut_ptr()) });
-        known.is_ok() && pages[..n].iter().all(|p| p & 1 == 1)
+        let bare = pages[..bytes.div_ceil(PAGE)].iter().filter(|p| known.is_err() || **p & 1 == 0).count();
+        (bare * PAGE) as u64
     })
+}
+
+/// Whether every page of a mapping of a memory file's has storage, and in memory.
+pub(crate) fn stored(at: NonNull<u8>, bytes: u64) -> bool {
+    let at = at.as_ptr().addr();
+    bare(at, at + to_usize(bytes)).all(|bytes| bytes == 0)
 }
 
 /// How many bytes of memory of this process, from page to page, have no storage; all of them where that cannot be told.
 pub(crate) fn lacking(at: usize, bytes: usize) -> u64 {
-    const PAGE: usize = 4096;
-    const STEP: usize = 16 << 20;
-    let mut pages = vec![0_u8; bytes.min(STEP) / PAGE];
-    let lacks = |from: usize| {
-        let n = (at + bytes - from).min(STEP);
-        // SAFETY: the vector has a byte for each page; of the addresses nothing is read.
-        let known = again(-1, || unsafe { libc::mincore(ptr::without_provenance_mut(from), n, pages.as_mut_ptr()) });
-        let bare = pages[..n / PAGE].iter().filter(|p| known.is_err() || **p & 1 == 0).count();
-        (bare * PAGE) as u64
-    };
-    (at..at + bytes).step_by(STEP).map(lacks).sum()
+    bare(at, at + bytes).sum()
 }
 
 /// Gives memory of this process, from page to page, storage where it has none; tells whether that was done. Changes no byte.

@@ -52,42 +52,44 @@ impl Chunks {
 
     pub(crate) fn alloc(&self, grains: u32, out: &mut Vec<Frames>) -> Result<(), DeviceError> {
         let mut table = self.frames.lock();
-        let start = out.len();
-        if !table.alloc(grains, out, &mut Fresh::new()) {
+        let (start, requested, budget) = (out.len(), u64::from(grains) * self.grain, self.budget);
+        let exhausted = |table: &FrameTable| {
             let in_use = u64::from(table.in_use()) * self.grain;
-            return Err(DeviceError::OutOfMemory { requested: u64::from(grains) * self.grain, in_use, budget: self.budget });
+            DeviceError::OutOfMemory { requested, in_use, budget }
+        };
+        if !table.alloc(grains, out, &mut Fresh::new()) {
+            return Err(exhausted(&table));
         }
+        // Made under the lock, so nobody else makes them.
+        let had = self.make(&out[start..]).and_then(|()| self.have(&out[start..]));
+        had.map_err(|e| {
+            out.drain(start..).for_each(|f| table.free(f));
+            e.unwrap_or_else(|| exhausted(&table))
+        })
+    }
+
+    /// Makes the chunks of frames that are not there yet. Under the lock.
+    fn make(&self, frames: &[Frames]) -> Result<(), Option<DeviceError>> {
         let per = self.per;
-        let chunks: Vec<u32> = out[start..].iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)).collect();
-        for chunk in chunks {
+        for chunk in frames.iter().flat_map(|f| f.first / per..(f.first + f.grains).div_ceil(per)) {
             if self.list[chunk as usize].get().is_some() {
                 continue;
             }
             let bytes = (self.budget - u64::from(chunk * per) * self.grain).min(u64::from(per) * self.grain);
-            match self.pool.chunk(bytes, self.location, "frames", self.types, self.grain) {
-                // Made under the lock, so nobody else has.
-                Ok(buffer) => drop(self.list[chunk as usize].set(Arc::new(buffer))),
-                Err(e) => {
-                    out.drain(start..).for_each(|f| table.free(f));
-                    return Err(e);
-                }
+            let made = self.pool.chunk(bytes, self.location, "frames", self.types, self.grain)?;
+            let _ = self.list[chunk as usize].set(Arc::new(made));
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is memory for frames; `None` says that the machine has none.
+    fn have(&self, frames: &[Frames]) -> Result<(), Option<DeviceError>> {
+        for f in frames {
+            for (chunk, at, bytes) in self.stretches(f.first, u64::from(f.grains) * self.grain)? {
+                chunk.have(at, bytes).map_err(|_| None)?;
             }
         }
-        // No stretch goes beyond the memory; those that go beyond a chunk are asked for in parts.
-        let had = out[start..].iter().try_for_each(|f| {
-            let parts = self.stretches(f.first, u64::from(f.grains) * self.grain)?;
-            parts.into_iter().try_for_each(|(chunk, at, bytes)| chunk.have(at, bytes))
-        });
-        had.map_err(|e| {
-            out.drain(start..).for_each(|f| table.free(f));
-            let in_use = u64::from(table.in_use()) * self.grain;
-            match e {
-                DeviceError::OutOfMemory { requested, .. } => {
-                    DeviceError::OutOfMemory { requested, in_use, budget: self.budget }
-                }
-                e => e,
-            }
-        })
+        Ok(())
     }
 
     pub(crate) fn free(&self, frames: &[Frames]) {

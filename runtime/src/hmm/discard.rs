@@ -65,11 +65,7 @@ pub(crate) fn make_way(
     }
     let mut all = Moved::default();
     for beside in [Pages(pages.0.start..start), Pages(end.max(start)..pages.0.end)] {
-        let moved = bring(free, &beside)?;
-        if let Some(refusal) = moved.failed {
-            return Err(refusal.into());
-        }
-        all.add(moved);
+        all.add(bring(free, &beside)?.unrefused()?);
     }
     Ok(all)
 }

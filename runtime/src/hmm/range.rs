@@ -290,7 +290,7 @@ pub(crate) fn populate_within(
             } // else the launch gets copies of its own
         }
         if moved.foreign {
-            let home = Home { map: false, asks: want.how().asks, ..Home::SHARED };
+            let home = Home { map: false, asks: want.asks(), ..Home::SHARED };
             match migrate::bring_home(free, seg, &pages.widened(along), home, want.cause).and_then(Moved::unrefused) {
                 Ok(moved) if moved.pinned => {}
                 // Nobody needs what went with the device that had it.
@@ -419,18 +419,18 @@ pub(crate) fn map_remote(
             copied.push(Span { block, mask });
         }
         for run in runs_of(&copied) {
-            let home = Home { map: false, wait: false, asks: want.how().asks, ..Home::EXCLUSIVE };
+            let home = Home { map: false, wait: false, asks: want.asks(), ..Home::EXCLUSIVE };
             let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?.unrefused()?;
             result.blocked = result.blocked.or(moved.blocked);
             kept |= moved.pinned;
         }
         // Where entries stay behind they go now, with their frames: a grain is all of one kind.
         for run in framed_there(free, mirror, seg, pages, needy) {
-            let home = Home { asks: want.how().asks, ..Home::off(slot, false) };
+            let home = Home { asks: want.asks(), ..Home::off(slot, false) };
             let moved = migrate::bring_home(free, seg, &run, home, Cause::Launch)?.unrefused()?;
             result.blocked = result.blocked.or(moved.blocked);
         }
-        if want.how().asks != Asks::Not && !std::mem::replace(&mut asked_for_storage, true) {
+        if want.asks() != Asks::Not && !std::mem::replace(&mut asked_for_storage, true) {
             // The device's accesses will give holes storage, and cannot be refused.
             let lacking: Vec<_> = pages.blocks().map(|(id, mask)| (id, needy(&seg.claim(id).lock(free), mask))).collect();
             seg.ask_for_pages(asked.bytes(), || lacking.iter().copied())?;

@@ -298,15 +298,7 @@ impl Segment {
         let bare: Vec<Span> = pages().map(bare).filter(|s| !s.mask.is_empty()).collect();
         let lacks = bare.iter().map(|s| u64::from(s.mask.count()) * PAGE).sum();
         let _until_there = os::room::wait_to_take(lacks).map_err(refused)?;
-        for s in &bare {
-            for (run, storage) in space.block(s.block).pieces(s.block, s.mask) {
-                let at = space.view_at(storage).as_ptr().addr();
-                // SAFETY: the segment's own storage in the view.
-                unsafe { os::populate_write(at, run.len() * PAGE as usize) }
-                    .map_err(|e| crate::Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
-            }
-        }
-        Ok(())
+        bare.iter().try_for_each(|s| space.host.store(space, s.block, s.mask))
     }
 
     /// Its length in bytes.

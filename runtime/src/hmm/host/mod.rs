@@ -367,17 +367,23 @@ impl Host {
         Ok(holes)
     }
 
+    /// Gives pages of a block storage where they have none. Changes no byte.
+    pub(crate) fn store(&self, space: &Space, id: BlockId, mask: Mask) -> Result<(), Error> {
+        for (r, storage) in space.block(id).pieces(id, mask) {
+            let at = space.view_at(storage).as_ptr().addr();
+            // SAFETY: the segment's own storage in the view.
+            unsafe { os::populate_write(at, r.len() * PAGE as usize) }
+                .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
+        }
+        Ok(())
+    }
+
     /// Gives pages without storage some, so that they can be mapped.
     pub(crate) fn populate(&self, space: &Space, free: &mut Free, seg: &Segment, pages: &Pages) -> Result<(), Error> {
         seg.ask_for_storage(&seg.bytes_in(pages))?;
         for (id, mask) in pages.blocks() {
             let block = seg.claim(id);
-            for (r, storage) in block.pieces(id, mask) {
-                let at = space.view_at(storage).as_ptr().addr();
-                // SAFETY: the segment's own storage in the view.
-                unsafe { os::populate_write(at, r.len() * PAGE as usize) }
-                    .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
-            }
+            self.store(space, id, mask)?;
             let mut body = block.lock(free);
             body.hole &= !mask;
         }

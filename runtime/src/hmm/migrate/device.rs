@@ -46,9 +46,14 @@ pub(crate) struct Want {
 }
 
 impl Want {
-    /// How pages are made fit for it. A kernel's touch cannot be refused: the kernel could be told nothing.
+    /// Whether it asks for memory. A kernel's touch cannot be refused: the kernel could be told nothing.
+    pub(crate) fn asks(&self) -> Asks {
+        if self.cause == Cause::DeviceFault { Asks::Not } else { Asks::Patiently }
+    }
+
+    /// How pages are made fit for it.
     pub(crate) fn how(&self) -> How {
-        How { wait: false, asks: if self.cause == Cause::DeviceFault { Asks::Not } else { Asks::Patiently } }
+        How { wait: false, asks: self.asks() }
     }
 }
 
