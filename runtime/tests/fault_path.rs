@@ -240,6 +240,84 @@ fn many_threads_touch_one_page_at_once() {
     });
 }
 
+/// Keeps this thread on one of the processors that it may use, the `n`th in turn; with one processor, there.
+fn move_to(n: usize, allowed: &libc::cpu_set_t) {
+    // SAFETY: plain old data, and numbers of the set.
+    unsafe {
+        let numbers: Vec<usize> = (0..libc::CPU_SETSIZE as usize).filter(|&c| libc::CPU_ISSET(c, allowed)).collect();
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(numbers[n % numbers.len()], &mut one);
+        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one), 0);
+    }
+}
+
+/// Touches a page of every granule from `from` on, which only the device has; how long the slowest touch took.
+fn touch_all(y: &[u64], from: usize, mut before: impl FnMut(usize)) -> Duration {
+    let mut slowest = Duration::ZERO;
+    for (k, granule) in y.chunks((64 << 10) / 8).enumerate().skip(from) {
+        before(k);
+        let start = Instant::now();
+        assert_eq!(granule[5], 1);
+        slowest = slowest.max(start.elapsed());
+    }
+    slowest
+}
+
+/// Who serves follows who faults: with `transparent` one reader serves a thread that faults alone, on that thread's processor.
+#[test]
+fn a_thread_that_moves_and_others_that_begin_and_stop_are_served_at_once() {
+    under_each("a_thread_that_moves_and_others_that_begin_and_stop_are_served_at_once", 3 * LIMIT, |_| {
+        const LEN: usize = 32 << 20;
+        let rt = runtime("declared", [CpuConfig { memory: 512 << 20, ..CpuConfig::default() }]);
+        let mut y = rt.shared::<u64>(LEN).unwrap();
+        // SAFETY: plain old data, which the call fills.
+        let allowed = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            assert_eq!(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set), 0);
+            set
+        };
+        let again = |y: &mut Shared<u64>| {
+            y.fill(0);
+            rt.launch(&tick(1024), (y,)).unwrap().wait().unwrap();
+        };
+        // Moves after each 100 of 4096 touches.
+        again(&mut y);
+        let alone = std::thread::scope(|s| {
+            let y = &y;
+            s.spawn(move || {
+                touch_all(y, 0, |k| {
+                    if k % 100 == 99 {
+                        move_to(k / 100, &allowed)
+                    }
+                })
+            })
+            .join()
+            .unwrap()
+        });
+        again(&mut y);
+        // Another begins in the middle, and stops again; then they take turns.
+        let turn = &AtomicU32::new(0);
+        let (first, second) = std::thread::scope(|s| {
+            let (upper, lower) = y.split_at(LEN / 2);
+            let wait_for = move |mine: u32| {
+                move |k: usize| {
+                    if k > 1500 {
+                        while turn.load(Ordering::Acquire) % 2 != mine && k < 2000 {
+                            std::thread::yield_now();
+                        }
+                        turn.fetch_add(u32::from(k < 2000), Ordering::AcqRel);
+                    }
+                }
+            };
+            let first = s.spawn(move || touch_all(upper, 0, wait_for(0)));
+            let second = s.spawn(move || touch_all(lower, 700, wait_for(1)));
+            (first.join().unwrap(), second.join().unwrap())
+        });
+        let slowest = alone.max(first).max(second);
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}: alone {alone:?}, two {first:?}, {second:?}");
+    });
+}
+
 fn until_told_quietly(_: Group, _: u32, _: &mut [u64]) {
     let start = Instant::now();
     while GO_ON.load(Ordering::Acquire) == 0 && start.elapsed() < Duration::from_secs(60) {

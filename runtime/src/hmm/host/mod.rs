@@ -21,6 +21,7 @@
 
 pub(crate) mod coherent;
 mod duplicate;
+mod duty;
 mod fault;
 mod guard;
 mod mechanism;

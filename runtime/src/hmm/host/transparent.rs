@@ -1,31 +1,31 @@
 //! The threads that read userfaultfd's messages.
 //!
 //! One descriptor, a thread a processor up to four, each on its own processor where there are that few: a fault is then served
-//! on the processor that took it, which costs 3 µs; handing it to a sleeping processor costs 15 to 65 µs on a virtual machine.
-//! A message wakes every reader, of which one gets it; four bounds that. With more processors the threads are left to the
-//! scheduler.
+//! on the processor that took it, if the reader there gets its message. While one thread alone faults one reader alone reads, on the
+//! processor of that thread (`duty`). With more processors the readers are left to the scheduler, and all of them read.
 
 use sterna_hal::Access;
 
-use super::super::os::{self, uffd::Message};
+use super::super::os::{
+    self,
+    processors::{Processors, Whereabouts},
+    uffd::{Message, Uffd},
+};
 use super::super::space::Space;
+use super::duty::{Duty, MOST, Next};
 use super::fault::{Served, serve};
 use crate::Error;
 
-const MOST: usize = 4;
-
 /// Starts the readers; one alone does as well, if slower.
 pub(super) fn start(space: &'static Space) -> Result<(), Error> {
-    let cpus = allowed_cpus();
-    for i in 0..cpus.len().clamp(1, MOST) {
-        let pin = (cpus.len() <= MOST).then(|| cpus[i]);
-        let started = os::spawn(&format!("sterna-fault{i}"), move || {
-            if let Some(cpu) = pin {
-                stay_on(cpu);
-            }
-            run(space);
-        });
-        match started {
+    let cpus = Processors::allowed();
+    let numbers = cpus.numbers();
+    let of_processors = numbers.len() > 1 && numbers.len() <= MOST;
+    let duty: &Duty = Box::leak(Box::new(Duty::new()));
+    for i in 0..numbers.len().clamp(1, MOST) {
+        let home = numbers.get(i).copied().filter(|_| of_processors);
+        let reader = Reader { number: i as u32, duty, home, followed: None };
+        match os::spawn(&format!("sterna-fault{i}"), move || reader.run(space)) {
             Ok(_) => {}
             Err(_) if i > 0 => break,
             Err(e) => return Err(Error::System(e)),
@@ -34,45 +34,60 @@ pub(super) fn start(space: &'static Space) -> Result<(), Error> {
     Ok(())
 }
 
-fn run(space: &'static Space) {
-    os::leave_signals_to_the_program();
-    let _or_die = os::OrDie;
-    let Some(uffd) = space.host.uffd() else { return };
-    let mut messages = [Message { at: 0, store: false }; 16];
-    loop {
-        match uffd.read(&mut messages) {
-            Ok(n) => {
-                for m in &messages[..n] {
-                    match serve(space, m.at, if m.store { Access::ReadWrite } else { Access::Read }) {
-                        // Parked: whoever ends the wait wakes the thread.
-                        Served::Mapped | Served::Parked(..) => {}
-                        Served::Foreign => uffd.wake(m.at, 4096),
-                    }
-                }
+struct Reader {
+    number: u32,
+    duty: &'static Duty,
+    /// The processor that it stays on, where each has one of its own.
+    home: Option<usize>,
+    /// Whom it follows while one reads alone.
+    followed: Option<Whereabouts>,
+}
+
+impl Reader {
+    fn run(mut self, space: &'static Space) {
+        os::leave_signals_to_the_program();
+        let _or_die = os::OrDie;
+        let Some(uffd) = space.host.uffd() else { return };
+        if let Some(cpu) = self.home {
+            Processors::one(cpu).keep_this_thread();
+            self.duty.stays(self.number, cpu);
+        }
+        let mut messages = [Message { at: 0, store: false, thread: 0 }; 16];
+        loop {
+            if !self.duty.is_on(self.number) {
+                self.followed = None;
+                self.duty.rest(self.number);
             }
-            // The program closed our descriptor. Its threads would hang at their next fault without a word.
-            Err(_) => os::die("sterna: reading host faults failed; was the userfaultfd closed by the program?\n"),
+            uffd.await_messages();
+            match uffd.read(&mut messages) {
+                Ok(n) => messages[..n].iter().for_each(|m| self.take(space, uffd, m)),
+                // The program closed our descriptor. Its threads would hang at their next fault without a word.
+                Err(_) => os::die("sterna: reading host faults failed; was the userfaultfd closed by the program?\n"),
+            }
         }
     }
-}
 
-fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: plain old data; the kernel fills as much as said.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
-            return vec![0];
+    fn take(&mut self, space: &'static Space, uffd: &Uffd, m: &Message) {
+        if self.duty.note(m.thread) == Next::Look
+            && self.home.is_some()
+            && self.duty.hand_over(self.number, self.processor_of(m.thread))
+        {
+            // It faults again, and the reader there serves it.
+            self.duty.stay_busy(|| uffd.wake(m.at, 4096));
+            return;
         }
-        (0..libc::CPU_SETSIZE as usize).filter(|c| libc::CPU_ISSET(*c, &set)).collect()
+        match serve(space, m.at, if m.store { Access::ReadWrite } else { Access::Read }) {
+            // Parked: whoever ends the wait wakes the thread.
+            Served::Mapped | Served::Parked(..) => {}
+            Served::Foreign => uffd.wake(m.at, 4096),
+        }
+        self.duty.served();
     }
-}
 
-/// Keeps this thread on one processor, where possible.
-fn stay_on(cpu: usize) {
-    // SAFETY: plain old data, filled before use.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    fn processor_of(&mut self, thread: u32) -> Option<usize> {
+        if self.followed.as_ref().is_none_or(|f| f.thread() != thread) {
+            self.followed = Whereabouts::of(thread);
+        }
+        self.followed.as_ref()?.processor()
     }
 }

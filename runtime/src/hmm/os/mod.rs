@@ -6,6 +6,7 @@ mod file;
 #[cfg(feature = "planted")]
 pub mod inject;
 mod mem;
+pub(crate) mod processors;
 pub(crate) mod uffd;
 
 use std::sync::atomic::AtomicU32;

@@ -33,12 +33,14 @@ pub(crate) struct Message {
     pub(crate) at: usize,
     /// It was a store.
     pub(crate) store: bool,
+    /// The thread that touched, by the number that it has in its own process.
+    pub(crate) thread: u32,
 }
 
 impl Uffd {
     /// Opens one whose faults are messages and which also serves the kernel's own accesses (needs the privilege).
     pub(crate) fn full() -> io::Result<Self> {
-        Self::open(0, u64::from(sys::UFFD_FEATURE_MINOR_SHMEM))
+        Self::open(libc::O_NONBLOCK, u64::from(sys::UFFD_FEATURE_MINOR_SHMEM | sys::UFFD_FEATURE_THREAD_ID))
     }
 
     /// Opens one whose faults raise SIGBUS in the faulting thread; for everybody.
@@ -177,7 +179,14 @@ impl Uffd {
         let _ = self.until_done(nr::UFFDIO_WAKE, &mut Self::range(at, bytes));
     }
 
-    /// Waits for faults; at most `out.len()` of them. Interrupted or spurious: none.
+    /// Sleeps until there are faults to [`read`](Self::read), or for no reason.
+    pub(crate) fn await_messages(&self) {
+        let mut on = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one descriptor, as said. What fails here fails in `read`.
+        unsafe { libc::poll(&mut on, 1, -1) };
+    }
+
+    /// Reads what faults there are, at most `out.len()` of them; does not wait.
     pub(crate) fn read(&self, out: &mut [Message; 16]) -> io::Result<usize> {
         // SAFETY: plain old data for which all bits zero is a value.
         let mut raw: [sys::uffd_msg; 16] = unsafe { std::mem::zeroed() };
@@ -193,9 +202,10 @@ impl Uffd {
         for m in &raw[..n as usize / size_of::<sys::uffd_msg>()] {
             if u32::from(m.event) == sys::UFFD_EVENT_PAGEFAULT {
                 // SAFETY: the event says which member of the union is set.
-                let (at, flags) = unsafe { (m.arg.pagefault.address, m.arg.pagefault.flags) };
+                let (at, flags, thread) =
+                    unsafe { (m.arg.pagefault.address, m.arg.pagefault.flags, m.arg.pagefault.feat.ptid) };
                 let store = flags & u64::from(sys::UFFD_PAGEFAULT_FLAG_WRITE | sys::UFFD_PAGEFAULT_FLAG_WP) != 0;
-                out[k] = Message { at: at as usize & !4095, store };
+                out[k] = Message { at: at as usize & !4095, store, thread };
                 k += 1;
             }
         }
