@@ -5,7 +5,7 @@ use std::process::Command;
 
 use sterna::Runtime;
 
-use super::{add, child, copy_add, succeeds};
+use super::{add, child, copy_add, ran_already, succeeds};
 
 /// Sets a limit, whatever more there may have been; says whether that could be done.
 pub(crate) fn limit_to(what: libc::__rlimit_resource_t, to: u64) -> bool {
@@ -55,6 +55,9 @@ pub(crate) const MECHANISMS: [&str; 4] = ["transparent", "signal", "guard", "non
 
 /// Runs the test as a child under each mechanism that there is.
 pub(crate) fn under_each_mechanism(name: &str, also: impl Fn(&mut Command)) {
+    if ran_already(name) {
+        return;
+    }
     for m in MECHANISMS.into_iter().filter(|m| *m != "transparent" || is_root()) {
         let mut c = child(name);
         c.env("STERNA_HOST_FAULTS", m).env("STERNA_DEVICE", "cpu:0").env("STERNA_CPU_WORKERS", "2");
