@@ -178,7 +178,15 @@ fn write(mut views: Views<'_>, stop: &AtomicBool, mut random: Random, syscalls: 
     for (view, expected) in views.iter().zip(&expected) {
         t.lost += view.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).sum::<u64>();
     }
+    tell("the host", t.lost);
     t
+}
+
+/// Says whose stores were lost.
+fn tell(whose: &str, lost: u64) {
+    if lost > 0 {
+        println!("{lost} stores of {whose}");
+    }
 }
 
 /// The kernel as a reader and writer of shared memory.
@@ -237,6 +245,7 @@ fn launch(rt: &Runtime, device: &Device, mut views: Views<'_>, stop: &AtomicBool
     for (view, count) in views.iter().zip(&count) {
         t.lost += view.iter().map(|v| v.abs_diff(*count)).sum::<u64>();
     }
+    tell("a device", t.lost);
     t
 }
 
@@ -294,6 +303,8 @@ fn shove(rt: &Runtime, devices: &[Device], m: Mechanism, views: &Views<'_>, stop
         }
         rt.sync().unwrap();
     }
-    t.lost += views.iter().flat_map(|v| v.iter()).filter(|v| **v != 0).count() as u64;
+    let written = views.iter().flat_map(|v| v.iter()).filter(|v| **v != 0).count() as u64;
+    tell("somebody, in pages that nobody writes,", written);
+    t.lost += written;
     t
 }
