@@ -1,43 +1,9 @@
 //! The page-migration engine: mechanism only, with the semantics of Linux HMM.
 //!
 //! This is the low-level API, for people who write drivers or policies; programs use [`Shared`](crate::Shared) and
-//! [`Runtime`](crate::Runtime). What every rule is for stands at the head of its module, and the whole in
-//! `docs/architecture.md` and `docs/locking.md`.
-//!
-//! | module | holds |
-//! |---|---|
-//! | `addr` | pages, granules, blocks, masks, and every conversion |
-//! | `space` | the address space: the arena, its segments, devices and mirrors |
-//! | `segment` | one mapping |
-//! | `gate` | what `deref` asks before it hands out a reference |
-//! | `seat` | a segment's addresses on a device: of all of it or of a part |
-//! | `block` | page masks by holder, `busy`, `wanted`, `lost` |
-//! | `pfn` | the packed entry |
-//! | `mirror` | a device's view of the space; the driver lock |
-//! | `notifier` | windows and sequence counters |
-//! | `range` | snapshot and fault of a range; how a driver populates its table |
-//! | `migrate` | collect, unmap, copy, commit, map |
-//! | `devmem` | device frames and eviction |
-//! | `arrivals` | what has just come to a device that faults; why every launch ends |
-//! | `gathering` | launches that gather what they need |
-//! | `discard` | dropping contents |
-//! | `prot` | protection, and unmapping of parts |
-//! | `lease` | pages that nobody else changes meanwhile |
-//! | `exclusive` | pages that one device has to itself, for atomic operations |
-//! | `pin` | pages that stay at home |
-//! | `remap` | pages that get other addresses |
-//! | `attached` | a device, for driver writers |
-//! | `source` | pages that begin with a file's bytes, or another segment's |
-//! | `host` | the window: faults, revocation, restoration; device memory that the host uses in place |
-//! | `walk` | how far faults of the host reach that go on where another stopped |
-//! | `device_fault` | faults of devices in this process |
-//! | `inflight` | launches that have not retired |
-//! | `watch` | launches that are awaited, and the threads that wait for them |
-//! | `entry` | where calls of the program begin, and end in a kernel |
-//! | `claim` | which devices are driven |
-//! | `reaper` | what ends, ends outside kernels |
-//! | `fork` | what a forked child is told |
-//! | [`names`] | the C names of the kernel's interface |
+//! [`Runtime`](crate::Runtime). Each module's head says what it guarantees and why. `docs/architecture.md` has the list of modules
+//! and the way of a launch and of a fault through them; `docs/locking.md` has the locks. [`names`] has the C names of the kernel's
+//! interface.
 
 pub(crate) mod addr;
 pub(crate) mod arena;
