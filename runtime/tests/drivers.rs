@@ -15,7 +15,7 @@ use sterna::hmm::{
     Action, Attached, Mirror, MirrorOps, PAGE, Page, Pages, Pfn, PfnFlags, PinKind, Prot, Range, Segment, Space,
 };
 use sterna::policy::Place;
-use sterna::{Error, Mechanism};
+use sterna::{Error, Mechanism, Runtime};
 use support::{runtime, tick, under_each};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -123,6 +123,33 @@ fn callbacks_come_before_the_change() {
             let seen = watch.seen.lock().unwrap();
             assert_eq!(seen.map(|s| s.1), Some(Some(1)), "{what}: {seen:?}");
         }
+    });
+}
+
+/// Waits, launches and allocates where it is told of a change; notes what came of it.
+struct Waits(Runtime, Arc<Mutex<Vec<[bool; 2]>>>);
+
+impl MirrorOps for Waits {
+    fn update(&self, _: Action, _: &Pages) {
+        let mut y = self.0.shared::<u64>(1000).unwrap();
+        let results = [self.0.sync(), self.0.launch(&tick(1000), (&mut y,)).map(drop)];
+        self.1.lock().unwrap().push(results.map(|r| matches!(r, Err(Error::InsideKernel))));
+    }
+}
+
+/// Fails if a callback may wait for launches, one of which waits for it: both would for good.
+#[test]
+fn a_callback_neither_launches_nor_waits() {
+    under_each("a_callback_neither_launches_nor_waits", LIMIT, |_| {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rt, seen) = (runtime("declared", [CpuConfig::default()]), Arc::default());
+        let mirror = Mirror::register(rt.space(), Waits(rt.clone(), Arc::clone(&seen)));
+        let mut y = rt.shared_with(1000, |_| 0_u64).unwrap();
+        rt.launch(&tick(1000), (&mut y,)).unwrap().wait().unwrap();
+        assert!(y.iter().all(|v| *v == 1));
+        mirror.unregister();
+        let seen = seen.lock().unwrap();
+        assert!(!seen.is_empty() && seen.iter().all(|refused| *refused == [true, true]), "{seen:?}");
     });
 }
 

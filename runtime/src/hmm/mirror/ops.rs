@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use sterna_hal::panics::caught;
+use sterna_hal::panics::caught_inside;
 
 use super::super::addr::Pages;
 use super::super::fork;
@@ -40,8 +40,10 @@ pub trait MirrorOps: Send + Sync {
     /// open over the range and no engine lock held. It may return before the device has stopped if
     /// [`finish`](Self::finish) waits for that: first every mirror starts, then every mirror finishes.
     ///
-    /// It is called on threads of the engine: a callback that panics ends the mirror, as [`Mirror::unregister`] does, and who looks
-    /// pages up for it is told nothing of later changes.
+    /// It is called on threads of the engine, and whoever changes the host side waits for it. So it may do what a kernel may: what
+    /// launches or waits is refused with [`InsideKernel`](crate::Error::InsideKernel), and it waits for no thread that loads or stores
+    /// shared memory, launches or allocates. A callback that panics ends the mirror, as [`Mirror::unregister`] does, and who looks pages
+    /// up for it is told nothing of later changes.
     #[doc(alias = "sync_cpu_device_pagetables")]
     fn update(&self, action: Action, pages: &Pages);
     /// Returns when the device can no longer use what `update` removed.
@@ -129,9 +131,10 @@ impl Mirror {
     /// Calls the driver, which is code of the program on whichever thread changes the host side. A driver that panics has no say any
     /// more.
     pub(crate) fn call(&self, f: impl FnOnce(&dyn MirrorOps)) {
-        // What it drops last ends elsewhere: the change that it is called for waits for it, and a launch for the change.
+        // The change that it is called for waits for it, and a launch for the change: it waits for neither, and what it drops last ends
+        // elsewhere.
         let _mark = os::AsServing::begin();
-        if caught(|| f(&*self.ops)).is_err() {
+        if caught_inside(|| f(&*self.ops)).is_err() {
             self.windows.lock().closed = true;
         }
     }
