@@ -193,6 +193,21 @@ fn a_sandbox_without_memory_files_has_another_way() {
     }
 }
 
+/// Fails if a driver is loaded that ends the process for want of memory, or if a limit is told in other units than a shell's.
+#[test]
+fn a_driver_is_not_loaded_where_it_may_not_have_the_memory_that_it_needs() {
+    let name = "a_driver_is_not_loaded_where_it_may_not_have_the_memory_that_it_needs";
+    let _limit = limit();
+    if !is_child() {
+        for kib in [40_000, 60_000, 80_000] {
+            succeeds(limited(name, &format!("ulimit -d {kib}")).env("KIB", kib.to_string()));
+        }
+        return;
+    }
+    let e = Runtime::builder().device("vulkan").build().expect_err("a limit").to_string();
+    assert!(e.contains(&format!("`ulimit -d` (now {})", std::env::var("KIB").unwrap())), "{e}");
+}
+
 #[test]
 fn there_may_be_no_proc() {
     let name = "there_may_be_no_proc";

@@ -24,9 +24,10 @@ pub fn of(resource: Resource) -> Option<u64> {
     (ok && l.rlim_cur != libc::RLIM_INFINITY).then(|| u64::from(l.rlim_cur))
 }
 
-/// The limits of `named` that are set, as a shell's users know them: "`ulimit -v` (now 1048576 bytes)".
+/// The limits of `named` that are set, as a shell's users know them, in its units: "`ulimit -v` (now 1048576)".
 fn set(named: &[(Resource, &str)]) -> Vec<String> {
-    let one = |(r, name): &(Resource, &str)| of(*r).map(|now| format!("`{name}` (now {now})"));
+    let unit = |r: Resource| if matches!(r, libc::RLIMIT_AS | libc::RLIMIT_DATA) { 1024 } else { 1 };
+    let one = |(r, name): &(Resource, &str)| of(*r).map(|now| format!("`{name}` (now {})", now / unit(*r)));
     named.iter().filter_map(one).collect()
 }
 
@@ -81,25 +82,34 @@ pub fn lacking_to_load() -> Option<String> {
     memory_lacking().or_else(descriptors_lacking)
 }
 
+/// As [`lacking`], of so many bytes of memory that is filled later (`ulimit -d`): a driver that gets too little may end the process.
+#[must_use]
+pub fn data_lacking(bytes: usize) -> Option<String> {
+    of(libc::RLIMIT_DATA)?;
+    mapping_lacking(bytes, libc::PROT_READ | libc::PROT_WRITE)
+}
+
 /// Bytes that the stacks of a driver's threads and its first buffers take.
 const SOME: usize = 64 << 20;
 
 fn memory_lacking() -> Option<String> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // Without access nothing is filled, locked or not; what may be written counts as data.
     let ways: &[libc::c_int] =
         if locked::all_new_ones() { &[libc::PROT_NONE] } else { &[libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE] };
-    ways.iter().find_map(|prot| {
-        // SAFETY: at an address that the kernel chooses; nobody knows of it, and it goes again.
-        unsafe {
-            let got = libc::mmap(ptr::null_mut(), SOME, *prot, flags, -1, 0);
-            if got == libc::MAP_FAILED {
-                return Some(for_memory(locked::errno(), "raise vm.max_map_count (sysctl)"));
-            }
-            libc::munmap(got, SOME);
-            None
+    ways.iter().find_map(|prot| mapping_lacking(SOME, *prot))
+}
+
+fn mapping_lacking(bytes: usize, prot: libc::c_int) -> Option<String> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: at an address that the kernel chooses; nobody knows of it, and it goes again.
+    unsafe {
+        let got = libc::mmap(ptr::null_mut(), bytes, prot, flags, -1, 0);
+        if got == libc::MAP_FAILED {
+            return Some(for_memory(locked::errno(), "raise vm.max_map_count (sysctl)"));
         }
-    })
+        libc::munmap(got, bytes);
+        None
+    }
 }
 
 /// A driver has a thread a processor, and a few more.

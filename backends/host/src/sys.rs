@@ -241,7 +241,7 @@ pub(crate) unsafe fn map(at: Option<NonNull<u8>>, bytes: u64, backing: Backing<'
     };
     let p = tried.map_err(|e| {
         let remedy =
-            if at.is_some() { TOO_MANY_MAPPINGS } else { "the address space of the process is limited: raise `ulimit -v`" };
+            if at.is_some() { TOO_MANY_MAPPINGS } else { "let the kernel give out addresses (vm.overcommit_memory)" };
         failed("mmap", &e, remedy)
     })?;
     if !matches!(backing, Backing::File { .. }) {

@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use ash::{ext, vk};
 use parking_lot::Mutex;
 use sterna_host::fork::Origin;
+use sterna_host::limits;
 
 use crate::error::{VulkanError, opening};
 
@@ -80,6 +81,11 @@ impl Instance {
         if cfg!(all(target_env = "gnu", target_feature = "crt-static")) {
             let why = "this program is linked statically with glibc, which cannot load drivers".into();
             return Err(VulkanError::NoLoader { why, remedy: "link it dynamically" });
+        }
+        // Seen with lavapipe 22: with up to 88 MiB it ends the process, or throws what no Rust program can catch.
+        if let Some(remedy) = limits::data_lacking(92 << 20) {
+            let what = "a Vulkan driver ends the process where it may not have 92 MiB of memory".into();
+            return Err(VulkanError::Limits { what, remedy });
         }
         // SAFETY: loads the system's Vulkan library, whose initialisation is trusted.
         let entry = unsafe { ash::Entry::load() }.map_err(|e| {
