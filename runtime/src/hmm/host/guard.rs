@@ -13,6 +13,13 @@ use sterna_host::mappings;
 use super::super::os;
 use crate::Error;
 
+/// So many bytes get their markers by one call, so that a signal can end the process between two: they take 20 ms, since each page gets
+/// one.
+const PIECE: usize = 1 << 30;
+
+/// From so many bytes on a stretch that nobody uses any more gives back the page tables in which its markers were: 2 MiB a GiB.
+pub(super) const LARGE: u64 = 64 << 20;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Guard {
     Markers,
@@ -42,13 +49,16 @@ impl Guard {
         // SAFETY: the window is a shared mapping of the engine's.
         unsafe {
             match self {
-                Self::Markers => match os::guard(at, bytes) {
-                    // The program has locked all its memory, which the kernel puts no markers into. All of the window at once: a part
-                    // would be a mapping of its own.
-                    Err(libc::EINVAL) => os::unlock(window.start, window.len()).and_then(|()| os::guard(at, bytes)),
-                    done => done,
-                }
-                .map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code)),
+                Self::Markers => (0..bytes).step_by(PIECE).try_for_each(|done| {
+                    let (at, bytes) = (at + done, PIECE.min(bytes - done));
+                    match os::guard(at, bytes) {
+                        // The program has locked all its memory, which the kernel puts no markers into. All of the window at once: a
+                        // part would be a mapping of its own.
+                        Err(libc::EINVAL) => os::unlock(window.start, window.len()).and_then(|()| os::guard(at, bytes)),
+                        done => done,
+                    }
+                    .map_err(|code| failed("madvise(MADV_GUARD_INSTALL)", code))
+                }),
                 Self::Protection if !mappings::reserve(2) => Err(Error::System(mappings::exhausted())),
                 Self::Protection => os::protect(at, bytes, false, false).map_err(|code| match code {
                     libc::ENOMEM => os::too_many_mappings("mprotect", code),

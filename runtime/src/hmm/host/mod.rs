@@ -545,6 +545,10 @@ impl Host {
         if let Door::Guard(guard) = &self.door {
             guard.lift(at, bytes);
             guard.open(at, bytes, true);
+            if *guard == Guard::Markers && pages.bytes() >= guard::LARGE {
+                // Mapped as it was. Where that is refused the page tables stay.
+                let _ = self.remap(space, pages, pages.0.start * PAGE, false);
+            }
         } else if let Some(uffd) = self.uffd() {
             // The kernel skips a range that reports these modes and more, so the old registration goes first: nobody can touch
             // a freed stretch meanwhile. If registering fails its pages could leave and come back as zeros: better to end.
