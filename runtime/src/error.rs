@@ -210,7 +210,7 @@ pub enum Error {
     },
     /// A `host` or `host_mut` guard keeps pages at home that the launch needs on a device which cannot use them there, and which has too
     /// little memory for a copy; or a pin keeps pages that somebody needs elsewhere.
-    #[error("a host guard keeps pages at home that the launch needs on the device; drop the guard first")]
+    #[error("a host guard, or a pin of a driver, keeps pages where they are that are needed elsewhere; drop it first")]
     Pinned,
     /// In mode `none` a launch needs views that begin and end on borders of the device's grains: no fault tells apart what a
     /// grain holds.

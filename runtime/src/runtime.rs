@@ -118,7 +118,7 @@ impl Builder {
         self
     }
 
-    /// Makes the runtime.
+    /// Makes the runtime. Opening devices takes some 96 KiB of the calling thread's stack, and what a driver takes.
     ///
     /// # Errors
     /// An unknown or unusable device, a mechanism that is not available, an environment value that cannot be read, address
@@ -270,8 +270,9 @@ impl Runtime {
     /// `&mut` for what it writes, of [`Shared`] or of views.
     ///
     /// # Errors
-    /// Arguments that do not fit the kernel or belong to another runtime; launching inside a kernel; a forked child. What goes
-    /// wrong later comes back from [`Pending::wait`], from a read of what the launch would have written, and from
+    /// Arguments that do not fit the kernel or belong to another runtime; a kernel without a form for the device, or one that the device
+    /// does not accept, and a device that is known to be lost; launching inside a kernel; a forked child. Nothing was launched then, and
+    /// nothing that it would have written has changed. What goes wrong later comes back from [`Pending::wait`], from a read of what the launch would have written, and from
     /// [`sync`](Self::sync).
     ///
     /// ```compile_fail,E0502

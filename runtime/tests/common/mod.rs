@@ -2,6 +2,7 @@
 //! and a way to run a test again as a child process.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+#[allow(clippy::duplicate_mod, reason = "some test binaries have both parts")]
 #[path = "../support/each.rs"]
 mod each;
 pub(crate) mod limits;
