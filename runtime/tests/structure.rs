@@ -27,7 +27,6 @@ const FUNCTION_LINES: usize = 80;
 const LONG_FILES: &[(&str, usize)] = &[
     ("backends/host/src/room.rs", 661),
     ("runtime/src/hmm/attached.rs", 623),
-    ("runtime/src/hmm/block.rs", 613),
     ("runtime/src/hmm/source.rs", 622),
     ("runtime/src/hmm/space.rs", 610),
 ];
@@ -37,7 +36,6 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
     ("backends/vulkan/src/device.rs", "with_table", 105),
     ("runtime/src/hmm/attached.rs", "run_erased", 81),
     ("runtime/src/hmm/host/fault.rs", "serve", 114),
-    ("runtime/src/hmm/migrate/device.rs", "map_on_device", 98),
     ("runtime/src/hmm/range.rs", "map_remote", 133),
     ("runtime/src/sched/carry.rs", "launch", 85),
 ];

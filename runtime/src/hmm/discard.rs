@@ -97,7 +97,7 @@ fn discard_once(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<()
                 blocked = blocked.or(body.busy.meets(s.mask).then(|| (s.block, block.epoch())));
                 return true;
             }
-            body.busy |= s.mask;
+            body.take(s.mask);
             taken.push(*s);
             false
         });
@@ -180,23 +180,16 @@ fn drop_storage(
                 *s
             };
             m.change(seg, s.block, &mut body, |body| {
-                let dev = &mut body.dev[slot];
                 #[cfg(feature = "planted")]
                 if super::planted::on(&super::planted::KEEP_COPIES) {
-                    dev.dirty &= !s.mask;
-                    return;
+                    return body.end_copies(slot, Mask::EMPTY, s.mask);
                 }
-                dev.valid &= !s.mask;
-                dev.dirty &= !s.mask;
+                body.end_copies(slot, s.mask, s.mask);
             });
             free_frames(m, s.block, &mut body, s.mask);
         }
         seg.has_read(u64::from((body.unread & s.mask).count()));
-        body.unread &= !s.mask;
-        body.gone &= !s.mask;
-        body.lost &= !s.mask;
-        body.hole |= s.mask;
-        (body.full, body.huge) = (false, false);
+        body.drop_contents(s.mask);
         space.host.forget(space, &mut body, *s);
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));
     }

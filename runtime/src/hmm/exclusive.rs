@@ -85,7 +85,7 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
         space.host.hide(space, free, &[Span { block: id, mask: lease.span.mask }])?;
         let mut body = space.block(id).lock(free);
         let mine = body.dev[mirror.slot()].owned() & mask;
-        body.dev[mirror.slot()].atomic |= mine;
+        body.have_alone(mirror.slot(), mine);
         drop(body);
         drop(lease);
     }
@@ -135,12 +135,7 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         mirror.install(free, &edits)?;
         let mut body = space.block(id).lock(free);
         body.admit(slot);
-        mirror.change(seg, id, &mut body, |body| {
-            let dev = &mut body.dev[slot];
-            for set in [&mut dev.mapped, &mut dev.alias, &mut dev.writable, &mut dev.atomic] {
-                *set |= mask;
-            }
-        });
+        mirror.change(seg, id, &mut body, |body| body.share_alone(slot, mask));
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));
         drop(body);
         drop(window);

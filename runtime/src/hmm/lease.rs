@@ -38,7 +38,7 @@ impl Lease {
                 if body.busy.meets(mask) {
                     Some(block.epoch())
                 } else {
-                    body.busy |= mask;
+                    body.take(mask);
                     None
                 }
             };
@@ -69,7 +69,7 @@ impl Lease {
             if body.busy.meets(mask) {
                 return None;
             }
-            body.busy |= mask;
+            body.take(mask);
         }
         let lease = Self { seg: Arc::clone(seg), span: Span { block: id, mask } };
         (running(seg, id, mask).is_none() && widest(seg) <= grain).then_some(lease)

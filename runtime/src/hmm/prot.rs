@@ -188,14 +188,12 @@ fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Optio
     let window = space.window(free, Action::Protect, &runs)?;
     seg.note_altered();
     let mut body = space.block(id).lock(free);
-    let before = (body.unmapped, body.unreadable, body.readonly);
-    body.unmapped = if prot.is_some() { body.unmapped & !mask } else { body.unmapped | mask };
-    let prot = prot.unwrap_or(Prot::None);
-    body.unreadable = if prot.reads() { body.unreadable & !mask } else { body.unreadable | mask };
-    body.readonly = if prot.writes() { body.readonly & !mask } else { body.readonly | mask };
+    let before = body.permissions();
+    let access = prot.unwrap_or(Prot::None);
+    body.permit(mask, prot.is_some(), access.reads(), access.writes());
     let done = space.host.protect(space, id, &body, mask);
     if done.is_err() {
-        (body.unmapped, body.unreadable, body.readonly) = before;
+        body.set_permissions(before);
         let _ = space.host.protect(space, id, &body, mask); // as far as it can be undone
     }
     debug_assert_eq!(body.check(space.host.faults()), Ok(()));

@@ -482,9 +482,7 @@ pub(crate) fn map_remote(
             // SAFETY: storage of a live segment, which no batch is moving and no device holds a copy of.
             if let Err(e) = mappings::by_last_count(|| unsafe { mirror.device().edit(&edits, &[]) }) {
                 // Some may have been made: the books say *stale*, and the next launch removes them first.
-                let dev = &mut body.dev[slot];
-                dev.mapped |= fix;
-                dev.alias &= !fix;
+                body.alias_failed(slot, fix);
                 seg.rec().view[slot].stale.store(1, Ordering::Release);
                 DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
                 if matches!(e, DeviceError::TooManyMappings { .. }) && !std::mem::replace(&mut recounted, true) {
@@ -493,11 +491,7 @@ pub(crate) fn map_remote(
                 }
                 return Err(Error::device(mirror.device(), e));
             }
-            body.hole &= !fix; // the device's accesses give them storage
-            let dev = &mut body.dev[slot];
-            dev.mapped |= fix;
-            dev.alias |= fix;
-            dev.writable = if access.writes() { dev.writable | fix } else { dev.writable & !fix };
+            body.alias_made(slot, fix, access.writes());
             DeviceMirror::refresh_ready(space, seg.slot(), block, &body, slot);
             result.resident += u64::from(fix.count());
         }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use sterna_hal::Access;
 
 use super::addr::{BlockId, GRANULE, Mask, PAGE, PAGES_PER_GRANULE, Page, Pages, Span};
-use super::block::Body;
+use super::block::{Body, Carried, Permissions};
 use super::discard;
 use super::lease::Lease;
 use super::lock::Free;
@@ -36,16 +36,10 @@ use crate::stats::Cause;
 
 /// Of what is known of a granule, what goes along.
 struct Granule {
-    revoked: Mask,
-    gone: Mask,
-    lost: Mask,
-    hole: Mask,
-    unmapped: Mask,
-    unreadable: Mask,
-    readonly: Mask,
+    pages: Carried,
     storage: u64,
     /// For each device: its slot, `valid`, `dirty`, and its frames.
-    devices: Vec<(usize, Mask, Mask, Vec<u32>)>,
+    devices: Vec<(usize, Mask, Mask, Vec<Option<u32>>)>,
 }
 
 impl Space {
@@ -278,15 +272,12 @@ fn enter(free: &mut Free, seg: &Segment, from: At, to: At) -> Result<(), Error> 
 /// What may be done with the old place from now on: everything, or as if nothing were there.
 fn permit(free: &mut Free, seg: &Segment, from: &Pages, keep_old: bool) -> Result<(), Error> {
     let space = seg.space();
-    let mut before: Vec<(BlockId, Mask, [Mask; 3])> = Vec::new();
+    let mut before: Vec<(BlockId, Mask, Permissions)> = Vec::new();
     let mut failed = None;
     for (id, mask) in from.blocks() {
         let mut body = space.block(id).lock(free);
-        before.push((id, mask, [body.unmapped, body.unreadable, body.readonly]));
-        let Body { unmapped, unreadable, readonly, .. } = &mut *body;
-        for set in [unmapped, unreadable, readonly] {
-            *set = if keep_old { *set & !mask } else { *set | mask };
-        }
+        before.push((id, mask, body.permissions()));
+        body.permit(mask, keep_old, true, true);
         failed = space.host.protect(space, id, &body, mask).err();
         if failed.is_some() {
             break;
@@ -295,7 +286,7 @@ fn permit(free: &mut Free, seg: &Segment, from: &Pages, keep_old: bool) -> Resul
     let Some(e) = failed else { return Ok(()) };
     for (id, mask, masks) in before {
         let mut body = space.block(id).lock(free);
-        [body.unmapped, body.unreadable, body.readonly] = masks;
+        body.set_permissions(masks);
         let _ = space.host.protect(space, id, &body, mask); // as far as it can be undone
     }
     Err(e)
@@ -305,18 +296,7 @@ fn permit(free: &mut Free, seg: &Segment, from: &Pages, keep_old: bool) -> Resul
 fn take(seg: &Segment, at: At, body: &mut Body, storage: u64) -> Granule {
     let (id, g) = at;
     let (space, mask) = (seg.space(), mask_of(g));
-    let mut out = Granule {
-        // The new place shows nothing yet: its first touch is noticed.
-        revoked: (body.revoked | body.duplicated) & mask,
-        gone: body.gone & mask,
-        lost: body.lost & mask,
-        hole: body.hole & mask,
-        unmapped: body.unmapped & mask,
-        unreadable: body.unreadable & mask,
-        readonly: body.readonly & mask,
-        storage,
-        devices: Vec::new(),
-    };
+    let mut out = Granule { pages: Carried::of(body, mask), storage, devices: Vec::new() };
     // Both places were mapped anew; at the new one a touch shows what is a coherent device's.
     space.host.forget_frames(space, body, mask);
     for m in space.devices() {
@@ -324,27 +304,18 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64) -> Granule {
         let (valid, dirty) = (body.dev[slot].valid & mask, body.dev[slot].dirty & mask);
         let mut frames = Vec::new();
         if per <= PAGES_PER_GRANULE {
-            for f in &mut body.dev[slot].frames[g * PAGES_PER_GRANULE / per..(g + 1) * PAGES_PER_GRANULE / per] {
-                let frame = std::mem::take(f);
-                // Nothing is in it, and the other place has its own.
-                frames.push(if m.caps().placed { 0 } else { frame });
+            for grain in g * PAGES_PER_GRANULE / per..(g + 1) * PAGES_PER_GRANULE / per {
+                // Where frames belong to addresses nothing is in it, and the other place has its own.
+                frames.push(body.take_frame(slot, grain).filter(|_| !m.caps().placed));
             }
         }
-        m.change(seg, id, body, |body| {
-            body.dev[slot].valid &= !mask;
-            body.dev[slot].dirty &= !mask;
-        });
+        m.change(seg, id, body, |body| body.end_copies(slot, mask, mask));
         if !body.dev[slot].has_frames(per) {
             m.set_rank(id, body, 0);
         }
         out.devices.push((slot, valid, dirty, frames));
     }
-    body.revoked &= !mask;
-    body.duplicated &= !mask;
-    body.gone &= !mask;
-    body.lost &= !mask;
-    body.hole |= mask;
-    (body.full, body.huge) = (false, false);
+    body.carried_off(mask);
     out
 }
 
@@ -354,32 +325,17 @@ fn put(seg: &Arc<Segment>, from: At, to: At, body: &mut Body, granule: Granule) 
     let (space, mask) = (seg.space(), mask_of(g));
     let moved = |m: Mask| shifted(m, from.1, g);
     space.block(id).set_storage(id, g, granule.storage);
-    let body: &mut Body = &mut *body; // one borrow for all its masks
-    for (set, with) in [
-        (&mut body.revoked, granule.revoked),
-        (&mut body.gone, granule.gone),
-        (&mut body.lost, granule.lost),
-        (&mut body.hole, granule.hole),
-        (&mut body.unmapped, granule.unmapped),
-        (&mut body.unreadable, granule.unreadable),
-        (&mut body.readonly, granule.readonly),
-    ] {
-        *set = (*set & !mask) | moved(with);
-    }
-    (body.full, body.huge) = (false, false);
+    body.carried_in(mask, &granule.pages.shifted(moved));
     for (slot, valid, dirty, frames) in granule.devices {
         let Some(m) = space.device(slot) else { continue };
         let per = m.pods().pages_per_grain();
         body.admit(slot);
-        for (i, f) in frames.iter().enumerate().filter(|(_, f)| **f != 0) {
+        for (i, frame) in frames.iter().enumerate().filter_map(|(i, f)| Some((i, (*f)?))) {
             let grain = g * PAGES_PER_GRANULE / per + i;
-            body.dev[slot].frames[grain] = *f;
-            m.arrivals.came(*f - 1, (id, grain as u16));
+            body.give_frame(slot, grain, frame);
+            m.arrivals.came(frame, (id, grain as u16));
         }
-        m.change(seg, id, body, |body| {
-            body.dev[slot].valid |= moved(valid);
-            body.dev[slot].dirty |= moved(dirty);
-        });
+        m.change(seg, id, body, |body| body.adopt_copies(slot, moved(valid), moved(dirty)));
         if body.dev[slot].rank == 0 && body.dev[slot].has_frames(per) {
             m.set_rank(id, body, space.tick());
         }

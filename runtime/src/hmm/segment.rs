@@ -464,7 +464,7 @@ impl Segment {
             let mask = pages.part_of(id);
             let mut body = self.space.block(id).lock(free);
             body.forgive(mask);
-            body.hole &= !mask;
+            body.stored(mask);
         }
     }
 
@@ -488,9 +488,7 @@ impl Segment {
             if partly(pinned | held | bordered) && !partly(body.stays()) {
                 self.space.host.before_guard(self.space, id, &body);
             }
-            body.pinned = (body.pinned & !mask) | (pinned & mask);
-            body.held = (body.held & !mask) | (held & mask);
-            body.bordered = (body.bordered & !mask) | (bordered & mask);
+            body.keep(mask, pinned, held, bordered);
         }
     }
 
@@ -522,9 +520,7 @@ impl Segment {
         let watched = {
             let mut body = self.space.block(id).lock_in_handler();
             let away = matches!(hints.preferred, Some(Side::Device(_)));
-            body.host_grow = if away { Grow::GRANULE } else { rule.host };
-            body.device_grow = rule.device;
-            body.in_place = hints.in_place();
+            body.decide(if away { Grow::GRANULE } else { rule.host }, rule.device, hints.in_place());
             body.read_mostly != hints.read_mostly
         };
         if watched {

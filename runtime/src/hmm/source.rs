@@ -89,11 +89,7 @@ fn segment_with(space: &'static Space, bytes: u64, kind: Kind, source: Source) -
     seg.set_source(source, unread.len());
     for (id, mask) in pages.blocks() {
         let mut body = seg.claim(id).lock(&mut free);
-        body.unread = unread.part_of(id);
-        if space.host.faults() {
-            body.revoked = mask;
-            body.hole = mask;
-        }
+        body.begin_unread(unread.part_of(id), if space.host.faults() { mask } else { Mask::EMPTY });
     }
     if space.host.faults() {
         space.host.close(space, &mut free, &seg)?;
@@ -206,7 +202,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<
                 if body.busy.meets(s.mask & body.unread) {
                     blocked = blocked.or(Some((s.block, block.epoch())));
                 }
-                body.busy |= mask;
+                body.take(mask);
                 taken.push(Span { block: s.block, mask });
             }
             let mut done = Ok(());
@@ -236,9 +232,8 @@ fn fetch(free: &mut Free, seg: &Segment, source: &Source, s: Span, asks: Asks) -
         Source::Segment { first, .. } => copy_pages(free, seg, *first, s, asks)?,
     };
     let mut body = seg.space().block(s.block).lock(free);
-    body.unread &= !s.mask;
+    body.fetched(s.mask, filled);
     seg.has_read(u64::from(s.mask.count()));
-    body.hole = (body.hole | s.mask) & !filled;
     Ok(())
 }
 
@@ -317,7 +312,7 @@ pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: Ho
     #[cfg(feature = "planted")]
     if super::planted::on(&super::planted::NO_SETTLE) {
         for (id, mask) in seg.claimed_of(pages) {
-            space.block(id).lock(free).lent &= !mask;
+            space.block(id).lock(free).given_back(mask);
         }
     }
     loop {
@@ -351,7 +346,7 @@ pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: Ho
         for s in &lent {
             let mut body = space.block(s.block).lock(free);
             if seg.copies_made() == count {
-                body.lent &= !s.mask;
+                body.given_back(s.mask);
             } else {
                 again = true;
             }
@@ -415,7 +410,7 @@ fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segmen
             let pinned = s.mask & body.stays();
             kept.push(Span { block: s.block, mask: pinned });
             let mask = s.mask & !pinned;
-            body.busy |= mask;
+            body.take(mask);
             taken.push(Span { block: s.block, mask });
             false
         });
@@ -452,7 +447,7 @@ fn lend(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error
     space.host.revoke(space, free, seg, &spans, &runs)?;
     drop(window);
     for s in &spans {
-        space.block(s.block).lock(free).lent |= s.mask;
+        space.block(s.block).lock(free).lend(s.mask);
     }
     Ok(())
 }
@@ -574,7 +569,7 @@ impl Segment {
             return;
         }
         for id in self.claimed() {
-            self.space().block(id).lock(free).unread = Mask::EMPTY;
+            self.space().block(id).lock(free).forget_source();
         }
         let reading = &self.rec().reading;
         loop {

@@ -111,8 +111,7 @@ impl DeviceMirror {
                 continue;
             }
             self.change(seg, id, &mut body, |body| {
-                body.dev[self.slot()].leaving |= gone;
-                body.dev[self.slot()].hidden |= hidden & body.busy;
+                body.entries_leave(self.slot(), gone, hidden);
             });
             if !hidden.is_empty() {
                 zap.hidden.push((Arc::clone(seg), Span { block: id, mask: hidden }));
@@ -173,12 +172,7 @@ impl DeviceMirror {
         }
         for (seg, s) in &zap.leaving {
             let mut body = self.space().block(s.block).lock(free);
-            self.change(seg, s.block, &mut body, |body| {
-                let dev = &mut body.dev[self.slot()];
-                for mask in [&mut dev.mapped, &mut dev.writable, &mut dev.alias, &mut dev.leaving, &mut dev.atomic] {
-                    *mask &= !s.mask;
-                }
-            });
+            self.change(seg, s.block, &mut body, |body| body.entries_gone(self.slot(), s.mask));
         }
         Ok(())
     }
@@ -276,13 +270,9 @@ impl DeviceMirror {
                 continue;
             }
             // Busy until the entries are gone: a page that came back before that would lose its new entry.
-            body.busy |= stale;
+            body.take(stale);
             spans.push(Span { block: id, mask: stale });
-            self.change(seg, id, &mut body, |body| {
-                let dev = &mut body.dev[self.slot()];
-                dev.mapped &= !stale;
-                dev.writable &= !stale;
-            });
+            self.change(seg, id, &mut body, |body| body.stale_gone(self.slot(), stale));
             for r in stale.runs() {
                 edits.push(Edit { at: view.run(seg, id, &r), to: Target::Absent, access: Access::Read });
             }
@@ -292,11 +282,7 @@ impl DeviceMirror {
             if removed.is_err() {
                 let mut body = self.space().block(s.block).lock(free);
                 // Nobody knows which are left: as stale ones they are removed by the next that looks.
-                self.change(seg, s.block, &mut body, |body| {
-                    let dev = &mut body.dev[self.slot()];
-                    dev.mapped |= s.mask;
-                    dev.writable |= s.mask & dev.valid;
-                });
+                self.change(seg, s.block, &mut body, |body| body.stale_left(self.slot(), s.mask));
                 seg.rec().view[self.slot()].stale.store(1, Ordering::Release);
             }
             super::migrate::release(self.space(), free, s);

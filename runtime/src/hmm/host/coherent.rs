@@ -63,7 +63,7 @@ impl Mappings {
     /// The framed pages of a block have changed.
     fn recount(&self, space: &Space, body: &mut Body) {
         let now = pieces(space, body);
-        let before = std::mem::replace(&mut body.mappings, now as u16);
+        let before = body.set_mappings(now as u16);
         self.made.fetch_add(now.wrapping_sub(u32::from(before)), Ordering::Relaxed);
     }
 }
@@ -166,12 +166,11 @@ impl Host {
             let (at, bytes) = place(&run);
             // SAFETY: the window is a shared mapping of the engine's; the frames are the pages' own, in the device's file.
             unsafe { os::map_over(space.slots[slot].frames_fd(), at, bytes, from, (true, write)) }.ok()?;
-            body.framed |= Mask::range(run.clone());
-            body.was_framed = true;
+            body.frame(Mask::range(run.clone()));
             self.mappings.recount(space, body);
             run
         };
-        body.shown |= Mask::range(run.clone());
+        body.show(Mask::range(run.clone()));
         if let Door::Uffd(uffd) = &self.door {
             // Whoever waits on the mapping that was there.
             let (at, bytes) = place(&run);
@@ -189,15 +188,10 @@ impl Host {
             return Ok(());
         }
         for s in spans {
-            let shown = {
-                let mut body = space.block(s.block).lock(free);
-                let shown = body.shown & s.mask;
-                body.shown &= !shown;
-                shown
-            };
+            let shown = space.block(s.block).lock(free).hide(s.mask);
             for r in shown.runs() {
                 if let Err(e) = self.close_frames(space, s.block, &r) {
-                    space.block(s.block).lock(free).shown |= shown;
+                    space.block(s.block).lock(free).show(shown);
                     return Err(e);
                 }
             }
@@ -238,9 +232,8 @@ impl Host {
                 self.show_storage(space, (id, block), body, part, prot);
             }
         }
-        body.framed &= !mask;
-        body.shown &= !mask;
-        body.revoked &= !mask;
+        body.unframe(mask);
+        body.restore(mask);
         self.mappings.recount(space, body);
     }
 
@@ -278,8 +271,7 @@ impl Host {
         }
         // Out of bounds until it is closed: the storage has bytes out of date, and a touch ends the process either way.
         self.show_storage(space, (id, block), body, mask, (false, false));
-        body.framed &= !mask;
-        body.shown &= !mask;
+        body.unframe(mask);
         self.mappings.recount(space, body);
         if self.reenter(space, id, body, mask).is_err() {
             os::die("sterna: a page of shared memory cannot be taken away; raise vm.max_map_count\n");
@@ -288,8 +280,7 @@ impl Host {
 
     /// The window over pages was mapped anew by somebody else.
     pub(crate) fn forget_frames(&self, space: &Space, body: &mut Body, mask: Mask) {
-        body.framed &= !mask;
-        body.shown &= !mask;
+        body.unframe(mask);
         self.mappings.recount(space, body);
     }
 }

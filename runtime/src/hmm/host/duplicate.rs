@@ -46,8 +46,9 @@ impl Host {
         }
         let _registering = self.registering.hold();
         let mut body = space.block(id).lock_in_handler();
-        body.collapses = 0;
-        body.read_mostly = on && self.watch_stores(space, id, &mut body);
+        body.forget_collapses();
+        let on = on && self.watch_stores(space, id, &mut body);
+        body.mostly_read(on);
     }
 
     /// The host loads what a launch that is running reads: from now on they share the block's pages, as far as stores have not
@@ -59,7 +60,9 @@ impl Host {
         let _ = mappings::plenty(0); // counts before the locks, if need be
         let _registering = self.registering.hold();
         let mut body = space.block(id).lock_in_handler();
-        body.read_mostly |= body.collapses < CONTRADICTED && self.watch_stores(space, id, &mut body);
+        if body.collapses < CONTRADICTED && self.watch_stores(space, id, &mut body) {
+            body.mostly_read(true);
+        }
         body.read_mostly
     }
 
@@ -76,7 +79,7 @@ impl Host {
             }
             self.watched.lock().insert(id);
         }
-        body.stores_watched = true;
+        body.watch_stores();
         true
     }
 
@@ -99,7 +102,7 @@ impl Host {
     /// Pages whose stores were noticed may be stored to from now on, as far as their protection allows. With the block's lock
     /// held and no replica of them left. Signal-safe.
     pub(crate) fn admit_stores(&self, space: &Space, body: &mut Body, s: Span) {
-        body.duplicated &= !s.mask;
+        body.admit_stores(s.mask);
         let window = space.window_at(s.block.offset()).as_ptr().addr();
         match &self.door {
             Door::Uffd(uffd) => {

@@ -115,20 +115,18 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
             return park(space, block, body, page, Some(access));
         }
         // From here on the pages are nobody's but ours: the lock can go while the bytes are copied.
-        body.busy |= dirty;
+        body.take(dirty);
         copied |= dirty;
     }
     let counters = &space.slots[owner.or(holder).unwrap_or(0)].counters;
     let owner = owner.unwrap_or(0);
+    let mut wanted = Mask::EMPTY;
     if !copied.is_empty() {
         body = copy_home(space, (id, block), body, copied, owner);
-        body.gone &= !copied;
-        body.hole &= !copied;
-        body.busy &= !copied;
+        body.came_home(copied);
+        wanted = body.let_go(copied);
         body.arrive(0, os::now_ns());
-        if body.missing && body.hole.is_empty() {
-            body.full = true;
-        }
+        body.note_full();
         counters.moved_out(Cause::HostFault, u64::from(copied.count()) * PAGE);
     }
     counters.host_faults.fetch_add(1, Ordering::Relaxed);
@@ -137,13 +135,10 @@ pub(super) fn serve(space: &'static Space, at: usize, access: Access) -> Served 
     let region = region & !(body.exclusive(None) | body.unread | body.lent | body.lost);
     // A page that somebody has taken meanwhile is not the host's to load.
     let duplicated = if keep { held & region & body.revoked & !body.gone & !body.busy } else { Mask::EMPTY };
-    body.revoked &= !duplicated;
-    body.duplicated |= duplicated;
+    body.duplicate(duplicated);
     let mask = region & (!held | duplicated) & !body.gone & !body.busy;
     step.note(block, &body, mask);
     space.host.restore(space, block, &mut body, Span { block: id, mask });
-    let wanted = body.wanted & copied;
-    body.wanted &= !copied;
     debug_assert!(body.check(true).is_ok());
     drop(body);
     if !copied.is_empty() {
@@ -173,8 +168,7 @@ fn take_from(
     #[cfg(feature = "planted")]
     let idle = idle || super::super::planted::on(&super::super::planted::INLINE_WHILE_ACTIVE);
     if idle {
-        body.dev[d].valid &= !ended;
-        body.dev[d].dirty &= !dirty;
+        body.end_copies(d, ended, dirty);
         view.stale.store(1, Ordering::Release);
         DeviceMirror::refresh_ready(space, slot, block, body, d);
     }
@@ -199,7 +193,7 @@ fn store(
     #[cfg(feature = "planted")]
     if super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_STORE) {
         space.host.admit_stores(space, &mut body, Span { block: id, mask });
-        body.duplicated |= ended; // so that the books are none the wiser
+        body.duplicate(ended); // so that no check of the masks sees it
         return Served::Mapped;
     }
     for d in body.devices() {
@@ -213,9 +207,7 @@ fn store(
         space.slots[d].counters.host_faults.fetch_add(1, Ordering::Relaxed);
     }
     if !ended.is_empty() {
-        body.collapses = body.collapses.saturating_add(1);
-        // Replicas that stores end again and again are not worth their faults.
-        body.read_mostly &= body.collapses < CONTRADICTED;
+        body.collapsed(CONTRADICTED);
     }
     // Entries for stores take the place of those for loads, and of none.
     space.host.admit_stores(space, &mut body, Span { block: id, mask });
@@ -268,7 +260,7 @@ pub(super) fn park(
     fetch: Option<Access>,
 ) -> Served {
     let mask = Mask::page(page.in_block());
-    body.wanted |= mask;
+    body.want(mask);
     let epoch = block.epoch();
     if let Some(access) = fetch {
         space.host.service.ask((page.block(), block), body, mask, access.writes());

@@ -52,7 +52,6 @@ use guard::Guard;
 use protection::parts;
 
 pub use mechanism::Mechanism;
-pub(crate) use queue::{Parked, QUEUES};
 pub(crate) use signal::{chain_sigsegv, faulted_at, in_window, install_sigsegv, is_fetch, wanted};
 
 /// What keeps the program out of pages that are away.
@@ -137,9 +136,8 @@ impl Host {
         let at = space.window_at(s.block.offset()).as_ptr().addr();
         for r in s.mask.runs() {
             if !self.open_for_loads(at + r.start * PAGE as usize, r.len() * PAGE as usize) {
-                body.duplicated &= !Mask::range(r.clone());
-                body.revoked |= Mask::range(r);
-                body.read_mostly = false;
+                body.revoke(Mask::range(r));
+                body.mostly_read(false);
             }
         }
         self.wake(space, s.block, s.mask & body.revoked);
@@ -207,9 +205,10 @@ impl Host {
                 unsafe { os::collapse(at, BLOCK as usize) }
             };
             let mut body = block.lock(free);
-            body.hole = (body.hole & !s.mask) | (holes & s.mask);
-            body.huge |= huge;
-            body.full |= holes.is_empty() && s.mask.covers(limit);
+            body.surveyed(s.mask, holes, s.mask.covers(limit));
+            if huge {
+                body.promoted();
+            }
         }
         if self.faults() && !early {
             self.shut_all(space, free, spans, runs)?;
@@ -222,10 +221,8 @@ impl Host {
         for s in spans {
             let block = space.block(s.block);
             let mut body = block.lock(free);
-            body.revoked |= s.mask;
+            let duplicated = body.revoke(s.mask);
             block.walk.forget();
-            let duplicated = body.duplicated & s.mask;
-            body.duplicated &= !s.mask;
             if matches!(self.door, Door::Guard(Guard::Markers)) && !duplicated.is_empty() {
                 lift.push(Span { block: s.block, mask: duplicated & !body.readonly });
             }
@@ -300,7 +297,7 @@ impl Host {
             uffd.register(at, bytes, os::uffd::MISSING | blocks[i].1)
                 .map_err(|code| os::too_many_mappings("ioctl(UFFDIO_REGISTER)", code))?;
             for (id, _) in &blocks[i..end] {
-                space.block(*id).lock(free).missing = true;
+                space.block(*id).lock(free).watch_missing();
             }
             i = end;
         }
@@ -386,7 +383,7 @@ impl Host {
             let block = seg.claim(id);
             self.store(space, id, mask)?;
             let mut body = block.lock(free);
-            body.hole &= !mask;
+            body.stored(mask);
         }
         Ok(())
     }
@@ -415,16 +412,14 @@ impl Host {
                 at.as_ptr().read_volatile();
                 os::collapse(at.as_ptr().addr(), BLOCK as usize)
             };
-            let mut body = block.lock(free);
-            body.huge = huge;
-            body.full |= huge;
+            block.lock(free).made_huge(huge);
         }
     }
 
     /// Puts pages back into the window, with the block's lock held and the pages' bytes in place. Signal-safe.
     pub(crate) fn restore(&self, space: &Space, block: &Block, body: &mut Body, s: Span) {
         self.unframe(space, (s.block, block), body, s.mask);
-        body.revoked &= !s.mask;
+        body.restore(s.mask);
         let window = space.window_at(s.block.offset()).as_ptr().addr();
         let uffd = match &self.door {
             Door::Uffd(uffd) => uffd,
@@ -444,7 +439,7 @@ impl Host {
             // SAFETY: the segment's own storage; a load allocates a page where there is none, and spoils none that there is.
             let _ = unsafe { at.as_ptr().read_volatile() };
         }
-        body.hole &= !s.mask;
+        body.stored(s.mask);
         // The last part of a block in one folio brings the whole block back under one entry.
         // Not beside a guard: a part of one entry cannot leave alone, and would take the guard's pages out of the window.
         if body.huge && !body.stores_watched && (body.revoked | body.stays()).is_empty() {
@@ -489,7 +484,7 @@ impl Host {
                 mask.runs().for_each(|r| guard.open(window + r.start * PAGE as usize, r.len() * PAGE as usize, write));
             }
         }
-        body.revoked &= !s.mask;
+        body.restore(s.mask);
     }
 
     /// A guard comes to a part of a block of which there was none: if the block is mapped by one entry, that has to go, since a neighbour

@@ -21,27 +21,6 @@ use super::super::space::Space;
 
 /// The service thread's queue.
 pub(super) const SERVICE: usize = 0;
-/// How many queues there are.
-pub(crate) const QUEUES: usize = 1;
-
-/// What of a block was asked for in a queue, and not noted yet.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Parked {
-    pub(crate) pages: Mask,
-    /// For which of them a thread waits that stores.
-    pub(crate) to_store: Mask,
-    /// The block is in the queue, where it stays when its segment ends: there is nothing asked then.
-    queued: bool,
-}
-
-impl Parked {
-    /// Nobody waits for the pages any more.
-    pub(crate) fn reset(&mut self) {
-        (self.pages, self.to_store) = (Mask::EMPTY, Mask::EMPTY);
-    }
-}
-
 /// A queue.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -59,12 +38,7 @@ impl Queue {
 
     /// Asks for pages of a block, to store to them or not. Signal-safe.
     pub(super) fn ask(&self, (id, block): (BlockId, &Block), mut body: BlockGuard<'_>, pages: Mask, store: bool) {
-        let asked = &mut body.asked[self.which];
-        asked.pages |= pages;
-        if store {
-            asked.to_store |= pages;
-        }
-        let queued = std::mem::replace(&mut asked.queued, true);
+        let queued = body.ask(self.which, pages, store);
         drop(body);
         if queued {
             return; // who put it there rings, and nobody has noted what was asked
@@ -100,14 +74,7 @@ impl Queue {
             let id = BlockId(n);
             let block = space.block(id);
             next = block.asked_next[self.which].load(Ordering::Relaxed);
-            let (pages, to_store) = {
-                let mut body = block.lock(free);
-                let asked = &mut body.asked[self.which];
-                let taken = (asked.pages, asked.to_store);
-                asked.reset();
-                asked.queued = false;
-                taken
-            };
+            let (pages, to_store) = block.lock(free).take_asked(self.which);
             for p in pages.runs().flatten() {
                 note(Page(id.first_page().0 + p as u64), to_store.has(p));
             }

@@ -47,7 +47,7 @@ pub(super) fn read(
     if space.host.mechanism() == Mechanism::Transparent && !backing.is_cached(&part) {
         return park(space, block, body, page, Some(access));
     }
-    body.busy |= mask;
+    body.take(mask);
     rec.reading.fetch_add(1, Ordering::AcqRel);
     // What may not be stored to, or whose stores are watched, is a mapping of its own.
     let plain = !body.stores_watched && !body.readonly.meets(mask);
@@ -58,20 +58,17 @@ pub(super) fn read(
     // The bytes of what is mapped are there in any case, and may have been stored to.
     let (come, filled) = read.map_or((mapped, mapped), |filled| (mask, mapped | filled));
     let mut body = block.lock_in_handler();
-    body.busy &= !mask;
+    let wanted = body.let_go(mask);
     if !come.is_empty() {
-        body.unread &= !come;
+        body.fetched(come, filled);
         rec.unread.fetch_sub(u64::from(come.count()), Ordering::AcqRel);
-        body.hole = (body.hole | come) & !filled;
-        body.revoked &= !mapped;
+        body.restore(mapped);
         step.note(block, &body, come);
         let unmapped = come & body.revoked & !body.lent;
         space.host.restore(space, block, &mut body, Span { block: id, mask: unmapped });
         space.slots[0].counters.host_faults.fetch_add(1, Ordering::Relaxed);
         debug_assert!(body.check(true).is_ok());
     }
-    let wanted = body.wanted & mask;
-    body.wanted &= !mask;
     drop(body);
     rec.reading.fetch_sub(1, Ordering::AcqRel);
     block.bump(mask);

@@ -212,7 +212,7 @@ fn woken(space: &Space, free: &mut Free, page: Page) {
     let mut body = block.lock(free);
     let parked_elsewhere = body.busy.has(p);
     if !parked_elsewhere {
-        body.wanted &= !Mask::page(p);
+        body.served(Mask::page(p));
     }
     drop(body);
     if !parked_elsewhere {

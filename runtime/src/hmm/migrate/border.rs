@@ -270,12 +270,12 @@ impl Borders {
             if body.dev[slot].frames[g] == 0 {
                 let number = (seg.view_offset(s.block, g * per) - view.from) / (per as u64 * PAGE);
                 let frame = reserved.pop(number as u32);
-                body.dev[slot].frames[g] = frame + 1;
+                body.give_frame(slot, g, frame);
                 self.mirror.arrivals.came(frame, (s.block, g as u16));
             }
         }
         self.mirror.set_rank(s.block, &mut body, rank);
-        body.busy |= busy;
+        body.take(busy);
         let beside = made & !s.mask & !(body.dev[slot].valid | body.dev[slot].private);
         let frames = grains.iter().map(|g| (*g, body.dev[slot].frames[*g] - 1)).collect();
         Ok(Some(Taken { made, beside, busy, frames }))
@@ -316,12 +316,7 @@ impl Borders {
         let mut body = block.lock(free);
         let done = if m.is_lost() { done.and(Err(m.loss())) } else { done };
         if done.is_ok() {
-            m.change(seg, s.block, &mut body, |body| {
-                let dev = &mut body.dev[slot];
-                dev.mapped |= taken.made;
-                dev.valid &= !s.mask;
-                dev.private |= s.mask;
-            });
+            m.change(seg, s.block, &mut body, |body| body.own_copies(slot, s.mask, taken.made));
         }
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));
         drop(body);
@@ -347,7 +342,7 @@ impl Borders {
                 let to = Place::Host(HostAt { region: self.mirror.region(), offset: t.storage });
                 runs.push(CopyRun { from, to, bytes: t.bytes });
             }
-            body.hole &= !s.mask; // they have storage now
+            body.stored(s.mask);
         }
         self.mirror.pods().counters.moved_out(Cause::Launch, runs.iter().map(|r| r.bytes).sum());
         self.copy(free, &runs)
@@ -378,7 +373,7 @@ impl Drop for Borders {
         for Part { seg, span: s, .. } in &self.parts {
             let mut body = seg.space().block(s.block).lock(&mut free);
             self.mirror.change(seg, s.block, &mut body, |body| {
-                body.dev[slot].private &= !s.mask;
+                body.end_own_copies(slot, s.mask);
                 if !self.mirror.is_rigid() {
                     // Its entry goes before the next launch that could use it.
                     seg.rec().view[slot].stale.store(1, Ordering::Release);

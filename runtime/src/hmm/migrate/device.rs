@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
-use super::super::block::{Block, Body};
+use super::super::block::{Block, Body, Entries};
 use super::super::devmem::{Reserved, keep};
 use super::super::inflight::InFlight;
 use super::super::lock::Free;
@@ -260,7 +260,7 @@ fn collect(
                 body.admit(slot);
                 let number = (seg.view_offset(id, g * per) - view.from) / (per as u64 * PAGE);
                 let frame = reserved.pop(number as u32);
-                body.dev[slot].frames[g] = frame + 1;
+                body.give_frame(slot, g, frame);
                 mirror.arrivals.came(frame, (id, g as u16));
             }
         }
@@ -272,7 +272,7 @@ fn collect(
             continue;
         }
         body.admit(slot);
-        body.busy |= fix;
+        body.take(fix);
         spans.push(Span { block: id, mask: fix });
         if mirror.is_rigid() {
             made.push(Span { block: id, mask: (fix & part.whole).widened(per) });
@@ -401,13 +401,7 @@ impl Batch<Copying> {
             // What stood there before is gone too: the books must not say that it is mapped.
             for s in &core.made {
                 let mut body = space.block(s.block).lock(free);
-                m.change(&core.seg, s.block, &mut body, |body| {
-                    let dev = &mut body.dev[slot];
-                    dev.mapped &= !s.mask;
-                    dev.writable &= !s.mask;
-                    dev.alias &= !s.mask;
-                    dev.atomic &= !s.mask;
-                });
+                m.change(&core.seg, s.block, &mut body, |body| body.entries_gone(slot, s.mask));
             }
             return Err(e);
         }
@@ -430,41 +424,10 @@ impl Batch<Copying> {
                 false => Mask::EMPTY,
             };
             let entries = core.made.iter().filter(|e| e.block == s.block).fold(Mask::EMPTY, |m, e| m | e.mask);
-            m.change(&core.seg, s.block, &mut body, |body| {
-                let dev = &mut body.dev[slot];
-                dev.valid |= s.mask;
-                dev.dirty |= moves;
-                if m.is_rigid() {
-                    // An entry that others have made may have gone meanwhile: then the pages wait for the next.
-                    dev.mapped |= entries;
-                    dev.alias &= !entries;
-                    dev.writable &= !s.mask | dev.dirty;
-                    dev.writable |= if writes { s.mask & dev.mapped } else { Mask::EMPTY };
-                    return;
-                }
-                dev.mapped |= s.mask;
-                dev.alias &= !s.mask;
-                if writes {
-                    dev.writable |= s.mask;
-                } else {
-                    // Each was mapped for reading already or has just been.
-                    dev.writable &= !s.mask;
-                }
-            });
-            if !moves.is_empty() {
-                body.gone |= moves;
-                body.lost &= !moves;
-                #[cfg(feature = "planted")]
-                let kept = super::super::planted::on(&super::super::planted::REPLICA_KEPT_AT_UPGRADE);
-                #[cfg(not(feature = "planted"))]
-                let kept = false;
-                for d in body.devices().filter(|d| *d != slot && !kept) {
-                    // Their entries went with the window; only the books are left.
-                    body.dev[d].valid &= !moves;
-                }
-            }
+            let entries = if m.is_rigid() { Entries::Whole(entries) } else { Entries::Exact };
+            m.change(&core.seg, s.block, &mut body, |body| body.commit_out(slot, s.mask, moves, entries, writes));
             if travelled {
-                body.moves = body.moves.saturating_add(1);
+                body.travelled();
             }
             body.arrive(slot + 1, now);
             debug_assert_eq!(body.check(space.host.faults()), Ok(()));

@@ -147,7 +147,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
         if fix.is_empty() {
             continue;
         }
-        body.busy |= fix;
+        body.take(fix);
         // Pages that are mapped at once get storage, whether bytes come or not.
         let filled = if home.map { fix } else { fix & body.gone };
         storage += u64::from((filled & body.hole).count()) * PAGE;
@@ -211,15 +211,8 @@ impl Batch<Copying> {
             for m in &devices {
                 let (slot, home) = (m.slot(), core.home);
                 m.change(&core.seg, s.block, &mut body, |body| {
-                    let dev = &mut body.dev[slot];
-                    let dirty = dev.dirty & s.mask;
-                    dev.dirty &= !s.mask;
-                    body.gone &= !dirty;
-                    body.hole &= !dirty;
-                    body.dev[slot].valid &= !(framed & dirty);
-                    if home.ends_on(slot, body) {
-                        body.dev[slot].valid &= !s.mask;
-                    }
+                    let ends = home.ends_on(slot, body);
+                    body.commit_home(slot, s.mask, ends);
                 });
             }
             // Before the frames are anybody's again.
@@ -228,9 +221,7 @@ impl Batch<Copying> {
             if let Some(m) = core.home.release.and_then(|slot| devices.iter().find(|m| m.slot() == slot)) {
                 core.result.released += free_frames(m, s.block, &mut body, s.mask);
             }
-            if body.missing && body.hole.is_empty() {
-                body.full = true;
-            }
+            body.note_full();
             if core.home.release.is_none() {
                 // Eviction brings pages home that the host has not asked for: they have no slice there.
                 body.arrive(0, os::now_ns());
@@ -242,8 +233,7 @@ impl Batch<Copying> {
             let come = Span { block: s.block, mask: s.mask & !body.gone & !body.unread & !body.lent };
             if map && core.home.duplicates(&body) {
                 let duplicated = come.mask & replicated;
-                body.revoked &= !duplicated;
-                body.duplicated |= duplicated;
+                body.duplicate(duplicated);
             } else if map && body.duplicated.meets(come.mask) {
                 let mask = come.mask & body.duplicated;
                 space.host.admit_stores(space, &mut body, Span { mask, ..come });
@@ -267,10 +257,12 @@ pub(crate) fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: 
     for g in 0..PAGES_PER_BLOCK / per {
         let pages = Mask::range(g * per..(g + 1) * per);
         let others = body.busy & !mine;
-        let dev = &mut body.dev[slot];
-        if dev.frames[g] != 0 && !others.meets(pages) && !(dev.valid | dev.mapped | dev.private).meets(pages) {
-            push_frame(&mut frames, dev.frames[g] - 1);
-            dev.frames[g] = 0;
+        let dev = &body.dev[slot];
+        if !others.meets(pages)
+            && !(dev.valid | dev.mapped | dev.private).meets(pages)
+            && let Some(frame) = body.take_frame(slot, g)
+        {
+            push_frame(&mut frames, frame);
             n += 1;
         }
     }

@@ -269,13 +269,11 @@ pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
             && let Some(rec) = block.segment()
         {
             let _driver = space.slots[slot].lock.hold();
-            body.dev[slot].hidden &= !s.mask;
+            body.unhide(slot, s.mask);
             DeviceMirror::refresh_ready(space, rec, block, &body, slot);
         }
     }
-    body.busy &= !s.mask;
-    let wanted = body.wanted & s.mask;
-    body.wanted &= !s.mask;
+    let wanted = body.let_go(s.mask);
     drop(body);
     block.bump(s.mask);
     if !wanted.is_empty() {

@@ -71,11 +71,8 @@ impl DeviceMirror {
         for id in seg.claimed() {
             let mut body = self.space.block(id).lock(free);
             self.set_rank(id, &mut body, 0);
-            for f in &mut body.dev[self.slot].frames[..PAGES_PER_BLOCK / per] {
-                if *f != 0 {
-                    super::super::devmem::push_frame(&mut frames, *f - 1);
-                    *f = 0;
-                }
+            for frame in (0..PAGES_PER_BLOCK / per).filter_map(|g| body.take_frame(self.slot, g)) {
+                super::super::devmem::push_frame(&mut frames, frame);
             }
         }
         // SAFETY: each grain stood in exactly one block's table, from which it was taken just now. An entry that names it, if one could not
@@ -97,19 +94,9 @@ impl DeviceMirror {
                 let block = self.space.block(id);
                 let mut body = block.lock(free);
                 self.change(seg, id, &mut body, |body| {
-                    let dev = &mut body.dev[self.slot];
-                    let gone = dev.dirty;
-                    dev.valid = Mask::EMPTY;
-                    dev.dirty = Mask::EMPTY;
-                    dev.mapped = Mask::EMPTY;
-                    dev.writable = Mask::EMPTY;
-                    dev.alias = Mask::EMPTY;
-                    dev.leaving = Mask::EMPTY;
-                    dev.hidden = Mask::EMPTY;
-                    dev.private = Mask::EMPTY;
-                    dev.atomic = Mask::EMPTY;
+                    let gone = body.write_off(self.slot);
                     self.space.host.forsake(self.space, (id, block), body, gone);
-                    body.lost |= gone;
+                    body.lose(gone);
                     // Behind the bytes there is nothing to lose, and nobody who could write it anew.
                     let bytes = used.part_of(id);
                     body.forgive(!bytes);

@@ -286,7 +286,7 @@ impl DeviceMirror {
 
     /// Puts a block into the eviction order at `rank`, or takes it out (0).
     pub(crate) fn set_rank(&self, id: BlockId, body: &mut Body, rank: u64) {
-        let old = std::mem::replace(&mut body.dev[self.slot].rank, rank);
+        let old = body.set_rank(self.slot, rank);
         if old == rank {
             return;
         }
