@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::{Device, DeviceError};
 
-use crate::hmm::os::room;
+use crate::hmm::os::groups;
 use crate::{Error, config};
 
 /// CPU devices that can be named; each is opened only if it is.
@@ -15,7 +15,7 @@ const CPU_DEVICES: u32 = 8;
 
 /// The default memory budget of a CPU device: a quarter of the memory that the process can have.
 fn cpu_memory() -> u64 {
-    (room::most() / 4).max(64 << 20) & !((2 << 20) - 1)
+    (groups::most() / 4).max(64 << 20) & !((2 << 20) - 1)
 }
 
 /// Opens the device that `selector` names, with `memory` bytes of budget, which `setting` sets, or its own default.
@@ -34,8 +34,8 @@ pub(crate) fn open(selector: &str, memory: Option<u64>, setting: &'static str) -
             let named = |i: &u32| selector == format!("cpu:{i}") || (*i == 0 && selector == "cpu");
             let index = (0..CPU_DEVICES).find(named).ok_or_else(unknown)?;
             // Its memory is the host's.
-            if let Some(budget) = memory.filter(|m| *m > room::most()) {
-                return Err(Error::BudgetTooLarge { device: selector.to_string(), budget, most: room::most(), setting });
+            if let Some(budget) = memory.filter(|m| *m > groups::most()) {
+                return Err(Error::BudgetTooLarge { device: selector.to_string(), budget, most: groups::most(), setting });
             }
             let workers = config::var("STERNA_CPU_WORKERS", config::count)?.unwrap_or(0);
             let settings = CpuConfig { memory: memory.unwrap_or_else(cpu_memory), workers, ..CpuConfig::default() };

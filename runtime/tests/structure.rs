@@ -24,12 +24,8 @@ const FILE_LINES: usize = 600;
 const FUNCTION_LINES: usize = 80;
 
 /// Sources that are longer today, with their length. They may become shorter, not longer.
-const LONG_FILES: &[(&str, usize)] = &[
-    ("backends/host/src/room.rs", 661),
-    ("runtime/src/hmm/attached.rs", 623),
-    ("runtime/src/hmm/source.rs", 622),
-    ("runtime/src/hmm/space.rs", 610),
-];
+const LONG_FILES: &[(&str, usize)] =
+    &[("runtime/src/hmm/attached.rs", 623), ("runtime/src/hmm/source.rs", 622), ("runtime/src/hmm/space.rs", 610)];
 
 /// Functions that are longer today, with their length. They may become shorter, not longer.
 const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[

@@ -10,7 +10,7 @@
 //! | [`timeline`] | a number that grows, and threads that wait for it |
 //! | [`sys`] | small helpers around system calls |
 //! | [`files`] | files in memory, and descriptors |
-//! | [`limits`], [`room`], [`locked`] | what the system allows this process: what helps where it says no, memory that is left, memory that is locked |
+//! | [`limits`], [`groups`], [`room`], [`locked`] | what the system allows this process: what helps where it says no, memory that is left, and granted, memory that is locked |
 //!
 //! Linux with 64-bit addresses only. Elsewhere this crate, on which every backend and the runtime depend, says so in one line.
 
@@ -28,6 +28,8 @@ pub mod files;
 pub mod fork;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod frames;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod groups;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod limits;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]

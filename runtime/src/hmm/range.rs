@@ -96,8 +96,8 @@ pub(crate) fn check(space: &Space, pages: &Pages) -> Result<(), Error> {
     }
     let entry = size_of::<Pfn>() as u64;
     // What the system says could be had without swapping.
-    if pages.len() * entry > LITTLE && pages.len() * entry > os::room::most() / 16 {
-        let (requested, limit) = (pages.bytes(), os::room::most() / 16 / entry * PAGE);
+    if pages.len() * entry > LITTLE && pages.len() * entry > os::groups::most() / 16 {
+        let (requested, limit) = (pages.bytes(), os::groups::most() / 16 / entry * PAGE);
         return Err(Error::TooBig { requested, limit, what: "what the host has memory to look up at once" });
     }
     Ok(())

@@ -272,7 +272,7 @@ impl Space {
             .arena
             .storage_limit()
             .map(|limit| (limit, "/dev/shm, which holds shared memory where memfd_create is forbidden"));
-        let group = (os::room::group_limit(), crate::error::CONTROL_GROUP);
+        let group = (os::groups::group_limit(), crate::error::CONTROL_GROUP);
         match file_system.into_iter().chain([group]).find(|(limit, _)| requested > *limit) {
             Some((limit, what)) => Err(Error::TooBig { requested, limit, what }),
             None => Ok(()),

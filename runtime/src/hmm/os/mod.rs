@@ -25,6 +25,7 @@ pub(crate) use mem::{
     unguard, unlock, unmap, write_at, zeros_over,
 };
 pub(crate) use sterna_host::files::{high, space as file_system};
+pub(crate) use sterna_host::groups;
 pub(crate) use sterna_host::limits::of as process_limit;
 pub(crate) use sterna_host::room;
 pub(crate) use sterna_host::sys::accept_faults;
