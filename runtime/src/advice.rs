@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::Device;
 use crate::hmm::fork;
 use crate::policy::{Hints, Side};
-use crate::shared::Core;
+use crate::shared::SharedBytes;
 
 /// Where data had best be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +53,7 @@ pub enum Advice {
     AccessedBy(Device),
 }
 
-impl Core {
+impl SharedBytes {
     /// Notes `advice`, or with `on` false takes it back.
     pub(crate) fn advise(&self, advice: &Advice, on: bool) {
         if fork::forked() {

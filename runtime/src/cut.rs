@@ -24,7 +24,7 @@ use sterna_hal::kernel::Mapping;
 
 use crate::Error;
 use crate::hmm::addr::{Span, runs_of};
-use crate::hmm::devmem::keep;
+use crate::hmm::devmem::set_ranks;
 use crate::hmm::extent::overlap;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
@@ -212,7 +212,7 @@ impl<'a> Cut<'a> {
             let groups = self.next(first, most)?;
             let last = groups.end == self.prepared.groups;
             self.mirror.reap();
-            settle(free, parts, last)?;
+            reap_parts(free, parts, last)?;
             let own = if last {
                 Arc::clone(record)
             } else {
@@ -221,11 +221,11 @@ impl<'a> Cut<'a> {
             let by = if last { By::Scheduler } else { By::Caller };
             let mut there = self.part(free, record, &own, &groups, parts, by)?;
             if !there && !parts.is_empty() {
-                settle(free, parts, true)?;
+                reap_parts(free, parts, true)?;
                 there = self.part(free, record, &own, &groups, parts, by)?;
             }
             if there {
-                self.mirror.pods().counters.parts.fetch_add(1, Ordering::Relaxed);
+                self.mirror.rec().counters.parts.fetch_add(1, Ordering::Relaxed);
                 first = groups.end;
                 if !last {
                     parts.push(own);
@@ -244,7 +244,7 @@ impl<'a> Cut<'a> {
     /// uses stays. What the parts in `running` use stays too.
     fn leave_beside(&self, free: &mut Free, touches: &[Touch], running: &[Arc<InFlight>]) -> Result<(), Error> {
         let (mirror, slot) = (self.mirror, self.mirror.slot());
-        let per = mirror.pods().pages_per_grain();
+        let per = mirror.rec().pages_per_grain();
         let used: Vec<Touch> = running.iter().flat_map(|p| p.touches()).chain(touches.iter().cloned()).collect();
         for t in touches {
             let mut beside = Vec::new();
@@ -257,7 +257,7 @@ impl<'a> Cut<'a> {
             for run in runs_of(&beside) {
                 let home = Home { asks: Asks::Patiently, ..Home::off(slot, true) };
                 migrate::bring_home(free, &t.seg, &run, home, Cause::Eviction)?;
-                mirror.pods().counters.evictions.fetch_add(run.blocks().count() as u64, Ordering::Relaxed);
+                mirror.rec().counters.evictions.fetch_add(run.blocks().count() as u64, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -281,7 +281,7 @@ impl<'a> Cut<'a> {
             let _gathers = mirror.gather(now, &touches);
             // No argument makes room for another.
             for t in &touches {
-                keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
+                set_ranks(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
             }
             let mut seats = SmallVec::<[_; 4]>::new();
             let mut full = false;
@@ -298,12 +298,12 @@ impl<'a> Cut<'a> {
             for (t, place) in touches.iter().flat_map(|t| self.placed(t)) {
                 full = full || populate_touch(free, record, &t, place, now)?;
             }
-            match if full { Ok(()) } else { Borders::prepare(free, own, &touches, now) } {
+            match if full { Ok(()) } else { Borders::give_copies(free, own, &touches, now) } {
                 Err(Error::OutOfDeviceMemory { .. }) => full = true,
                 done => done?,
             }
             if full {
-                own.keep(None);
+                own.set_borders(None);
                 return Ok(false);
             }
             match self.prepared.submit_groups(mirror, own, (Groups::Range(groups.start, groups.end), &touches), false, by) {
@@ -331,7 +331,7 @@ impl<'a> Cut<'a> {
 }
 
 /// Forgets the parts that have ended, or waits for `all` of them; says how one has failed.
-fn settle(free: &mut Free, parts: &mut Vec<Arc<InFlight>>, all: bool) -> Result<(), Error> {
+fn reap_parts(free: &mut Free, parts: &mut Vec<Arc<InFlight>>, all: bool) -> Result<(), Error> {
     for part in parts.iter().filter(|p| all || p.has_ended()) {
         part.wait(free, None);
         if let Some(e) = part.error() {

@@ -98,7 +98,7 @@ impl Runtime {
         }
         let bytes = self.bytes_of::<T>(len)?;
         let seg = source::segment_of_file(self.space(), (file, name), 0, bytes, true)?;
-        self.advise_new(&seg);
+        self.ask_fault_rule(&seg);
         Ok(Shared::over(self.clone(), seg, 0..bytes))
     }
 }

@@ -23,7 +23,7 @@ use crate::hmm::watch;
 use crate::owned::ReadOnly;
 use crate::pending::Pending;
 use crate::runtime::Runtime;
-use crate::shared::{Core, Shared, View, ViewMut};
+use crate::shared::{Shared, SharedBytes, View, ViewMut};
 
 mod sealed {
     pub trait Sealed {}
@@ -32,7 +32,7 @@ mod sealed {
 /// What a launch argument stands for.
 #[derive(Debug)]
 pub struct Bound<'a> {
-    core: &'a Core,
+    core: &'a SharedBytes,
 }
 
 /// An argument that fits parameter `P`: a reference to a [`Shared`] or a view, `&` for what is read, `&mut` for what is written. Sealed:
@@ -202,7 +202,7 @@ impl Runtime {
         let prepared = self.prepare(mirror, code, value, params, grid, bound)?;
         let inner = &self.0;
         mirror.reap();
-        let counters = &mirror.pods().counters;
+        let counters = &mirror.rec().counters;
         counters.launches.fetch_add(1, Ordering::Relaxed);
         let sink = Arc::clone(&inner.errors);
         let (touches, kernel) = (prepared.touches.clone(), &prepared.kernel);
@@ -218,7 +218,7 @@ impl Runtime {
                     let tick = inner.space.tick();
                     let note = |due, t: &Touch| mirror.note_use(&t.seg.pages_of(&t.bytes), tick) || due;
                     if prepared.touches.iter().fold(false, note) {
-                        mirror.settle_ranks(&mut Free::at_entry());
+                        mirror.write_ranks(&mut Free::at_entry());
                     }
                     return Ok(Pending(record));
                 }

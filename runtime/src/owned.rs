@@ -166,7 +166,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
         let start = core.bytes.start % PAGE;
         let bytes = start..start + (core.bytes.end - core.bytes.start);
         copy.extent.shorten(bytes.end);
-        core.rt.advise_new(&copy);
+        core.rt.ask_fault_rule(&copy);
         Ok(Self::over(core.rt.clone(), copy, bytes))
     }
 
@@ -189,7 +189,7 @@ impl<T: Pod + Send + Sync> Shared<T> {
     /// [`InsideKernel`](Error::InsideKernel), [`Forked`](Error::Forked) in a forked child.
     pub fn set_fork_policy(&self, policy: ForkPolicy) -> Result<(), Error> {
         may_change()?;
-        fork::keep(&self.0.core.seg, &self.0.core.bytes, policy);
+        fork::plan(&self.0.core.seg, &self.0.core.bytes, policy);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::hmm::fork;
 use crate::hmm::lock::Free;
 use crate::hmm::{Mask, PAGE};
-use crate::shared::Core;
+use crate::shared::SharedBytes;
 use crate::stats::human;
 
 /// Where the pages of an allocation or view are, counted in pages of 4 KiB. A snapshot: pages move meanwhile. In a forked child
@@ -38,7 +38,7 @@ pub struct DeviceResidency {
 }
 
 impl Residency {
-    pub(crate) fn of(core: &Core) -> Self {
+    pub(crate) fn of(core: &SharedBytes) -> Self {
         let mirrors: &[_] = if fork::forked() { &[] } else { &core.rt.0.devices };
         let seg = &core.seg;
         let pages = seg.pages_of(&core.bytes);

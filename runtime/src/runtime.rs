@@ -218,7 +218,7 @@ impl Runtime {
         fork::check()?;
         let bytes = self.bytes_of::<T>(len)?;
         let seg = Segment::with(self.0.space, bytes, Kind::Private)?;
-        self.advise_new(&seg);
+        self.ask_fault_rule(&seg);
         Ok(Shared::over(self.clone(), seg, 0..bytes))
     }
 
@@ -234,7 +234,7 @@ impl Runtime {
     }
 
     /// Has the policy say how far faults of a new segment reach.
-    pub(crate) fn advise_new(&self, seg: &Segment) {
+    pub(crate) fn ask_fault_rule(&self, seg: &Segment) {
         // A kernel, or a policy that is being asked, does not wait for one.
         let policy = &self.0.policy;
         let asked = if hal::in_kernel() { policy.try_lock() } else { Some(policy.lock()) };
@@ -329,7 +329,7 @@ impl Runtime {
                 .map(|m| {
                     // In a forked child the device's locks may be held for ever.
                     let memory = if fork::forked() { hal::Memory { budget: 0, in_use: 0 } } else { m.device().memory() };
-                    m.pods().counters.read(m.device().info().id.clone(), memory)
+                    m.rec().counters.read(m.device().info().id.clone(), memory)
                 })
                 .collect(),
         }

@@ -20,8 +20,8 @@ use common::*;
 use sterna::cpu::CpuDevice;
 use sterna::hal::kernel::Code;
 use sterna::hal::{
-    Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, KernelId, Launch,
-    Memory, Outcome, Place, Point, RegionId, Ticket,
+    Caps, CopyEnd, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, KernelId,
+    Launch, Memory, Outcome, Point, RegionId, Ticket,
 };
 use sterna::{Runtime, Shared};
 
@@ -150,7 +150,7 @@ unsafe impl Device for Pinning {
     }
     unsafe fn copy(&self, runs: &[CopyRun], after: &[Point]) -> Result<Point, DeviceError> {
         // What a driver does before: it takes hold of what it does not have yet.
-        let host = |place: Place| if let Place::Host(at) = place { Some(at) } else { None };
+        let host = |place: CopyEnd| if let CopyEnd::Host(at) = place { Some(at) } else { None };
         for run in runs {
             host(run.from).into_iter().for_each(|at| self.check(at, run.bytes));
         }

@@ -17,7 +17,7 @@ mod linux {
     use rayon::prelude::*;
     use sterna_cpu::{CpuConfig, CpuDevice};
     use sterna_hal::kernel::{Group, Kernel, each_mut};
-    use sterna_hal::{Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, Groups, Launch, Place, Target};
+    use sterna_hal::{Access, Arg, CopyEnd, CopyRun, DevRange, Device, DeviceError, Edit, Groups, Launch, Target};
 
     const LONG: Duration = Duration::from_secs(10);
     const MIB: u64 = 1 << 20;
@@ -172,8 +172,8 @@ mod linux {
         let (mut floor, mut ours, mut one) = (vec![], vec![], vec![]);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         let run = CopyRun {
-            from: Place::Frames { first: a[0].first, offset: 0 },
-            to: Place::Frames { first: b[0].first, offset: 0 },
+            from: CopyEnd::Frames { first: a[0].first, offset: 0 },
+            to: CopyEnd::Frames { first: b[0].first, offset: 0 },
             bytes,
         };
         for i in 0..16 {

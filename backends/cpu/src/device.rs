@@ -355,7 +355,7 @@ unsafe impl Device for CpuDevice {
             Waited::Reached => Ok(true),
             Waited::TimedOut => Ok(false),
             Waited::Lost => {
-                self.copier.settle();
+                self.copier.wait_idle();
                 Err(DeviceError::Lost(self.signals.loss()))
             }
         }

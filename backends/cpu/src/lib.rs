@@ -15,7 +15,7 @@
 //! it; the runtime's handler stops the worker, has the page brought in, and resumes it. This crate installs no handler.
 //!
 //! **Memory is recycled as it is.** A frame holds what its last user left in it; whoever hands frames to another owner clears
-//! them first (a copy from [`Place::Zero`](sterna_hal::Place)).
+//! them first (a copy from [`CopyEnd::Zero`](sterna_hal::CopyEnd)).
 //!
 //! **Fork.** A forked child inherits neither the window nor the mapping of device memory that copies go through: an access
 //! there is a crash in the child, and nothing that the parent does later is seen by it. A device that the parent has says

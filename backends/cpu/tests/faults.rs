@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{LONG, MIB, alloc, at_frame, copy, device, edit, ended, outcome, submit};
 use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::kernel::{Group, Kernel, each, each_mut};
-use sterna_hal::{Access, DevAddr, DevRange, Device, DeviceError, HostAt, KernelError, Outcome, Place, Target};
+use sterna_hal::{Access, CopyEnd, DevAddr, DevRange, Device, DeviceError, HostAt, KernelError, Outcome, Target};
 
 const SLOTS: usize = 16;
 /// Addresses at which threads stand; 0 is free. A thread goes on when its slot is cleared.
@@ -83,7 +83,7 @@ fn a_kernel_runs_over_pages_that_come_when_they_are_touched() {
                     let frame = alloc(&device, 1).unwrap()[0];
                     let value: u64 = if (x.at.0..x.end().0).contains(&base) { 7 } else { 0 };
                     // The bytes go in by way of the base mapping before the entry is made.
-                    let clear = copy(&device, Place::Zero, at_frame(frame.first), grain).unwrap();
+                    let clear = copy(&device, CopyEnd::Zero, at_frame(frame.first), grain).unwrap();
                     assert_eq!(device.wait(clear, LONG), Ok(true));
                     let to = device.frames_base().unwrap().as_ptr() as usize + frame.first as usize * grain as usize;
                     for i in 0..(grain / 8) as usize {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{LONG, MIB, alloc, at_frame, at_host, copy, device, edit, ended, host, outcome, submit};
 use sterna_cpu::CpuConfig;
 use sterna_hal::kernel::{Group, Kernel, each_mut};
-use sterna_hal::{Access, Device, DeviceError, Edit, KernelError, Outcome, Place, Point, Target};
+use sterna_hal::{Access, CopyEnd, Device, DeviceError, Edit, KernelError, Outcome, Point, Target};
 
 fn small() -> CpuConfig {
     CpuConfig { memory: 8 * MIB, ..CpuConfig::default() }
@@ -40,8 +40,8 @@ fn the_nth_call_fails_once() {
     assert_eq!(device.memory().in_use, 5 << 16);
 
     inject.fail_copy(0);
-    assert!(is_driver(copy(&device, Place::Zero, at_frame(first[0].first), 100).unwrap_err()));
-    assert_eq!(copy(&device, Place::Zero, at_frame(first[0].first), 100), Ok(Point::REACHED));
+    assert!(is_driver(copy(&device, CopyEnd::Zero, at_frame(first[0].first), 100).unwrap_err()));
+    assert_eq!(copy(&device, CopyEnd::Zero, at_frame(first[0].first), 100), Ok(Point::REACHED));
     assert_eq!((inject.copies(), inject.copy_bytes()), (1, 100));
 
     // The third entry of one call: those before it have been made.
@@ -118,7 +118,7 @@ fn the_nth_call_loses_the_device() {
     device.inject().lose_at(1);
     let frames = alloc(&device, 1).unwrap();
     assert!(!device.inject().is_lost());
-    let lost = copy(&device, Place::Zero, at_frame(frames[0].first), 100);
+    let lost = copy(&device, CopyEnd::Zero, at_frame(frames[0].first), 100);
     assert!(matches!(lost, Err(DeviceError::Lost(_))) && device.inject().is_lost(), "{lost:?}");
 }
 
@@ -146,7 +146,7 @@ fn a_lost_device_refuses_everything_but_returns() {
     assert!(lost(alloc(&device, 1).unwrap_err()));
     assert!(lost(device.reserve(1).unwrap_err()));
     assert!(lost(edit(&device, range, Target::Absent, Access::Read).unwrap_err()));
-    assert!(lost(copy(&device, Place::Zero, at_frame(0), 1).unwrap_err()));
+    assert!(lost(copy(&device, CopyEnd::Zero, at_frame(0), 1).unwrap_err()));
     // SAFETY: a kernel's code.
     assert!(lost(unsafe { device.load(fill.code()) }.unwrap_err()));
     assert!(lost(submit(&device, &fill, 1, &[range], &[]).unwrap_err()));

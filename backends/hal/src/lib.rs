@@ -37,6 +37,6 @@ pub use device::{Arg, Device, Groups, Launch};
 pub use error::{DeviceError, KernelError};
 pub use inject::Injected;
 pub use kernel::{KernelId, in_kernel, runs_kernels};
-pub use place::{Access, CopyRun, DevAddr, DevRange, Edit, Frames, HostAt, Place, RegionId, Target};
+pub use place::{Access, CopyEnd, CopyRun, DevAddr, DevRange, Edit, Frames, HostAt, RegionId, Target};
 pub use point::{Fault, FaultBatch, Outcome, Point, Ticket};
 pub use trigger::Trigger;

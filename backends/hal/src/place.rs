@@ -63,7 +63,7 @@ pub struct HostAt {
 
 /// One end of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum CopyEnd {
     /// Device memory: `offset` bytes behind the start of frame `first` (counted in grains).
     Frames {
         /// Number of the grain.
@@ -131,9 +131,9 @@ pub struct Edit {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CopyRun {
     /// Where the bytes are.
-    pub from: Place,
+    pub from: CopyEnd,
     /// Where they go.
-    pub to: Place,
+    pub to: CopyEnd,
     /// How many.
     pub bytes: u64,
 }

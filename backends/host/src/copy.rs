@@ -10,7 +10,7 @@
 //!
 //! **States of a batch:** queued (some share not taken), running (all taken), finished (all done), reached (and so are all
 //! before it); or cut short by the device's loss, which holds up its point and all later ones for good. Changed by the threads, under the lock.
-//! After a loss shares that are under way are copied to their end; [`settle`](Copier::settle) waits for them.
+//! After a loss shares that are under way are copied to their end; [`wait_idle`](Copier::wait_idle) waits for them.
 //!
 //! **Locks:** `state`, for list operations only; never over a copy or a wait for other points. A thread that waits for `after`
 //! holds up the batches behind it and nothing else: shares are taken in order, so whatever an `after` of this queue names is
@@ -204,7 +204,7 @@ impl Copier {
 
     /// Copies a share, of a batch whose `after` is reached, that the caller alone has taken.
     fn carry_out(&self, batch: &Batch, share: u32) {
-        // Before the look at the device: see `settle`.
+        // Before the look at the device: see `wait_idle`.
         self.copying.fetch_add(1, Ordering::AcqRel);
         if self.signals.is_lost() {
             batch.cut_short.store(true, Ordering::Relaxed);
@@ -261,7 +261,7 @@ impl Copier {
 
     /// Waits until no thread moves bytes any more. For a lost device, whose waits end before its copies: afterwards nothing is written
     /// that was to be copied.
-    pub fn settle(&self) {
+    pub fn wait_idle(&self) {
         // A write, so that a thread which begins later sees what this one has seen: the loss.
         while self.copying.fetch_add(0, Ordering::AcqRel) > 0 {
             std::thread::yield_now();
@@ -319,7 +319,7 @@ mod tests {
             let read = |p: NonNull<u8>| unsafe { p.read_volatile() };
             while read(first) == 0 && read(last) == 0 {}
             device.0.store(true, Ordering::SeqCst);
-            copier.settle();
+            copier.wait_idle();
             to.fill(2);
             std::thread::sleep(Duration::from_millis(30));
             assert!(to.iter().all(|b| *b == 2), "a copy went on");

@@ -118,7 +118,7 @@ impl DeviceMemory {
         });
         match given {
             // Making one piece of many takes as much again for a moment.
-            Ok(()) if plenty => fresh.into_iter().for_each(|(chunk, count)| self.settle(chunk, count)),
+            Ok(()) if plenty => fresh.into_iter().for_each(|(chunk, count)| self.collapse_chunks(chunk, count)),
             Ok(()) => {}
             Err(Some(e)) => return Err(e),
             Err(None) => return Err(self.exhausted(grains)),
@@ -167,7 +167,7 @@ impl DeviceMemory {
     }
 
     /// Asks for chunks in one piece each. Somebody else may use another part of a chunk meanwhile: its bytes do not change.
-    fn settle(&self, chunk: u32, count: u32) {
+    fn collapse_chunks(&self, chunk: u32, count: u32) {
         for c in u64::from(chunk)..u64::from(chunk) + u64::from(count) {
             // A chunk without any page is passed over, so give it one by a look at it.
             // SAFETY: inside the base mapping, aligned, accessed atomically.

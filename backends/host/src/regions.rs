@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use parking_lot::{RwLock, RwLockReadGuard};
-use sterna_hal::{CopyRun, DeviceError, HostAt, Place, RegionId};
+use sterna_hal::{CopyEnd, CopyRun, DeviceError, HostAt, RegionId};
 
 use crate::copy::{Piece, Pieces};
 use crate::{files, sys};
@@ -111,10 +111,10 @@ impl Look<'_> {
         runs: &[CopyRun],
         frames: impl Fn(u32, u64, u64) -> Result<NonNull<u8>, DeviceError>,
     ) -> Result<Pieces, DeviceError> {
-        let place = |place: Place, bytes: u64| match place {
-            Place::Frames { first, offset } => frames(first, offset, bytes).map(Some),
-            Place::Host(at) => self.host("copy", at, bytes).map(Some),
-            Place::Zero => Ok(None),
+        let place = |place: CopyEnd, bytes: u64| match place {
+            CopyEnd::Frames { first, offset } => frames(first, offset, bytes).map(Some),
+            CopyEnd::Host(at) => self.host("copy", at, bytes).map(Some),
+            CopyEnd::Zero => Ok(None),
         };
         let piece = |run: &CopyRun| {
             let from = place(run.from, run.bytes)?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use gpu_allocator::MemoryLocation;
 use parking_lot::Mutex;
-use sterna_hal::{CopyRun, DeviceError, Frames, Memory, Place};
+use sterna_hal::{CopyEnd, CopyRun, DeviceError, Frames, Memory};
 use sterna_host::frames::{FrameTable, Fresh};
 use sterna_host::sys::{BLOCK, invalid, to_usize};
 
@@ -125,8 +125,8 @@ impl Chunks {
 
     /// The runs, none of which goes beyond a chunk.
     pub(crate) fn cut(&self, runs: &[CopyRun]) -> Vec<CopyRun> {
-        let left = |p: Place| match p {
-            Place::Frames { first, offset } => self.left(first, offset),
+        let left = |p: CopyEnd| match p {
+            CopyEnd::Frames { first, offset } => self.left(first, offset),
             _ => u64::MAX,
         };
         let mut out = Vec::with_capacity(runs.len());
@@ -141,9 +141,9 @@ impl Chunks {
                 out.push(CopyRun { from, to, bytes: n });
                 for place in [&mut from, &mut to] {
                     match place {
-                        Place::Frames { offset, .. } => *offset = offset.saturating_add(n),
-                        Place::Host(at) => at.offset = at.offset.saturating_add(n),
-                        Place::Zero => {}
+                        CopyEnd::Frames { offset, .. } => *offset = offset.saturating_add(n),
+                        CopyEnd::Host(at) => at.offset = at.offset.saturating_add(n),
+                        CopyEnd::Zero => {}
                     }
                 }
                 bytes -= n;

@@ -312,7 +312,7 @@ impl VulkanDevice {
             && t.mmu.ruin().is_err()
         {
             // No memory to put in its place: what runs has to end.
-            self.raw.settle();
+            self.raw.wait_idle();
         }
     }
 
@@ -381,7 +381,7 @@ unsafe impl Device for VulkanDevice {
         }
         if self.raw.is_lost() && !matches!(*self.table, Table::Mmu(_)) {
             // Whoever waited was told of the loss, which may be sooner than the last kernel's end. Addresses of page table mmu stay.
-            self.raw.settle();
+            self.raw.wait_idle();
         }
         match &*self.table {
             // SAFETY: the caller's.
@@ -524,8 +524,8 @@ unsafe impl Device for VulkanDevice {
                 self.quiet();
             }
             match &*self.mover {
-                Mover::Host(copier) => copier.settle(),
-                Mover::Device(stager) => stager.settle(),
+                Mover::Host(copier) => copier.wait_idle(),
+                Mover::Device(stager) => stager.wait_idle(),
             }
         }
         waited

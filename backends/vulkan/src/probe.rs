@@ -7,7 +7,7 @@ use std::time::Duration;
 use gpu_allocator::MemoryLocation;
 use sterna_hal::kernel::{Code, Mapping, Spirv, Takes};
 use sterna_hal::{
-    Access, Arg, CopyRun, DevAddr, DevRange, Device, DeviceError, Edit, Frames, Groups, Launch, Outcome, Place, Target,
+    Access, Arg, CopyEnd, CopyRun, DevAddr, DevRange, Device, DeviceError, Edit, Frames, Groups, Launch, Outcome, Target,
 };
 use sterna_host::sys::invalid;
 
@@ -54,7 +54,7 @@ fn attempt(device: &VulkanDevice, range: DevRange, frames: &[Frames]) -> Result<
         to: Target::Frames { first },
         access: Access::ReadWrite,
     };
-    let zero = |first: u32| CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 0 }, bytes: grain };
+    let zero = |first: u32| CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first, offset: 0 }, bytes: grain };
     // SAFETY: modules of this crate, which do what the probe says of them.
     let (id, rounds) = unsafe { (device.load(&CODE)?, device.load(&ROUNDS)?) };
     // A buffer beside the page table, which the host can read.

@@ -219,7 +219,7 @@ impl Raw {
     }
 
     /// Waits until no queue has anything to do. For a lost device: its waits end at once, its work perhaps later.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn wait_idle(&self) {
         for (_, queue) in [Some(&self.compute), Some(&self.transfer), self.sparse.as_ref()].into_iter().flatten() {
             let queue = queue.lock();
             // SAFETY: a queue of this device, which is locked. What fails here does nothing any more.

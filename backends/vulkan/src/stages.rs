@@ -85,14 +85,14 @@ impl Stages {
     }
 
     /// Empties the stage that has been in flight longest.
-    pub(crate) fn settle_oldest(&mut self) -> Result<(), DeviceError> {
-        self.oldest().map_or(Ok(()), |i| self.settle(i))
+    pub(crate) fn empty_oldest_stage(&mut self) -> Result<(), DeviceError> {
+        self.oldest().map_or(Ok(()), |i| self.empty_stage(i))
     }
 
     /// Waits until everything has arrived.
     pub(crate) fn finish(&mut self) -> Result<(), DeviceError> {
         while self.under_way() {
-            self.settle_oldest()?;
+            self.empty_oldest_stage()?;
         }
         Ok(())
     }
@@ -189,7 +189,7 @@ impl Stages {
         if self.list[self.next].recorded {
             return Ok(());
         }
-        self.settle(self.next)?;
+        self.empty_stage(self.next)?;
         self.list[self.next].begin()
     }
 
@@ -205,7 +205,7 @@ impl Stages {
     }
 
     /// Waits until the device has done with a stage, and empties it.
-    fn settle(&mut self, i: usize) -> Result<(), DeviceError> {
+    fn empty_stage(&mut self, i: usize) -> Result<(), DeviceError> {
         let stage = &mut self.list[i];
         if stage.value > 0 {
             self.semaphore.wait(stage.value, u64::MAX)?;

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
-use sterna_hal::{CopyRun, DeviceError, Place, Point};
+use sterna_hal::{CopyEnd, CopyRun, DeviceError, Point};
 use sterna_host::copy::Owner;
 use sterna_host::regions::Regions;
 use sterna_host::sys::invalid;
@@ -74,10 +74,10 @@ impl Stager {
         after: &[Point],
     ) -> Result<Point, DeviceError> {
         let look = regions.look();
-        let end = |place: Place, bytes: u64| match place {
-            Place::Frames { first, offset } => table.locate(first, offset, bytes).map(|(b, at)| End::Device(b, at)),
-            Place::Host(at) => look.host("copy", at, bytes).map(|p| End::Host(p, at)),
-            Place::Zero => Ok(End::Zero),
+        let end = |place: CopyEnd, bytes: u64| match place {
+            CopyEnd::Frames { first, offset } => table.locate(first, offset, bytes).map(|(b, at)| End::Device(b, at)),
+            CopyEnd::Host(at) => look.host("copy", at, bytes).map(|p| End::Host(p, at)),
+            CopyEnd::Zero => Ok(End::Zero),
         };
         let run = |r: &CopyRun| {
             let (from, to) = (end(r.from, r.bytes)?, end(r.to, r.bytes)?);
@@ -133,7 +133,7 @@ impl Stager {
             };
             let done = match next {
                 Some(batch) => self.begin(&mut stages, &batch),
-                None => stages.settle_oldest(),
+                None => stages.empty_oldest_stage(),
             };
             // The bytes of a batch that failed did not arrive, so neither its point nor a later one is ever reached: the device
             // counts as lost, and waits end by that.
@@ -156,7 +156,7 @@ impl Stager {
     }
 
     /// After the device's loss: waits until no copy touches memory of the host any more.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn wait_idle(&self) {
         let mut queue = self.queue.lock();
         while queue.busy || !queue.batches.is_empty() {
             self.idle.wait(&mut queue);
@@ -257,7 +257,7 @@ mod tests {
             unsafe { storage.base().write_bytes(7, BYTES as usize) };
             let table = Table::Fixed(Fixed::new(Arc::clone(&pool), MemoryLocation::GpuOnly, BLOCK, BLOCK, BLOCK));
             let stager = Stager::new(&raw, &pool, None, Arc::clone(&later) as _);
-            let [from, to] = [0, BYTES].map(|offset| Place::Host(HostAt { region, offset }));
+            let [from, to] = [0, BYTES].map(|offset| CopyEnd::Host(HostAt { region, offset }));
             let after = [Point { queue: crate::launch::COMPUTE, value: 1 }];
             stager.copy(&table, &regions, &[CopyRun { from, to, bytes: BYTES }], &after).unwrap();
             assert!(later.becomes(|s| s.waiting), "it did not wait for its point");
@@ -291,7 +291,7 @@ mod tests {
         let Some(b) = Begun::new() else { return };
         b.later.set(|s| s.lost = true);
         std::thread::scope(|s| {
-            let settling = s.spawn(|| b.stager.settle());
+            let settling = s.spawn(|| b.stager.wait_idle());
             std::thread::sleep(Duration::from_millis(50));
             assert!(!settling.is_finished(), "while a copy was under way");
             b.later.set(|s| s.open = true);

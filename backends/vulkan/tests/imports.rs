@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use sterna_hal::{CopyRun, DevRange, Device, Frames, HostAt, Place, RegionId};
+use sterna_hal::{CopyEnd, CopyRun, DevRange, Device, Frames, HostAt, RegionId};
 use sterna_host::testing::Host;
 use sterna_vulkan::{Copies, PageTable, VulkanConfig, VulkanDevice};
 
@@ -51,7 +51,7 @@ impl Bench {
 
     /// Copies between storage and frames, as far into the one as into the other.
     fn run(&self, host: u64, frame: u64, bytes: u64, there: bool) -> CopyRun {
-        let (host, frame) = (Place::Host(self.at(host)), Place::Frames { first: self.frames[0].first, offset: frame });
+        let (host, frame) = (CopyEnd::Host(self.at(host)), CopyEnd::Frames { first: self.frames[0].first, offset: frame });
         let (from, to) = if there { (host, frame) } else { (frame, host) };
         CopyRun { from, to, bytes }
     }

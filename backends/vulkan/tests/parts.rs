@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sterna_hal::kernel::{EachMut, EachOut, Kernel, Params, Spirv, each_mut, each_out};
 use sterna_hal::{
-    Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, Groups, KernelId, Launch, Outcome, Place, Target,
+    Access, Arg, CopyEnd, CopyRun, DevRange, Device, DeviceError, Edit, Groups, KernelId, Launch, Outcome, Target,
 };
 use sterna_vulkan::{PageTable, VulkanConfig, VulkanDevice};
 
@@ -49,7 +49,7 @@ fn parts_of_a_grid_run_where_they_belong() {
     let done = |point| device.wait(point, Duration::from_secs(20)).unwrap();
     // SAFETY: as above.
     unsafe {
-        let zero = [CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 0 }, bytes: GRAIN }];
+        let zero = [CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first, offset: 0 }, bytes: GRAIN }];
         done(device.copy(&zero, &[]).unwrap());
         device.edit(&edit(Target::Frames { first }), &[]).unwrap();
     }

@@ -158,7 +158,7 @@ impl Arena {
         unsafe { self.window.base().add(offset as usize) }
     }
 
-    pub(crate) fn view_at(&self, offset: u64) -> NonNull<u8> {
+    pub(crate) fn direct_at(&self, offset: u64) -> NonNull<u8> {
         debug_assert!(offset <= self.bytes);
         // SAFETY: inside the mapping.
         unsafe { self.view.base().add(offset as usize) }

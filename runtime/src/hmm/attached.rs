@@ -28,7 +28,7 @@ use sterna_hal::{Absent, Access, Device, Groups};
 
 use super::addr::{Mask, PAGE, PAGES_PER_BLOCK, Pages};
 use super::block::Body;
-use super::devmem::keep;
+use super::devmem::set_ranks;
 use super::inflight::{ErrorSink, InFlight, RAW, Touch};
 use super::lock::Free;
 use super::migrate::{self, Asks, Home, Want};
@@ -152,7 +152,7 @@ impl Attached {
 
     /// Bytes of device memory that all of it takes at once.
     fn needs(&self, touches: &[Touch]) -> u64 {
-        let per = self.mirror.pods().pages_per_grain() as u64;
+        let per = self.mirror.rec().pages_per_grain() as u64;
         let mut all: Vec<Pages> = touches.iter().map(|t| t.seg.pages_of(&t.bytes).widened(per)).collect();
         all.sort_unstable_by_key(|p| p.0.start);
         let mut end = 0;
@@ -326,7 +326,7 @@ impl Attached {
     }
 
     fn entry(&self, body: &Body, p: usize, holes: Mask, storage: u64) -> Pfn {
-        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (slot, per) = (self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let dev = &body.dev[slot];
         if body.lost.has(p) || body.unreadable.has(p) {
             return Pfn::ERROR;
@@ -337,7 +337,7 @@ impl Attached {
         let write = |may: bool| if may && !body.readonly.has(p) { PfnFlags::WRITE } else { PfnFlags::empty() };
         if dev.valid.has(p) {
             let frame = u64::from(dev.frames[p / per] - 1) * per as u64 + (p % per) as u64;
-            let (owned, coherent) = (dev.dirty.has(p), self.mirror.pods().is_coherent());
+            let (owned, coherent) = (dev.dirty.has(p), self.mirror.rec().is_coherent());
             // A copy beside the host's is no memory that the host uses.
             let whose = if owned && coherent { PfnFlags::DEVICE_COHERENT } else { PfnFlags::DEVICE_PRIVATE };
             return Pfn::new(frame, PfnFlags::VALID | whose | write(owned));
@@ -356,7 +356,7 @@ impl Attached {
 
     /// 9 where the whole block is in one state under one mapping.
     fn order(&self, body: &Body, holes: Mask, limit: Mask) -> u32 {
-        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (slot, per) = (self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let dev = &body.dev[slot];
         let uniform = |m: Mask| m.is_empty() || m == Mask::FULL;
         if limit != Mask::FULL
@@ -389,7 +389,7 @@ impl Attached {
                     what: "exclusive access to memory that is shared, imported or a file's",
                 });
             }
-            exclusive::take(&mut free, &self.mirror, &seg, &part)?;
+            exclusive::give_exclusive(&mut free, &self.mirror, &seg, &part)?;
         }
         Ok(())
     }
@@ -508,7 +508,7 @@ impl Attached {
                     return Err(Error::Pinned);
                 }
                 Err(NotYet::Pinned) => {
-                    let per = self.mirror.pods().pages_per_grain() as u64;
+                    let per = self.mirror.rec().pages_per_grain() as u64;
                     for t in touches {
                         migrate::wait_for_borders(&mut free, &t.seg, &t.seg.pages_of(&t.bytes).widened(per), budget);
                     }
@@ -523,12 +523,12 @@ impl Attached {
             }
             // What is there already of one argument must not make room for another.
             for t in touches {
-                keep(&mut free, &self.mirror, &t.seg, &t.seg.pages_of(&t.bytes), number);
+                set_ranks(&mut free, &self.mirror, &t.seg, &t.seg.pages_of(&t.bytes), number);
             }
             full = false;
             for (t, n) in touches.iter().zip(&mut batches) {
                 let ready = {
-                    let _driver = self.mirror.pods().lock.hold();
+                    let _driver = self.mirror.rec().lock.hold();
                     self.mirror.ready(&t.seg, &t.bytes, t.access)
                 };
                 if faults {

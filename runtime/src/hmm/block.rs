@@ -1,7 +1,7 @@
 //! A block: 2 MiB of the arena, what is known of each of its pages ([`Body`]), and the lock over that.
 //!
 //! **Guarantee.** Whoever reads or changes what is known of a page holds the block's lock. What launches need of it is shown beside
-//! the body, for whoever holds a device's driver lock ([`Block::show`]). States and transitions: [`body`].
+//! the body, for whoever holds a device's driver lock ([`Block::refresh_usable`]). States and transitions: [`body`].
 //!
 //! **Who may change it.** Whoever holds the block's lock; masks of a device (`dev[d]`, see [`parts`](super::parts)) and its
 //! `ready` words need that device's driver lock as well. **Lock**: rank 2, a [`Futex`] that fault handlers take too.
@@ -51,7 +51,7 @@ pub(crate) struct Block {
 /// lock and not the block's.
 #[repr(C)]
 #[derive(Debug)]
-pub(super) struct Shown {
+pub(super) struct Usable {
     /// Whether the block counts in its view's `ready` words (bit 0 read, bit 1 write).
     ready: AtomicU32,
     readable: [AtomicU64; PAGES_PER_BLOCK / 64],
@@ -130,31 +130,31 @@ impl Block {
         self.seg.load(Ordering::Acquire).checked_sub(1)
     }
 
-    fn shown(&self, slot: usize) -> &Shown {
-        parts::shown(std::ptr::from_ref(self).addr(), slot)
+    fn usable(&self, slot: usize) -> &Usable {
+        parts::usable(std::ptr::from_ref(self).addr(), slot)
     }
 
     /// Shows what `body` says of device `slot` now; gives the block's bits in its view's `ready` words, before and after. With
     /// the block's lock and the driver lock held.
-    pub(crate) fn show(&self, body: &Body, slot: usize) -> (u32, u32) {
-        let (dev, shown, limit) = (&body.dev[slot], self.shown(slot), self.holding());
+    pub(crate) fn refresh_usable(&self, body: &Body, slot: usize) -> (u32, u32) {
+        let (dev, usable, limit) = (&body.dev[slot], self.usable(slot), self.holding());
         let (readable, owned) = (dev.readable(), dev.owned());
-        for (words, mask) in [(&shown.readable, readable), (&shown.owned, owned)] {
+        for (words, mask) in [(&usable.readable, readable), (&usable.owned, owned)] {
             for (word, bits) in words.iter().zip(mask.words()) {
                 word.store(bits, Ordering::Relaxed);
             }
         }
         let now = u32::from(readable.covers(limit)) | u32::from(owned.covers(limit)) << 1;
-        (shown.ready.swap(now, Ordering::Relaxed), now)
+        (usable.ready.swap(now, Ordering::Relaxed), now)
     }
 
     /// Whether a kernel may read, or with `write` write, pages `mask`, for whoever holds the device's driver lock.
     pub(crate) fn is_ready(&self, slot: usize, mask: Mask, write: bool) -> bool {
-        let shown = self.shown(slot);
-        if shown.ready.load(Ordering::Relaxed) & if write { 2 } else { 1 } != 0 {
+        let usable = self.usable(slot);
+        if usable.ready.load(Ordering::Relaxed) & if write { 2 } else { 1 } != 0 {
             return true;
         }
-        let words = if write { &shown.owned } else { &shown.readable };
+        let words = if write { &usable.owned } else { &usable.readable };
         words.iter().zip(mask.words()).all(|(word, bits)| bits & !word.load(Ordering::Relaxed) == 0)
     }
 

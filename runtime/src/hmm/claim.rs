@@ -58,7 +58,7 @@ impl Claims {
         let (identity, window) = (device.identity(), device.window());
         let frames = device.frames_base().map(|base| base.as_ptr().addr());
         // It may be among what waits for a thread.
-        reaper::settle();
+        reaper::try_end_rest();
         let until = Instant::now() + ENDING;
         let mut list = self.list.lock();
         while let Some(other) = list.claimed.iter().find(|c| c.is(identity, window.as_ref(), frames)) {

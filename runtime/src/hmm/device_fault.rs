@@ -27,7 +27,7 @@ use super::migrate::{self, Asks, Home, Want};
 use super::mirror::DeviceMirror;
 use super::os;
 use super::parts::{MAX_DEVICES, Slots};
-use super::range::{in_place, map_remote};
+use super::range::{map_remote, use_in_place};
 use super::schedule::{Server, Serving};
 use super::segment::SegRec;
 use super::space::Space;
@@ -287,7 +287,7 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
     let Some((seg, page)) = mirror.resolve(DevAddr(r.at as u64)) else { return Ok(NOT_OURS) };
     r.about = Some(seg.rec());
     let (id, p) = (page.block(), page.in_block());
-    let grain = (id, (p / mirror.pods().pages_per_grain()) as u16);
+    let grain = (id, (p / mirror.rec().pages_per_grain()) as u16);
     let again = !std::mem::take(&mut r.fresh);
     match mirror.arrivals.ask(r.thread, (grain, page.0), mirror.running(), |launch| mirror.is_over(launch), again) {
         Asked::Kept => {}
@@ -297,7 +297,7 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
     let block = seg.claim(id);
     let now = os::now_ns();
     // A store to a page that is mapped for reading: the processor did not say that it was a store.
-    let least = Mask::page(p).widened(mirror.pods().pages_per_grain());
+    let least = Mask::page(p).widened(mirror.rec().pages_per_grain());
     give_up(free, &seg, id, least, r.slot);
     let (region, access) = {
         let body = block.lock(free);
@@ -322,10 +322,10 @@ fn attempt(space: &'static Space, free: &mut Free, r: &mut Request) -> Result<u3
             return Err(body.stays_until());
         }
         let mut region =
-            grow(p, dev.readable(), body.device_grow.percent()) & block.limit().widened(mirror.pods().pages_per_grain());
+            grow(p, dev.readable(), body.device_grow.percent()) & block.limit().widened(mirror.rec().pages_per_grain());
         if !space.host.faults() {
             // The host would not notice that a neighbour was taken: only what launches were given may come.
-            region &= launched(&seg, id, r.slot).widened(mirror.pods().pages_per_grain());
+            region &= launched(&seg, id, r.slot).widened(mirror.rec().pages_per_grain());
         }
         region &= !body.lost;
         // One stretch: what lies between two parts of the region may be somebody else's.
@@ -402,19 +402,19 @@ fn bring(
     access: Access,
     holds: &mut bool,
 ) -> Result<Brought, Error> {
-    let pages = region.hull().widened(mirror.pods().pages_per_grain() as u64);
+    let pages = region.hull().widened(mirror.rec().pages_per_grain() as u64);
     let want = Want { access, rank: seg.space().tick(), cause: Cause::DeviceFault, own: false };
-    let counters = &mirror.pods().counters;
+    let counters = &mirror.rec().counters;
     counters.device_faults.fetch_add(1, Ordering::Relaxed);
     // Who cannot fault and uses pages where they are loses entries with them: not while a launch does, reading or writing.
     let (held, quiet) = hold::off_storage(free, seg, hold::DEVICES, mirror.slot(), &pages);
     if !quiet {
-        held.keep();
+        held.until_released();
         *holds = true;
         return Ok(Brought::Not);
     }
     if mirror.may_alias() && stays(free, mirror, seg, &pages) {
-        return Ok(brought(in_place(free, mirror, seg, &pages, want)?));
+        return Ok(brought(use_in_place(free, mirror, seg, &pages, want)?));
     }
     let moved = migrate::to_device(free, mirror, seg, &pages, want)?;
     if moved.pinned && mirror.may_alias() {
@@ -424,7 +424,7 @@ fn bring(
     if moved.foreign {
         // The other device may be one that cannot fault: then not while a launch of it writes the pages.
         if !hold::quiet(seg, hold::DEVICES, &pages) {
-            held.keep();
+            held.until_released();
             *holds = true;
             return Ok(Brought::Not);
         }

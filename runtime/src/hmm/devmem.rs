@@ -56,7 +56,7 @@ pub(crate) struct Reserved {
     mirror: Arc<DeviceMirror>,
     frames: Vec<Frames>,
     next: usize,
-    left: u32,
+    spare: u32,
     /// Where frames belong to addresses: the frame of the first.
     placed: Option<u32>,
 }
@@ -78,7 +78,7 @@ impl Reserved {
             mirror.device().alloc(place, 1, &mut frames).map_err(|e| mirror.noticed(e))?;
             let placed = frames.pop().map(|f| f.first);
             mirror.reserved.fetch_add(1, Ordering::SeqCst);
-            return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed });
+            return Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, spare: grains, placed });
         }
         let (mut since, mut looks) = (Instant::now(), 0);
         let mut short = None;
@@ -88,7 +88,7 @@ impl Reserved {
             if grains == 0 && (!mapped || mappings::room(2)) {
                 break;
             }
-            let left = mirror.left();
+            let before = mirror.ended_segments();
             if grains == 0 {
                 short = Some(mappings::exhausted());
             // A fault that has found no room goes first.
@@ -101,7 +101,7 @@ impl Reserved {
                 }
             }
             let lacks = if short.is_some() { grains.max(MANY) } else { grains };
-            match make_room(free, mirror, (lacks, short.is_some()), want, waits, left)? {
+            match make_room(free, mirror, (lacks, short.is_some()), want, waits, before)? {
                 Room::Made => (since, looks) = (Instant::now(), 0),
                 Room::Soon if waits && since.elapsed() <= PATIENCE => std::thread::sleep(MOMENT),
                 // What is left for what has been begun may do.
@@ -117,25 +117,25 @@ impl Reserved {
             }
         }
         mirror.reserved.fetch_add(1, Ordering::SeqCst);
-        Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, left: grains, placed: None })
+        Ok(Self { mirror: Arc::clone(mirror), frames, next: 0, spare: grains, placed: None })
     }
 
     /// Grains that are left.
-    pub(crate) fn left(&self) -> u32 {
-        self.left
+    pub(crate) fn spare(&self) -> u32 {
+        self.spare
     }
 
     /// The next grain, for grain `number` behind the place. There must be one left.
     pub(crate) fn pop(&mut self, number: u32) -> u32 {
         if let Some(first) = self.placed {
-            self.left -= 1;
+            self.spare -= 1;
             return first + number;
         }
         let f = &mut self.frames[self.next];
         let grain = f.first;
         f.first += 1;
         f.grains -= 1;
-        self.left -= 1;
+        self.spare -= 1;
         if f.grains == 0 {
             self.next += 1;
         }
@@ -157,19 +157,19 @@ impl Drop for Reserved {
 
 /// Takes another segment of a rank below `below` off a device that cannot fault, whose addresses are memory or have run out: the one
 /// whose last use is longest ago, and no one that submitted launches use. Waits for one of those if there is no other, or for one that is
-/// on its way out. False if none is left, and none has gone since `left`; those on which somebody sits for the moment are waited for,
+/// on its way out. False if none is left, and none has gone since `before`; those on which somebody sits for the moment are waited for,
 /// until the caller, who began `since`, has tried long enough.
 pub(crate) fn unseat_another(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     wants: &Segment,
     below: u64,
-    (left, since): (u64, Instant),
+    (before, since): (u64, Instant),
 ) -> Result<bool, Error> {
     if mirror.caps().absent != Absent::Undefined {
         return Ok(false);
     }
-    mirror.settle_ranks(free);
+    mirror.write_ranks(free);
     let (slot, number) = (mirror.slot(), below);
     // What this launch and earlier ones gather is left alone; what later ones do is not.
     let below = if mirror.gathering.has(number) { u64::MAX } else { below };
@@ -188,7 +188,7 @@ pub(crate) fn unseat_another(
         let all = 0..seg.pages().bytes();
         let in_use = seg.uses.lock().overlapping(Of::Slot(slot), &all, true).any(|u| u.launch.is_running());
         let seated = {
-            let _driver = mirror.pods().lock.hold();
+            let _driver = mirror.rec().lock.hold();
             seg.is_seated(slot)
         };
         used |= in_use;
@@ -199,7 +199,7 @@ pub(crate) fn unseat_another(
         let home = Home { asks: mirror.asks(), ..Home::off(slot, true) };
         migrate::bring_home(free, &seg, &seg.pages(), home, Cause::Eviction)?;
         if mirror.unseat(free, &seg) {
-            let counters = &mirror.pods().counters;
+            let counters = &mirror.rec().counters;
             counters.evictions.fetch_add(u64::from(seg.blocks()), Ordering::Relaxed);
             // Where addresses are memory this is how memory is given to others.
             counters.unseated.fetch_add(u64::from(!mirror.caps().placed), Ordering::Relaxed);
@@ -210,7 +210,7 @@ pub(crate) fn unseat_another(
         return Ok(true);
     }
     let is_moment = sat_on && since.elapsed() < PATIENCE;
-    if is_moment || mirror.is_left_since(left) || mirror.gathering.is_behind(number) {
+    if is_moment || mirror.some_ended_since(before) || mirror.gathering.is_behind(number) {
         std::thread::sleep(MOMENT);
         return Ok(true);
     }
@@ -231,8 +231,8 @@ pub(super) fn wait_for_oldest(free: &mut Free, mirror: &Arc<DeviceMirror>) -> bo
 }
 
 /// Gives the blocks of `pages` that are on the device the rank of a launch or fault that uses them.
-pub(crate) fn keep(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, rank: u64) {
-    let per = mirror.pods().pages_per_grain();
+pub(crate) fn set_ranks(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, rank: u64) {
+    let per = mirror.rec().pages_per_grain();
     for (id, _) in pages.blocks() {
         let mut body = seg.claim(id).lock(free);
         if body.dev[mirror.slot()].has_frames(per) {
@@ -257,7 +257,7 @@ fn make_room(
     (grains, all): (u32, bool),
     want: Want,
     waits: bool,
-    left: u64,
+    before: u64,
 ) -> Result<Room, Error> {
     let fault = want.cause == Cause::DeviceFault;
     if !fault && mirror.arrivals.starves() {
@@ -291,7 +291,7 @@ fn make_room(
         std::thread::sleep(MOMENT);
         return Ok(Room::Made);
     }
-    Ok(if passes(free, mirror, (want, below), left) { Room::Soon } else { Room::None })
+    Ok(if passes(free, mirror, (want, below), before) { Room::Soon } else { Room::None })
 }
 
 fn exhausted(mirror: &DeviceMirror, grains: u32) -> Error {
@@ -314,8 +314,8 @@ fn evict(
     (want, below): (Want, u64),
     in_use: bool,
 ) -> Result<u32, Error> {
-    mirror.settle_ranks(free);
-    let keep = Keep::new(mirror, want, in_use);
+    mirror.write_ranks(free);
+    let keep = Spared::new(mirror, want, in_use);
     let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
     let victims = if mirror.arrivals.by_grain() {
         earliest(free, &keep, candidates, grains)
@@ -323,16 +323,16 @@ fn evict(
         lowest(free, &keep, candidates, grains)
     };
     let fault = want.cause == Cause::DeviceFault;
-    let freed = take_away(free, mirror, &victims, if fault { Asks::Once } else { Asks::Patiently });
+    let freed = evict_victims(free, mirror, &victims, if fault { Asks::Once } else { Asks::Patiently });
     // A kernel's touch is refused as little as the host's: the kernel could be told nothing.
     let refused = matches!(freed, Err(Error::OutOfHostMemory { .. }));
-    if refused && fault { take_away(free, mirror, &victims, Asks::Not) } else { freed }
+    if refused && fault { evict_victims(free, mirror, &victims, Asks::Not) } else { freed }
 }
 
 /// Has victims leave the device, and says how many grains that has freed. Where the host has no storage for some, others go; an error if
 /// none went. `asks` as in [`Home`].
-fn take_away(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks: Asks) -> Result<u32, Error> {
-    let counters = &mirror.pods().counters;
+fn evict_victims(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks: Asks) -> Result<u32, Error> {
+    let counters = &mirror.rec().counters;
     let (mut freed, mut refused) = (0, None);
     let mut rest = victims;
     while let Some(first) = rest.first() {
@@ -361,16 +361,16 @@ fn take_away(free: &mut Free, mirror: &Arc<DeviceMirror>, victims: &[Span], asks
 }
 
 /// What eviction leaves alone.
-struct Keep<'m> {
+struct Spared<'m> {
     mirror: &'m DeviceMirror,
     want: Want,
     in_use: bool,
     just_come: SmallVec<[Span; 8]>,
 }
 
-impl<'m> Keep<'m> {
+impl<'m> Spared<'m> {
     fn new(mirror: &'m DeviceMirror, want: Want, in_use: bool) -> Self {
-        let just_come = mirror.arrivals.kept(mirror.pods().pages_per_grain(), |launch| mirror.is_over(launch));
+        let just_come = mirror.arrivals.kept(mirror.rec().pages_per_grain(), |launch| mirror.is_over(launch));
         #[cfg(feature = "planted")]
         let just_come = if super::planted::on(&super::planted::ARRIVALS_LEAVE) { SmallVec::new() } else { just_come };
         #[cfg(feature = "planted")]
@@ -381,7 +381,7 @@ impl<'m> Keep<'m> {
     /// The pages of a block, by whole grains, that can leave; `None` while it is in somebody's hands. None of a segment on its way
     /// out, which frees its own frames.
     fn offers(&self, free: &mut Free, id: BlockId) -> Option<Mask> {
-        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (slot, per) = (self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let Some(seg) = self.mirror.space().segment_of(id) else { return Some(Mask::EMPTY) };
         let mut kept = self.just_come.iter().find(|s| s.block == id).map_or(Mask::EMPTY, |s| s.mask);
         if self.want.cause != Cause::DeviceFault {
@@ -400,8 +400,8 @@ impl<'m> Keep<'m> {
 
 /// What to evict, in ascending order of blocks: the blocks with the lowest ranks that together hold enough grains. Whole blocks, since
 /// a block leaves in one copy and its neighbours are seldom needed longer.
-fn lowest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
-    let per = keep.mirror.pods().pages_per_grain();
+fn lowest(free: &mut Free, keep: &Spared<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
+    let per = keep.mirror.rec().pages_per_grain();
     let mut victims = Vec::new();
     let mut have = 0;
     for block in candidates {
@@ -418,8 +418,8 @@ fn lowest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: u3
 
 /// The same where a block is a large part of the memory: there the workers' instructions need grains of a few blocks only, and each
 /// fault would take what another instruction is about to need. Single grains, in the order in which they came.
-fn earliest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
-    let per = keep.mirror.pods().pages_per_grain();
+fn earliest(free: &mut Free, keep: &Spared<'_>, candidates: Vec<BlockId>, grains: u32) -> Vec<Span> {
+    let per = keep.mirror.rec().pages_per_grain();
     let offered = candidates.into_iter().filter_map(|id| Some((id, keep.offers(free, id)?)));
     let mut offered: BTreeMap<BlockId, Mask> = offered.filter(|(_, mask)| !mask.is_empty()).collect();
     let mut victims: BTreeMap<BlockId, Mask> = BTreeMap::new();
@@ -436,15 +436,15 @@ fn earliest(free: &mut Free, keep: &Keep<'_>, candidates: Vec<BlockId>, grains: 
     victims.into_iter().map(|(block, mask)| Span { block, mask }).collect()
 }
 
-/// Whether memory may be there in a moment: a segment is on its way out, or has gone since `left`; a block that could be evicted is in
+/// Whether memory may be there in a moment: a segment is on its way out, or has gone since `before`; a block that could be evicted is in
 /// somebody's hands; a launch that used one has just been reaped by somebody else; a fault goes first.
-fn passes(free: &mut Free, mirror: &DeviceMirror, (want, below): (Want, u64), left: u64) -> bool {
+fn passes(free: &mut Free, mirror: &DeviceMirror, (want, below): (Want, u64), before: u64) -> bool {
     // Frames that a batch has taken in advance stand in no block yet. None are the caller's.
     let reserved = mirror.reserved.load(Ordering::SeqCst) > 0;
-    if reserved || mirror.is_left_since(left) || mirror.arrivals.starves() {
+    if reserved || mirror.some_ended_since(before) || mirror.arrivals.starves() {
         return true;
     }
-    let keep = Keep::new(mirror, want, false);
+    let keep = Spared::new(mirror, want, false);
     let candidates: Vec<BlockId> = mirror.order.lock().0.range(..(below, BlockId(0))).map(|(_, id)| *id).collect();
     candidates.into_iter().any(|id| {
         let busy = |free: &mut Free| mirror.space().block(id).try_lock(free).is_none_or(|body| !body.busy.is_empty());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Page, Pages, Span, runs_of};
 use super::lock::Free;
-use super::migrate::{Home, Moved, bring_home, free_frames, release, wait_blocked};
+use super::migrate::{Home, Moved, bring_home, end_busy, free_frames, wait_blocked};
 use super::mirror::Action;
 use super::parts::MAX_DEVICES;
 use super::segment::Segment;
@@ -72,7 +72,7 @@ pub(crate) fn make_way(
 
 fn discard_once(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
     let space = seg.space();
-    source::settle(free, seg, pages, How::CALL)?;
+    source::unlend(free, seg, pages, How::CALL)?;
     // What the engine has never looked at has storage at most, and is given back in long pieces.
     let mut at = pages.0.start;
     for id in partly(pages) {
@@ -103,7 +103,7 @@ fn discard_once(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<()
         });
         let done = drop_contents(free, seg, &taken);
         for s in &taken {
-            release(space, free, *s);
+            end_busy(space, free, *s);
         }
         seg.let_source_go();
         done?;
@@ -135,7 +135,7 @@ fn punch(seg: &Segment, run: Range<u64>) -> Result<(), Error> {
 }
 
 fn drop_contents(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error> {
-    drop(seg.space().window(free, Action::Invalidate, &runs_of(spans))?);
+    drop(seg.space().invalidate(free, Action::Invalidate, &runs_of(spans))?);
     drop_storage(free, seg, spans, punch)
 }
 
@@ -145,7 +145,7 @@ pub(crate) fn empty(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) {
     let clear = |seg: &Segment, run: Range<u64>| {
         if punch(seg, run.clone()).is_err() {
             let (page, space) = (Page(run.start), seg.space());
-            let at = space.view_at(space.block(page.block()).storage(page.block(), page.in_block()));
+            let at = space.direct_at(space.block(page.block()).storage(page.block(), page.in_block()));
             // SAFETY: storage of pages that are the caller's, in one piece; nobody else looks at it meanwhile.
             unsafe { at.as_ptr().write_bytes(0, ((run.end - run.start) * PAGE) as usize) };
         }

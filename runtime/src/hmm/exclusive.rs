@@ -32,7 +32,12 @@ const BUDGET: Duration = Duration::from_millis(1000);
 const SHORT: Keeper = Keeper::Pin(PinKind::Short);
 
 /// Gives `pages` of `seg` to a device, block by block.
-pub(crate) fn take(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, pages: &Pages) -> Result<(), Error> {
+pub(crate) fn give_exclusive(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    pages: &Pages,
+) -> Result<(), Error> {
     for (id, mask) in pages.blocks() {
         let mut start = Instant::now();
         let first = id.first_page().0;
@@ -43,8 +48,11 @@ pub(crate) fn take(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segmen
             let mut kept = None;
             for run in part(mask) {
                 prot::allowed(free, seg, &run, Access::ReadWrite)?;
-                let by =
-                    if mirror.may_alias() { in_place(free, mirror, seg, &run)? } else { moved(free, mirror, seg, &run)? };
+                let by = if mirror.may_alias() {
+                    give_at_home(free, mirror, seg, &run)?
+                } else {
+                    moved(free, mirror, seg, &run)?
+                };
                 kept = by.or(kept);
             }
             match kept {
@@ -93,14 +101,19 @@ fn moved(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &
 }
 
 /// The page stays in the host's storage. `run` lies in one block. Says who was in the way and will go.
-fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run: &Pages) -> Result<Option<Keeper>, Error> {
+fn give_at_home(
+    free: &mut Free,
+    mirror: &Arc<DeviceMirror>,
+    seg: &Arc<Segment>,
+    run: &Pages,
+) -> Result<Option<Keeper>, Error> {
     let (space, slot) = (seg.space(), mirror.slot());
     let (_seat, view) = mirror.seat(free, seg, run, 0)?;
     migrate::bring_home(free, seg, run, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?.complete(seg, run)?;
     for (id, mask) in run.blocks() {
         let lease = Lease::take(free, seg, id, mask);
         // The lease is for whole grains of every device; entries are for this one's, where it has addresses.
-        let mask = mask.widened(mirror.pods().pages_per_grain());
+        let mask = mask.widened(mirror.rec().pages_per_grain());
         {
             let body = space.block(id).lock(free);
             if body.pinned.meets(mask) {
@@ -121,7 +134,7 @@ fn in_place(free: &mut Free, mirror: &Arc<DeviceMirror>, seg: &Arc<Segment>, run
         for r in &runs {
             space.host.populate(space, free, seg, r)?;
         }
-        let window = space.window(free, Action::Exclusive { by: slot }, &runs)?;
+        let window = space.invalidate(free, Action::Exclusive { by: slot }, &runs)?;
         space.host.revoke(space, free, seg, &spans, &runs)?;
         let edits: SmallVec<[Edit; 4]> = space
             .block(id)

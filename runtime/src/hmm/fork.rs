@@ -74,7 +74,7 @@ pub(crate) fn check() -> Result<(), Error> {
 }
 
 /// Says what children find where bytes `bytes` of a segment are, instead of what was said before of any of them.
-pub(crate) fn keep(seg: &Arc<Segment>, bytes: &Range<u64>, policy: ForkPolicy) {
+pub(crate) fn plan(seg: &Arc<Segment>, bytes: &Range<u64>, policy: ForkPolicy) {
     let mut plan = PLAN.lock();
     let here = Arc::downgrade(seg);
     for k in std::mem::take(&mut plan.kept) {
@@ -92,7 +92,7 @@ pub(crate) fn keep(seg: &Arc<Segment>, bytes: &Range<u64>, policy: ForkPolicy) {
     }
 }
 
-extern "C" fn prepare() {
+extern "C" fn before_fork() {
     let mut plan = PLAN.lock();
     if !plan.kept.is_empty() && !forked() && !sterna_hal::in_kernel() {
         plan.kept.retain(|k| k.seg.strong_count() > 0);
@@ -114,7 +114,7 @@ fn make(kept: &Kept) -> Option<Made> {
     }
     let mut free = Free::at_entry();
     seg.wait_unused(&mut free, &kept.bytes, false);
-    source::prepare(&mut free, &seg, &pages, Access::Read, How::CALL).ok()?;
+    source::fetch_for(&mut free, &seg, &pages, Access::Read, How::CALL).ok()?;
     #[cfg(feature = "planted")]
     let away = super::planted::on(&super::planted::FORK_WITHOUT_HOME);
     #[cfg(not(feature = "planted"))]
@@ -178,6 +178,6 @@ pub(crate) fn watch() {
     ONCE.call_once(|| {
         // SAFETY: the handlers are plain functions. If registering fails (no memory), children are not told and die at their first
         // touch.
-        unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(parent), Some(child)) };
     });
 }

@@ -58,7 +58,7 @@ impl DeviceMirror {
     /// A launch numbered `number`, a tick of the space, begins to gather what it touches. Its requests for memory have the number as
     /// their rank.
     pub(crate) fn gather<'t>(self: &Arc<Self>, number: u64, touches: impl IntoIterator<Item = &'t Touch>) -> Gathers {
-        let per = self.pods().pages_per_grain() as u64;
+        let per = self.rec().pages_per_grain() as u64;
         let pages = |t: &Touch| t.seg.pages_of(&t.bytes).widened(per);
         self.gathering.0.lock().push((number, touches.into_iter().map(pages).collect()));
         Gathers { mirror: Arc::clone(self), number }

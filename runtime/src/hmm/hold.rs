@@ -40,7 +40,7 @@ pub(crate) fn quiet(seg: &Segment, who: u32, pages: &Pages) -> bool {
             continue;
         }
         {
-            let _driver = m.pods().lock.hold();
+            let _driver = m.rec().lock.hold();
             seg.rec().view[m.slot()].hold.fetch_or(who, Ordering::AcqRel);
         }
         quiet &= pages.blocks().all(|(id, mask)| has_quit(seg, id, m.slot(), mask, true));
@@ -69,7 +69,7 @@ pub(crate) struct Held<'a> {
 
 impl Held<'_> {
     /// Until [`release`].
-    pub(crate) fn keep(mut self) {
+    pub(crate) fn until_released(mut self) {
         self.slots = 0;
     }
 }
@@ -90,11 +90,11 @@ pub(crate) fn off_storage<'a>(free: &mut Free, seg: &'a Segment, who: u32, to: u
             continue;
         }
         {
-            let _driver = m.pods().lock.hold();
+            let _driver = m.rec().lock.hold();
             let before = seg.rec().view[slot].hold.fetch_or(who, Ordering::AcqRel);
             held.slots |= u64::from(before & who == 0) << slot;
         }
-        let per = m.pods().pages_per_grain();
+        let per = m.rec().pages_per_grain();
         quiet &= pages.blocks().all(|(id, mask)| {
             let there = {
                 let body = seg.claim(id).lock(free);

@@ -311,7 +311,7 @@ impl InFlight {
     }
 
     /// Gives it its own copies of pages that stay at home, or takes them away again. Before it is submitted.
-    pub(crate) fn keep(&self, borders: Option<Borders>) {
+    pub(crate) fn set_borders(&self, borders: Option<Borders>) {
         self.bordered.store(borders.is_some(), Ordering::Release);
         let before = std::mem::replace(&mut *self.borders.lock(), borders);
         drop(before); // without the lock

@@ -80,12 +80,12 @@ impl Lease {
 fn widest(seg: &Segment) -> usize {
     let devices = seg.space().devices();
     let own = devices.iter().filter(|m| seg.view(m.slot()).is_some());
-    own.map(|m| m.pods().pages_per_grain()).max().unwrap_or(1)
+    own.map(|m| m.rec().pages_per_grain()).max().unwrap_or(1)
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        migrate::release(self.seg.space(), &mut Free::at_entry(), self.span);
+        migrate::end_busy(self.seg.space(), &mut Free::at_entry(), self.span);
     }
 }
 

@@ -25,7 +25,7 @@ use super::sync::{Condvar, Mutex};
 const REMEMBERED: usize = 64;
 
 #[derive(Debug)]
-struct Window {
+struct Invalidated {
     seq: u64,
     pages: Pages,
     open: bool,
@@ -34,7 +34,7 @@ struct Window {
 #[derive(Debug, Default)]
 struct State {
     seq: u64,
-    windows: std::collections::VecDeque<Window>,
+    windows: std::collections::VecDeque<Invalidated>,
     /// Highest sequence number that was forgotten.
     forgotten: u64,
 }
@@ -93,7 +93,7 @@ impl Notifier {
         let mut state = self.state.lock();
         state.seq += 1;
         let seq = state.seq;
-        state.windows.push_back(Window { seq, pages: pages.clone(), open: true });
+        state.windows.push_back(Invalidated { seq, pages: pages.clone(), open: true });
         while state.windows.len() > REMEMBERED {
             let Some(at) = state.windows.iter().position(|w| !w.open) else { break };
             if let Some(w) = state.windows.remove(at) {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use sterna_hal::DeviceError;
 
-use super::block::{DevPages, Shown};
+use super::block::{DevPages, Usable};
 use super::os;
 use super::segment::ViewRec;
 use super::space::Space;
@@ -28,7 +28,7 @@ pub const MAX_DEVICES: usize = u64::BITS as usize;
 /// One device's part of a block. All zero: none.
 #[repr(C, align(64))]
 pub(crate) struct Part {
-    shown: Shown,
+    usable: Usable,
     pages: DevPages,
 }
 
@@ -109,10 +109,10 @@ fn part(space: &Space, slot: usize, block: usize) -> NonNull<Part> {
 }
 
 /// What launches may know of device `slot`'s part of the block whose record is at address `at`, for whoever holds the driver lock.
-pub(super) fn shown(at: usize, slot: usize) -> &'static Shown {
+pub(super) fn usable(at: usize, slot: usize) -> &'static Usable {
     let (space, block) = Space::number_of_block(at);
     // SAFETY: made of atomics, zeros at first, never unmapped; apart from the pages, which others may have a reference to.
-    unsafe { &(*part(space, slot, block).as_ptr()).shown }
+    unsafe { &(*part(space, slot, block).as_ptr()).usable }
 }
 
 /// The devices' parts of a block: `dev[slot]`, of a slot that some device has, or had. There is nothing in it; where it stands

@@ -67,7 +67,7 @@ impl Pin {
         let this = Self::behind_launches(free, seg, pages);
         let start = Instant::now();
         #[cfg(feature = "planted")]
-        let home = Home { keep: super::planted::on(&super::planted::LONG_PIN_IN_PLACE), ..home };
+        let home = Home { leave_coherent: super::planted::on(&super::planted::LONG_PIN_IN_PLACE), ..home };
         loop {
             let moved = migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
             if !moved.pinned {
@@ -99,7 +99,7 @@ impl Pin {
     /// Keeps pages of one segment where the host can use them: in the memory of a coherent device, or at home.
     fn short(free: &mut Free, seg: &Arc<Segment>, pages: &Pages) -> Result<Self, Error> {
         let this = Self::mark(free, seg, pages, Keeper::Pin(PinKind::Short));
-        let home = Home { keep: true, ..Home::EXCLUSIVE };
+        let home = Home { leave_coherent: true, ..Home::EXCLUSIVE };
         migrate::bring_home(free, seg, pages, home, Cause::HostAccess)?;
         if show(free, seg, pages) {
             seg.space().host.map(seg.space(), pages);
@@ -127,7 +127,7 @@ impl Pin {
             }
             let this = Self::mark(free, seg, pages, Keeper::Pin(PinKind::Long));
             for m in seg.space().devices().iter().filter(|m| !m.may_alias()) {
-                drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
+                drop(m.rec().lock.hold()); // whoever found no pin has listed what it uses
             }
             if barred(free, seg, pages).is_none() {
                 return this;
@@ -198,7 +198,7 @@ pub(crate) fn bars(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>, own
 
 /// The pages that a launch on a device needs for `bytes` of a segment, and how many an entry is for: where it faults, whole grains.
 fn wanted(mirror: &DeviceMirror, seg: &Segment, bytes: &Range<u64>) -> (usize, Pages) {
-    let per = if mirror.is_rigid() { 1 } else { mirror.pods().pages_per_grain() };
+    let per = if mirror.is_rigid() { 1 } else { mirror.rec().pages_per_grain() };
     (per, seg.pages_of(bytes).widened(per as u64))
 }
 
@@ -210,7 +210,7 @@ fn covers(own: &[Span], per: usize, wanted: &Pages, kept: &Pages) -> bool {
 
 /// Whether a guard or a long pin keeps some of the pages of a use at home, or of their grains on that device.
 pub(crate) fn is_pinned(mirror: &DeviceMirror, t: &Touch) -> bool {
-    let wanted = t.seg.pages_of(&t.bytes).widened(mirror.pods().pages_per_grain() as u64);
+    let wanted = t.seg.pages_of(&t.bytes).widened(mirror.rec().pages_per_grain() as u64);
     t.seg.pins.lock().iter().any(|(p, keeper)| *keeper == Keeper::Pin(PinKind::Long) && p.intersects(&wanted))
 }
 

@@ -185,7 +185,7 @@ fn set(free: &mut Free, seg: &Arc<Segment>, id: BlockId, mask: Mask, prot: Optio
     let space = seg.space();
     let lease = Lease::take(free, seg, id, mask);
     let runs = runs_of(&[Span { block: id, mask }]);
-    let window = space.window(free, Action::Protect, &runs)?;
+    let window = space.invalidate(free, Action::Protect, &runs)?;
     seg.note_altered();
     let mut body = space.block(id).lock(free);
     let before = body.permissions();

@@ -248,7 +248,7 @@ pub(crate) fn populate_within(
     budget: Option<Duration>,
 ) -> Result<Moved, Error> {
     // What keeps a page away may lie beside it: pages come by whole grains, where a device can fault.
-    let per = mirror.pods().pages_per_grain() as u64;
+    let per = mirror.rec().pages_per_grain() as u64;
     let along = if mirror.is_rigid() { 1 } else { per };
     let mut since = Instant::now();
     loop {
@@ -258,7 +258,7 @@ pub(crate) fn populate_within(
                 mirror.flush_stale(free, seg)?;
                 return Ok(Moved::default());
             }
-            Place::Remote if mirror.may_alias() => in_place(free, mirror, seg, pages, want)?,
+            Place::Remote if mirror.may_alias() => use_in_place(free, mirror, seg, pages, want)?,
             // Nothing comes by demand to a device that cannot fault, and nothing is used in place by one that cannot.
             _ => migrate::to_device(free, mirror, seg, pages, want)?,
         };
@@ -316,7 +316,7 @@ pub(crate) fn populate_within(
 }
 
 /// Has a device use pages where they are: its own memory for those that it holds, host storage for all others.
-pub(crate) fn in_place(
+pub(crate) fn use_in_place(
     free: &mut Free,
     mirror: &Arc<DeviceMirror>,
     seg: &Arc<Segment>,
@@ -324,14 +324,14 @@ pub(crate) fn in_place(
     want: Want,
 ) -> Result<Moved, Error> {
     let mut moved = map_remote(free, mirror, seg, pages, want)?;
-    for run in held_there(free, mirror, seg, pages) {
+    for run in pages_there(free, mirror, seg, pages) {
         moved.add(migrate::to_device(free, mirror, seg, &run, want)?);
     }
     Ok(moved)
 }
 
 /// The runs of pages that a device holds itself.
-fn held_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages) -> Vec<Pages> {
+fn pages_there(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages) -> Vec<Pages> {
     let mut spans = Vec::new();
     for (block, mask) in pages.blocks() {
         let body = seg.claim(block).lock(free);
@@ -389,7 +389,7 @@ pub(crate) fn map_remote(
     want: Want,
 ) -> Result<Moved, Error> {
     let access = want.access;
-    let (space, slot, per) = (seg.space(), mirror.slot(), mirror.pods().pages_per_grain());
+    let (space, slot, per) = (seg.space(), mirror.slot(), mirror.rec().pages_per_grain());
     let (asked, pages) = (pages, &pages.widened(per as u64));
     let (_seat, view) = mirror.seat(free, seg, pages, 0)?;
     let mut result = Moved::default();
@@ -407,7 +407,7 @@ pub(crate) fn map_remote(
     let mut asked_for_storage = false;
     loop {
         let _ = mappings::room(0); // counts before the locks, if need be
-        if let Some(blocked) = source::prepare(free, seg, pages, access, want.how())? {
+        if let Some(blocked) = source::fetch_for(free, seg, pages, access, want.how())? {
             result.blocked = result.blocked.or(Some(blocked));
             return Ok(result);
         }
@@ -463,7 +463,7 @@ pub(crate) fn map_remote(
             if fix.is_empty() {
                 continue;
             }
-            let _driver = mirror.pods().lock.hold();
+            let _driver = mirror.rec().lock.hold();
             if mirror.notifier().read_retry(pages, seq) {
                 again = true;
                 break;
@@ -496,7 +496,7 @@ pub(crate) fn map_remote(
             result.resident += u64::from(fix.count());
         }
         again &= result.blocked.is_none();
-        mirror.pods().counters.mapped_remote.fetch_add(std::mem::take(&mut result.resident) * PAGE, Ordering::Relaxed);
+        mirror.rec().counters.mapped_remote.fetch_add(std::mem::take(&mut result.resident) * PAGE, Ordering::Relaxed);
         if !again {
             return Ok(result);
         }

@@ -48,14 +48,14 @@ pub(crate) fn end(end: impl FnOnce() + Send + 'static) {
         queue(Box::new(end));
     } else {
         end();
-        settle();
+        try_end_rest();
     }
 }
 
 /// Ends what no thread was to be had for, if this thread may.
-pub(crate) fn settle() {
+pub(crate) fn try_end_rest() {
     if LEFT.load(Ordering::Relaxed) && !is_awaited() {
-        left_over();
+        end_rest();
     }
 }
 
@@ -115,7 +115,7 @@ fn run() {
 }
 
 /// Ends what no thread was to be had for.
-fn left_over() {
+fn end_rest() {
     loop {
         let end = {
             let mut ending = ENDING.lock();

@@ -74,7 +74,7 @@ impl Space {
         super::prot::present(&mut free, seg, from)?;
         // Leases of many blocks are held at once, which only this does.
         let _one = ONE_AT_A_TIME.lock();
-        let _leases = settled(&mut free, seg, from, to)?;
+        let _leases = lease_both(&mut free, seg, from, to)?;
         exchange(&mut free, seg, from, to, keep_old)
     }
 }
@@ -90,13 +90,13 @@ enum Kept {
 }
 
 /// Leases both places once nothing keeps pages where they are. Nothing is held while waiting.
-fn settled(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Result<Vec<Lease>, Error> {
+fn lease_both(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages) -> Result<Vec<Lease>, Error> {
     let whole = seg.space().devices().iter().any(|m| m.caps().grain > GRANULE || m.caps().placed);
     let start = Instant::now();
     loop {
         for place in [from, to] {
             // A copy finds its pages by where they are.
-            source::prepare(free, seg, place, Access::ReadWrite, How::CALL)?;
+            source::fetch_for(free, seg, place, Access::ReadWrite, How::CALL)?;
             if whole {
                 migrate::bring_home(free, seg, place, Home { map: false, ..Home::EXCLUSIVE }, Cause::Mirror)?;
             }
@@ -180,7 +180,7 @@ type At = (BlockId, usize);
 /// Exchanges two leased places, and drops what was at `to`: all of it or nothing.
 fn exchange(free: &mut Free, seg: &Arc<Segment>, from: &Pages, to: &Pages, keep_old: bool) -> Result<(), Error> {
     let space = seg.space();
-    let _window = space.window(free, Action::Invalidate, &[from.clone(), to.clone()])?;
+    let _window = space.invalidate(free, Action::Invalidate, &[from.clone(), to.clone()])?;
     seg.note_altered();
     seg.note_remapped();
     let n = (from.len() as usize) / PAGES_PER_GRANULE;
@@ -300,7 +300,7 @@ fn take(seg: &Segment, at: At, body: &mut Body, storage: u64) -> Granule {
     // Both places were mapped anew; at the new one a touch shows what is a coherent device's.
     space.host.forget_frames(space, body, mask);
     for m in space.devices() {
-        let (slot, per) = (m.slot(), m.pods().pages_per_grain());
+        let (slot, per) = (m.slot(), m.rec().pages_per_grain());
         let (valid, dirty) = (body.dev[slot].valid & mask, body.dev[slot].dirty & mask);
         let mut frames = Vec::new();
         if per <= PAGES_PER_GRANULE {
@@ -328,7 +328,7 @@ fn put(seg: &Arc<Segment>, from: At, to: At, body: &mut Body, granule: Granule) 
     body.carried_in(mask, &granule.pages.shifted(moved));
     for (slot, valid, dirty, frames) in granule.devices {
         let Some(m) = space.device(slot) else { continue };
-        let per = m.pods().pages_per_grain();
+        let per = m.rec().pages_per_grain();
         body.admit(slot);
         for (i, frame) in frames.iter().enumerate().filter_map(|(i, f)| Some((i, (*f)?))) {
             let grain = g * PAGES_PER_GRANULE / per + i;

@@ -146,7 +146,7 @@ impl DeviceMirror {
         let (need, since) = (self.reserved_for(bytes), Instant::now());
         loop {
             let seated = {
-                let _driver = self.pods().lock.hold();
+                let _driver = self.rec().lock.hold();
                 seg.view(self.slot()).map(|view| (Seat::take(seg, self.slot()), view))
             };
             if let Some((seat, view)) = seated {
@@ -161,10 +161,10 @@ impl DeviceMirror {
             // A launch on a device that faults may touch what was not announced.
             let parts = self.caps().absent == Absent::Undefined;
             let part = parts && (exactly || whole.end > self.caps().max_reservation);
-            let left = self.left();
+            let before = self.ended_segments();
             match self.reserve(seg, if part { &need } else { &whole }) {
                 Ok(_) => {}
-                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below, (left, since))? => {}
+                Err(Error::OutOfDeviceMemory { .. }) if unseat_another(free, self, seg, below, (before, since))? => {}
                 Err(e) => return Err(e),
             }
         }
@@ -201,7 +201,7 @@ impl DeviceMirror {
             let there = Pages(first..(first + view.at.bytes / PAGE).min(seg.pages().0.end));
             migrate::bring_home(free, seg, &there, home, Cause::Eviction)?.unrefused()?;
             if self.unseat(free, seg) {
-                self.pods().counters.evictions.fetch_add(there.blocks().count() as u64, Ordering::Relaxed);
+                self.rec().counters.evictions.fetch_add(there.blocks().count() as u64, Ordering::Relaxed);
                 return Ok(());
             }
             std::thread::yield_now();
@@ -216,7 +216,7 @@ impl DeviceMirror {
     /// Gives back the addresses of a segment that has nothing here any more; says whether it had nothing, and nobody who is
     /// bringing something.
     pub(crate) fn unseat(&self, free: &mut Free, seg: &Segment) -> bool {
-        let per = self.pods().pages_per_grain();
+        let per = self.rec().pages_per_grain();
         for id in seg.claimed() {
             let body = self.space().block(id).lock(free);
             let dev = &body.dev[self.slot()];
@@ -226,7 +226,7 @@ impl DeviceMirror {
             }
         }
         let view = {
-            let _driver = self.pods().lock.hold();
+            let _driver = self.rec().lock.hold();
             if seg.is_seated(self.slot()) { None } else { seg.give_up_view(self) }
         };
         if let Some(view) = view {

@@ -164,7 +164,7 @@ pub struct Segment {
     /// Some of its pages were lost with a device once.
     pub(super) lossy: AtomicBool,
     /// It was dropped, and its devices know.
-    leaving: bool,
+    dropped: bool,
     pub(super) sources: Sources,
 }
 
@@ -197,7 +197,7 @@ impl Segment {
         }
         let this = Self::unpublished(space, contents.len() as u64, Kind::Imported)?.bared();
         // SAFETY: the segment's own storage, which nobody finds before it is published.
-        unsafe { space.view_at(this.offset()).as_ptr().copy_from_nonoverlapping(contents.as_ptr(), contents.len()) };
+        unsafe { space.direct_at(this.offset()).as_ptr().copy_from_nonoverlapping(contents.as_ptr(), contents.len()) };
         super::prot::seal(&this)?;
         space.publish(&this);
         Ok(this)
@@ -252,7 +252,7 @@ impl Segment {
             bare: AtomicBool::new(false),
             remapped: AtomicBool::new(false),
             lossy: AtomicBool::new(false),
-            leaving: false,
+            dropped: false,
             sources: Sources::default(),
         }))
     }
@@ -313,7 +313,7 @@ impl Segment {
     /// [`Forked`](crate::Error::Forked) in a forked child.
     pub fn set_fork_policy(self: &Arc<Self>, policy: super::ForkPolicy) -> Result<(), crate::Error> {
         super::entry::check()?;
-        super::fork::keep(self, &(0..self.bytes), policy);
+        super::fork::plan(self, &(0..self.bytes), policy);
         Ok(())
     }
 
@@ -350,7 +350,7 @@ impl Segment {
         }
         let whole = self.first.first_page().0;
         let pages = Pages(whole..whole + self.bytes / BLOCK * (BLOCK / PAGE));
-        self.space.host.prepare(self.space, &mut Free::at_entry(), self, &pages);
+        self.space.host.make_huge(self.space, &mut Free::at_entry(), self, &pages);
     }
 
     pub(crate) fn space(&self) -> &'static Space {

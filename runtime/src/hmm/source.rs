@@ -10,10 +10,10 @@
 //! | mask | of | meaning | ends with |
 //! |---|---|---|---|
 //! | `unread` | the segment with the source | the page's bytes have not been fetched: nobody has a mapping or an entry | [`fill`] |
-//! | `lent` | the segment that was copied | a copy may have yet to fetch the page: nobody can write it | [`settle`] |
+//! | `lent` | the segment that was copied | a copy may have yet to fetch the page: nobody can write it | [`unlend`] |
 //!
 //! Both imply `revoked`, so the host's touch is noticed and parked for the service thread; and the engine's ways to a page call
-//! [`prepare`] before they begin. With mechanism `none`, where no touch is noticed, segments are filled when they are made.
+//! [`fetch_for`] before they begin. With mechanism `none`, where no touch is noticed, segments are filled when they are made.
 //!
 //! **Who may change them.** `unread`: whoever has the page busy. `lent`: set with the page busy; cleared under the block's lock when
 //! every copy that was made before has its page. **Bytes** come straight into the storage: a file's as [`Backing`] says, a copy's by
@@ -38,7 +38,7 @@ use super::backing::Backing;
 use super::block::Block;
 use super::host::coherent::{places, resident};
 use super::lock::Free;
-use super::migrate::{self, Asks, Home, release, wait_blocked};
+use super::migrate::{self, Asks, Home, end_busy, wait_blocked};
 use super::mirror::Action;
 use super::os;
 use super::pin::Pin;
@@ -145,7 +145,7 @@ impl Segment {
 
 /// Makes `pages` of `seg` fit for `access`: their bytes are there and, for writing, every copy has its own. Says which page of
 /// another batch stands in the way; where it waits none does.
-pub(crate) fn prepare(
+pub(crate) fn fetch_for(
     free: &mut Free,
     seg: &Arc<Segment>,
     pages: &Pages,
@@ -157,7 +157,7 @@ pub(crate) fn prepare(
     {
         return Ok(Some(blocked));
     }
-    if access.writes() { settle(free, seg, pages, how) } else { Ok(None) }
+    if access.writes() { unlend(free, seg, pages, how) } else { Ok(None) }
 }
 
 /// Fetches what is still in a file, its own or that of what it is a copy of. A copy's own pages stay where they are.
@@ -208,7 +208,7 @@ fn fill(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<
             let mut done = Ok(());
             for s in &taken {
                 done = done.and_then(|()| fetch(free, seg, source, *s, how.asks));
-                release(space, free, *s);
+                end_busy(space, free, *s);
             }
             seg.let_source_go();
             done?;
@@ -246,7 +246,7 @@ fn copy_pages(free: &mut Free, seg: &Segment, theirs: Page, s: Span, asks: Asks)
     for (r, to) in block.pieces(s.block, s.mask) {
         for (fd, from, pages) in origin(free, seg, theirs, first + r.start as u64..first + r.end as u64) {
             let start = (pages.start - first) as usize;
-            let to = space.view_at(to + (start - r.start) as u64 * PAGE);
+            let to = space.direct_at(to + (start - r.start) as u64 * PAGE);
             for data in os::extents(fd, from.clone(), GRANULE) {
                 let (a, b) = (data.start - from.start, data.end - from.start);
                 filled |= Mask::range(start + (a / PAGE) as usize..start + b.div_ceil(PAGE) as usize);
@@ -276,7 +276,7 @@ pub(crate) fn read_file(
     let mut filled = Mask::EMPTY;
     for (r, to) in block.pieces(id, mask) {
         let part = id.offset() - start + r.start as u64 * PAGE..id.offset() - start + r.end as u64 * PAGE;
-        backing.read((space.raw_fd(), space.view_at(to).as_ptr(), to), &part, |came| {
+        backing.read((space.raw_fd(), space.direct_at(to).as_ptr(), to), &part, |came| {
             filled |= Mask::range(r.start + (came.start / PAGE) as usize..r.start + came.end.div_ceil(PAGE) as usize);
         })?;
     }
@@ -304,7 +304,7 @@ fn origin(free: &mut Free, seg: &Segment, theirs: Page, pages: Range<u64>) -> Ve
 }
 
 /// Gives every copy of `seg` its own of those of `pages` that are lent: they may be written afterwards.
-pub(crate) fn settle(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<Blocked, Error> {
+pub(crate) fn unlend(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, how: How) -> Result<Blocked, Error> {
     if !seg.was_copied() {
         return Ok(None);
     }
@@ -416,7 +416,7 @@ fn lend_to(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, copy: &Arc<Segmen
         });
         let done = lend(free, seg, &taken);
         for s in &taken {
-            release(space, free, *s);
+            end_busy(space, free, *s);
         }
         done?;
         if lost {
@@ -443,7 +443,7 @@ fn lend(free: &mut Free, seg: &Arc<Segment>, spans: &[Span]) -> Result<(), Error
     let spans: Vec<Span> = spans.iter().copied().filter(|s| !s.mask.is_empty()).collect();
     let runs = runs_of(&spans);
     // As a move: a launch that reads the pages takes them again.
-    let window = space.window(free, Action::Migrate { to: None }, &runs)?;
+    let window = space.invalidate(free, Action::Migrate { to: None }, &runs)?;
     space.host.revoke(space, free, seg, &spans, &runs)?;
     drop(window);
     for s in &spans {
@@ -460,7 +460,7 @@ pub(crate) fn write_back(free: &mut Free, seg: &Arc<Segment>, bytes: &Range<u64>
         return Err(Error::Invalid { what: "a flush of an allocation that no file is behind" });
     };
     let pages = within(&seg.pages_of(bytes), &seg.pages());
-    let home = Home { map: false, keep: true, ..Home::SHARED };
+    let home = Home { map: false, leave_coherent: true, ..Home::SHARED };
     migrate::bring_home(free, seg, &pages, home, Cause::HostAccess)?.complete(seg, &pages)?;
     for (id, mask) in pages.blocks() {
         let block = seg.claim(id);

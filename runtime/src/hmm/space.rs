@@ -96,7 +96,7 @@ pub struct Space {
     /// Bit `d`: slot `d` is some device's.
     taken: AtomicU64,
     /// … and whoever had that device has let go of it, so that the slot is free in a moment.
-    leaving: AtomicU64,
+    freeing: AtomicU64,
     ranges: Mutex<Ranges>,
     segments: RwLock<BTreeMap<u32, (u32, Weak<Segment>)>>,
     devices: RwLock<[Option<Weak<DeviceMirror>>; MAX_DEVICES]>,
@@ -160,7 +160,7 @@ impl Space {
             arena,
             slots,
             taken: AtomicU64::new(0),
-            leaving: AtomicU64::new(0),
+            freeing: AtomicU64::new(0),
             ranges: Mutex::new(Ranges { free: BTreeMap::from([(0, n)]), ..Ranges::default() }),
             segments: RwLock::default(),
             devices: RwLock::new([const { None }; MAX_DEVICES]),
@@ -216,8 +216,8 @@ impl Space {
     }
 
     /// The runtime's own address of byte `offset` of the storage.
-    pub(crate) fn view_at(&self, offset: u64) -> NonNull<u8> {
-        self.arena.view_at(offset)
+    pub(crate) fn direct_at(&self, offset: u64) -> NonNull<u8> {
+        self.arena.direct_at(offset)
     }
 
     /// The page at a window address, if it lies in the part of the window that was ever used. Signal-safe.
@@ -371,7 +371,7 @@ impl Space {
         self.segments.write().remove(&seg.first().0);
         // The engine's own devices find no segment there: what they have goes below, in one piece.
         let mirrored = !self.mirrors.read().is_empty();
-        let told = mirrored.then(|| self.window(&mut free, Action::Invalidate, &[seg.pages()]));
+        let told = mirrored.then(|| self.invalidate(&mut free, Action::Invalidate, &[seg.pages()]));
         seg.stop_reading(&mut free);
         // Before the frames are anybody's again.
         for id in seg.claimed() {
@@ -390,7 +390,7 @@ impl Space {
             let known = body.devices();
             body.reset();
             for d in known {
-                block.show(&body, d);
+                block.refresh_usable(&body, d);
             }
             drop(body);
             block.assign(None);
@@ -440,7 +440,7 @@ impl Space {
                 Ok(taken) => break taken.trailing_ones() as usize,
                 Err(_) => {
                     // Read after the slots were found taken: one that was given back since counts as leaving still.
-                    let leaving = self.leaving.load(Ordering::Acquire);
+                    let leaving = self.freeing.load(Ordering::Acquire);
                     if leaving != last {
                         (since, last) = (Instant::now(), leaving);
                     }
@@ -451,7 +451,7 @@ impl Space {
                 }
             }
         };
-        self.leaving.fetch_and(!(1 << slot), Ordering::AcqRel);
+        self.freeing.fetch_and(!(1 << slot), Ordering::AcqRel);
         self.arena.make(&self.slots[slot].tables).map_err(|e| {
             self.taken.fetch_and(!(1 << slot), Ordering::AcqRel);
             Error::System(e)
@@ -471,7 +471,7 @@ impl Space {
 
     /// Whoever had the device in `slot` has let go of it.
     pub(crate) fn let_go(&self, slot: usize) {
-        self.leaving.fetch_or(1 << slot, Ordering::AcqRel);
+        self.freeing.fetch_or(1 << slot, Ordering::AcqRel);
     }
 
     pub(crate) fn give_slot(&self, slot: usize) {
@@ -521,19 +521,19 @@ impl Space {
 
     /// Brackets a change of the host side over `runs`: opens windows, has every mirror remove its entries, and reaches the
     /// points that takes. The change may be made until the returned value is dropped, which ends the windows.
-    pub(crate) fn window(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Result<Window, Error> {
-        self.window_freeing(free, action, None, runs)
+    pub(crate) fn invalidate(&self, free: &mut Free, action: Action, runs: &[Pages]) -> Result<Invalidation, Error> {
+        self.invalidate_freeing(free, action, None, runs)
     }
 
     /// As [`window`](Self::window); the frames of device `frees` are wanted, so that its entries go even where others stay.
-    pub(crate) fn window_freeing(
+    pub(crate) fn invalidate_freeing(
         &self,
         free: &mut Free,
         action: Action,
         frees: Option<usize>,
         runs: &[Pages],
-    ) -> Result<Window, Error> {
-        let mut w = Window { mirrors: self.mirrors(), devices: self.devices(), seqs: Vec::new() };
+    ) -> Result<Invalidation, Error> {
+        let mut w = Invalidation { mirrors: self.mirrors(), devices: self.devices(), seqs: Vec::new() };
         let notifiers: Vec<_> =
             w.mirrors.iter().map(|m| m.notifier()).chain(w.devices.iter().map(|d| d.notifier())).collect();
         let seqs = runs.iter().flat_map(|r| notifiers.iter().map(|n| n.open(r))).collect();
@@ -593,13 +593,13 @@ impl Drop for Locked {
 }
 
 /// An open window over some ranges; dropping it ends the window.
-pub(crate) struct Window {
+pub(crate) struct Invalidation {
     mirrors: Vec<Arc<Mirror>>,
     devices: Vec<Arc<DeviceMirror>>,
     seqs: Vec<u64>,
 }
 
-impl Drop for Window {
+impl Drop for Invalidation {
     fn drop(&mut self) {
         let notifiers = || self.mirrors.iter().map(|m| m.notifier()).chain(self.devices.iter().map(|d| d.notifier()));
         for (n, seq) in notifiers().cycle().zip(&self.seqs) {

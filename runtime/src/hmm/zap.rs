@@ -61,7 +61,7 @@ impl DeviceMirror {
 
     /// What of `mask` loses its entries, and what keeps them and is hidden.
     fn parts(&self, dev: &DevPages, action: Action, frees: bool, mask: Mask) -> (Mask, Mask) {
-        let per = self.pods().pages_per_grain();
+        let per = self.rec().pages_per_grain();
         let there = dev.mapped & mask;
         let named = dev.alias | dev.atomic;
         let (gone, hidden) = match action {
@@ -91,7 +91,7 @@ impl DeviceMirror {
             Action::Invalidate => dev.private & !mask,
             Action::Protect | Action::Exclusive { .. } | Action::Release => Mask::EMPTY,
         };
-        own.widened(self.pods().pages_per_grain())
+        own.widened(self.rec().pages_per_grain())
     }
 
     fn zap_segment(&self, free: &mut Free, action: Action, frees: bool, seg: &Arc<Segment>, run: &Pages, zap: &mut Zap) {
@@ -140,7 +140,7 @@ impl DeviceMirror {
             false => overlap(&u.bytes, &bytes),
         };
         let uses = seg.uses.lock();
-        let near = run.widened(self.pods().pages_per_grain() as u64);
+        let near = run.widened(self.rec().pages_per_grain() as u64);
         let near = seg.bytes_in(&near);
         let mine = uses.overlapping(Of::Slot(self.slot()), &near, true).filter(|u| u.launch.is_submitted());
         zap.after.extend(mine.filter(|u| loses(u)).map(|u| Arc::clone(&u.launch)));
@@ -253,7 +253,7 @@ impl DeviceMirror {
     /// One pass over the segment; says which block had stale entries on busy pages, which only their batch may change.
     fn flush_once(&self, free: &mut Free, seg: &Arc<Segment>) -> Result<Option<(BlockId, u32)>, Error> {
         let Some(view) = seg.view(self.slot()) else { return Ok(None) };
-        let per = self.pods().pages_per_grain();
+        let per = self.rec().pages_per_grain();
         let mut edits = Vec::new();
         let mut spans = Vec::new();
         let mut blocked = None;
@@ -285,7 +285,7 @@ impl DeviceMirror {
                 self.change(seg, s.block, &mut body, |body| body.stale_left(self.slot(), s.mask));
                 seg.rec().view[self.slot()].stale.store(1, Ordering::Release);
             }
-            super::migrate::release(self.space(), free, s);
+            super::migrate::end_busy(self.space(), free, s);
         }
         removed.map(|()| blocked)
     }

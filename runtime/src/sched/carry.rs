@@ -14,7 +14,7 @@ use super::moves::running_on_rigid;
 use super::queue::Part;
 use crate::Error;
 use crate::cut::Cut;
-use crate::hmm::devmem::keep;
+use crate::hmm::devmem::set_ranks;
 use crate::hmm::discard::discard;
 use crate::hmm::hold;
 use crate::hmm::inflight::{InFlight, Touch};
@@ -69,14 +69,14 @@ pub(super) fn launch(
     // What finds everything as it must be goes without asking anybody, as on the caller's thread.
     match p.submit(mirror, record, false, By::Scheduler) {
         Ok(()) => {
-            mirror.pods().counters.resident_launches.fetch_add(1, Ordering::Relaxed);
+            mirror.rec().counters.resident_launches.fetch_add(1, Ordering::Relaxed);
             let tick = mirror.space().tick();
             let mut due = false;
             for t in &p.touches {
                 due |= mirror.note_use(&t.seg.pages_of(&t.bytes), tick);
             }
             if due {
-                mirror.settle_ranks(free);
+                mirror.write_ranks(free);
             }
             return Ok(());
         }
@@ -92,11 +92,11 @@ pub(super) fn launch(
     }
     // Where what lacks comes by demand, copies of its own come before all else: what the launch has there may go for them.
     if faults {
-        Borders::prepare(free, record, &p.touches, now)?;
+        Borders::give_copies(free, record, &p.touches, now)?;
     }
     for t in &p.touches {
         // No argument makes room for another.
-        keep(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
+        set_ranks(free, mirror, &t.seg, &t.seg.pages_of(&t.bytes), now);
     }
     let mut gathers = mirror.gather(now, &p.touches);
     let mut attempt = 0;
@@ -107,12 +107,12 @@ pub(super) fn launch(
             demand |= *place == Place::Demand;
             full |= populate_touch(free, record, t, *place, now)?;
         }
-        match if full || faults { Ok(()) } else { Borders::prepare(free, record, &p.touches, now) } {
+        match if full || faults { Ok(()) } else { Borders::give_copies(free, record, &p.touches, now) } {
             Err(Error::OutOfDeviceMemory { .. }) if !faults => full = true,
             done => done?,
         }
         if full && !faults {
-            record.keep(None);
+            record.set_borders(None);
             // It would fit, but for something else that stays.
             drop(gathers);
             return cut.run(free, record, p.groups / 2);
@@ -130,7 +130,7 @@ pub(super) fn launch(
             // A guard has come meanwhile, or its own copies have lost their entries.
             Err(NotYet::Populate | NotYet::Pinned) if faults => {
                 drop(gathers);
-                Borders::prepare(free, record, &p.touches, now)?;
+                Borders::give_copies(free, record, &p.touches, now)?;
                 gathers = mirror.gather(now, &p.touches);
             }
             Err(NotYet::Held) => p.touches.iter().for_each(|t| hold::wait(&t.seg, mirror.slot())),
@@ -226,7 +226,7 @@ fn populate_parts(free: &mut Free, record: &InFlight, t: &Touch, place: Place, n
         return Ok(populate(free, mirror, &t.seg, &pages, place, want(at_edges(t.access)))?.full);
     }
     // Whole grains are replaced; the segment's end counts as a border, since nothing lies behind it.
-    let grain = mirror.pods().pages_per_grain() as u64;
+    let grain = mirror.rec().pages_per_grain() as u64;
     let base = t.seg.offset();
     let inner_start = (base + t.bytes.start).div_ceil(PAGE * grain) * grain;
     let inner_end =

@@ -62,7 +62,7 @@ pub(super) fn kept_by(step: &Step) -> Option<Arc<InFlight>> {
 /// uses up to number `upto`.
 pub(super) fn running_on_rigid(seg: &Segment, pages: &Pages, of: Of, reads: bool, upto: u64) -> Option<Arc<InFlight>> {
     let rigid = |m: &Arc<DeviceMirror>| m.caps().absent == Absent::Undefined;
-    let widest = seg.space().devices().iter().filter(|m| rigid(m)).map(|m| m.pods().pages_per_grain()).max()?;
+    let widest = seg.space().devices().iter().filter(|m| rigid(m)).map(|m| m.rec().pages_per_grain()).max()?;
     let pages = pages.widened(widest as u64);
     let bytes = seg.bytes_in(&pages);
     let book = seg.uses.lock();

@@ -343,7 +343,7 @@ impl State {
         let claims = claims(&job);
         self.jobs.insert(number, Entry { lane, job: Some(job), claims: claims.clone(), behind: SmallVec::new() });
         self.lanes[lane].left += 1;
-        self.settle(number, &claims);
+        self.enqueue(number, &claims);
         for (i, c) in claims.into_iter().enumerate() {
             let queued = self.segments.entry(c.slot).or_default();
             let at = number << ARGS | i as u64;
@@ -368,7 +368,7 @@ impl State {
     }
 
     /// Puts a job behind another, or among those that can be carried out.
-    fn settle(&mut self, number: u64, claims: &[Claim]) {
+    fn enqueue(&mut self, number: u64, claims: &[Claim]) {
         let before = claims.iter().filter_map(|c| self.conflict(c, number)).max();
         match before.and_then(|n| self.jobs.get_mut(&n)) {
             Some(before) => before.behind.push(number),
@@ -585,7 +585,7 @@ impl State {
         }
         for n in entry.behind {
             if let Some(claims) = self.jobs.get(&n).map(|e| e.claims.clone()) {
-                self.settle(n, &claims);
+                self.enqueue(n, &claims);
             }
         }
         entry.job

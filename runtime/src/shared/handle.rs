@@ -23,7 +23,7 @@ use crate::{Device, Error};
 
 /// What a handle or view stands for. On the heap, so that the cold path gets an address that does not lead into the handle.
 #[derive(Debug)]
-pub(crate) struct Core {
+pub(crate) struct SharedBytes {
     // Dropped before the runtime: a segment gives its device memory back.
     pub(crate) seg: Arc<Segment>,
     /// Bytes of the segment.
@@ -33,7 +33,7 @@ pub(crate) struct Core {
     pub(crate) part: bool,
 }
 
-impl Drop for Core {
+impl Drop for SharedBytes {
     fn drop(&mut self) {
         if !self.part || fork::forked() {
             return;
@@ -56,7 +56,7 @@ pub(crate) struct Handle<T> {
     /// A launch that reads, or a move, may be unfinished.
     read: AtomicU32,
     gate: NonNull<Gate>,
-    pub(crate) core: Box<Core>,
+    pub(crate) core: Box<SharedBytes>,
     own: PhantomData<T>,
 }
 
@@ -66,7 +66,7 @@ unsafe impl<T: Send> Send for Handle<T> {}
 unsafe impl<T: Sync> Sync for Handle<T> {}
 
 impl<T: Pod> Handle<T> {
-    pub(super) fn new(core: Core, launched: bool) -> Self {
+    pub(super) fn new(core: SharedBytes, launched: bool) -> Self {
         let at = core.seg.offset() + core.bytes.start;
         debug_assert!(at.is_multiple_of(align_of::<T>() as u64), "an allocation of elements that cannot be aligned");
         Self {
@@ -153,7 +153,8 @@ impl<T: Pod> Handle<T> {
     /// Gives the elements from `len` on away, to the answer.
     pub(crate) fn cut(&mut self, len: usize) -> Handle<T> {
         let range = len..self.len;
-        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(&range), rt: self.core.rt.clone(), part: false };
+        let core =
+            SharedBytes { seg: Arc::clone(&self.core.seg), bytes: self.part(&range), rt: self.core.rt.clone(), part: false };
         self.core.bytes.end = core.bytes.start;
         self.len = len;
         // A launch may be unfinished: each has its own gate.
@@ -162,7 +163,8 @@ impl<T: Pod> Handle<T> {
     }
 
     pub(super) fn view(&self, range: &Range<usize>) -> Self {
-        let core = Core { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone(), part: false };
+        let core =
+            SharedBytes { seg: Arc::clone(&self.core.seg), bytes: self.part(range), rt: self.core.rt.clone(), part: false };
         // A launch may be unfinished: the view's gate decides, not the parent's.
         Self::new(core, true)
     }
@@ -229,8 +231,8 @@ impl<T: Pod> Handle<T> {
         }
         core.seg.forgive(&mut free, &pages);
         let at = if filling.is_some() {
-            core.seg.space().host.prepare(core.seg.space(), &mut free, &core.seg, &pages);
-            core.seg.space().view_at(core.seg.offset() + part.start)
+            core.seg.space().host.make_huge(core.seg.space(), &mut free, &core.seg, &pages);
+            core.seg.space().direct_at(core.seg.offset() + part.start)
         } else {
             core.seg.space().window_at(core.seg.offset() + part.start)
         };
@@ -250,7 +252,7 @@ fn hal_in_kernel() -> bool {
     sterna_hal::in_kernel()
 }
 
-impl Core {
+impl SharedBytes {
     /// Waits for unfinished launches that conflict with a host access to this range.
     pub(super) fn wait(&self, free: &mut Free, write: bool) {
         #[cfg(feature = "planted")]
@@ -351,7 +353,7 @@ impl Core {
 /// With the error of a failed launch that would have written some of it, or of a lost device; inside a kernel.
 #[cold]
 #[inline(never)]
-fn settle(core: *const Core, write: bool) {
+fn settle(core: *const SharedBytes, write: bool) {
     if fork::forked() {
         return; // the load itself ends the child
     }

@@ -24,7 +24,7 @@ use crate::residency::Residency;
 use crate::runtime::Runtime;
 use crate::{Advice, Device, Error};
 
-pub(crate) use handle::{Core, Handle};
+pub(crate) use handle::{Handle, SharedBytes};
 
 macro_rules! reading {
     ($T:ident) => {
@@ -255,7 +255,7 @@ pub struct ViewMut<'a, T: Pod>(pub(crate) Handle<T>, PhantomData<&'a mut T>);
 impl<T: Pod + Send + Sync> Shared<T> {
     /// The owner of bytes `bytes` of a segment that nobody else has.
     pub(crate) fn over(rt: Runtime, seg: Arc<Segment>, bytes: Range<u64>) -> Self {
-        Self(Handle::new(Core { seg, bytes, rt, part: false }, false))
+        Self(Handle::new(SharedBytes { seg, bytes, rt, part: false }, false))
     }
 
     reading!(T);

@@ -10,8 +10,8 @@ use std::time::Duration;
 use sterna::cpu::{CpuConfig, CpuDevice};
 use sterna::hal::kernel::Code;
 use sterna::hal::{
-    Access, Caps, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt, KernelId,
-    Launch, Memory, Outcome, Place, Point, RegionId, Target, Ticket,
+    Access, Caps, CopyEnd, CopyRun, DevAddr, DevRange, Device, DeviceError, DeviceInfo, Edit, FaultBatch, Frames, HostAt,
+    KernelId, Launch, Memory, Outcome, Point, RegionId, Target, Ticket,
 };
 
 pub(crate) struct Placed {
@@ -48,19 +48,19 @@ impl Placed {
     fn inside(&self, run: &CopyRun) -> Vec<CopyRun> {
         let grain = self.caps.grain;
         let there = self.there();
-        let piece = |p: Place, done: u64, most: u64| match p {
-            Place::Frames { first, offset } => {
+        let piece = |p: CopyEnd, done: u64, most: u64| match p {
+            CopyEnd::Frames { first, offset } => {
                 let (number, within) = (first + ((offset + done) / grain) as u32, (offset + done) % grain);
                 let (start, frames) =
                     there.values().find(|(s, f)| (*s..*s + f.len() as u32).contains(&number)).expect("a frame");
                 let first = frames[(number - start) as usize];
-                (Place::Frames { first, offset: within }, most.min(grain - within))
+                (CopyEnd::Frames { first, offset: within }, most.min(grain - within))
             }
-            Place::Host(mut at) => {
+            CopyEnd::Host(mut at) => {
                 at.offset += done;
-                (Place::Host(at), most)
+                (CopyEnd::Host(at), most)
             }
-            Place::Zero => (Place::Zero, most),
+            CopyEnd::Zero => (CopyEnd::Zero, most),
         };
         let (mut out, mut done) = (Vec::new(), 0);
         while done < run.bytes {

@@ -7,7 +7,7 @@ use sterna_cpu::{CpuConfig, CpuDevice};
 use sterna_hal::conformance::Bench;
 use sterna_hal::kernel::{Kernel, Params};
 use sterna_hal::{
-    Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, Frames, Groups, HostAt, Launch, Outcome, Place, Point,
+    Access, Arg, CopyEnd, CopyRun, DevRange, Device, DeviceError, Edit, Frames, Groups, HostAt, Launch, Outcome, Point,
     RegionId, Target, Ticket,
 };
 pub(crate) use sterna_host::testing::Host;
@@ -27,12 +27,12 @@ pub(crate) fn host_for(grain: u64) -> Host {
     Host::new(Bench::least(grain))
 }
 
-pub(crate) fn at_host(region: RegionId, offset: u64) -> Place {
-    Place::Host(HostAt { region, offset })
+pub(crate) fn at_host(region: RegionId, offset: u64) -> CopyEnd {
+    CopyEnd::Host(HostAt { region, offset })
 }
 
-pub(crate) fn at_frame(first: u32) -> Place {
-    Place::Frames { first, offset: 0 }
+pub(crate) fn at_frame(first: u32) -> CopyEnd {
+    CopyEnd::Frames { first, offset: 0 }
 }
 
 pub(crate) fn alloc(device: &dyn Device, grains: u32) -> Result<Vec<Frames>, DeviceError> {
@@ -47,7 +47,7 @@ pub(crate) fn edit(device: &dyn Device, at: DevRange, to: Target, access: Access
     Ok(())
 }
 
-pub(crate) fn copy(device: &dyn Device, from: Place, to: Place, bytes: u64) -> Result<Point, DeviceError> {
+pub(crate) fn copy(device: &dyn Device, from: CopyEnd, to: CopyEnd, bytes: u64) -> Result<Point, DeviceError> {
     // SAFETY: tests copy between places of their own.
     unsafe { device.copy(&[CopyRun { from, to, bytes }], &[]) }
 }

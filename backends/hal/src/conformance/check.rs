@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::kernel::{Form, Kernel, Params};
 use crate::{
-    Access, Arg, CopyRun, DevRange, Device, DeviceError, Edit, FaultBatch, Frames, Groups, HostAt, Launch, Outcome, Place,
+    Access, Arg, CopyEnd, CopyRun, DevRange, Device, DeviceError, Edit, FaultBatch, Frames, Groups, HostAt, Launch, Outcome,
     Point, RegionId, Target, Ticket,
 };
 
@@ -190,8 +190,8 @@ impl<'a> Bench<'a> {
         bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
     }
 
-    pub(super) fn host(&self, offset: u64) -> Place {
-        Place::Host(HostAt { region: self.region, offset })
+    pub(super) fn host(&self, offset: u64) -> CopyEnd {
+        CopyEnd::Host(HostAt { region: self.region, offset })
     }
 
     /// Waits for a point as a check does.
@@ -298,7 +298,7 @@ impl Segment<'_> {
     }
 
     pub(super) fn zero(&self) -> Result<(), String> {
-        let run = |(_, bytes, first)| CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 0 }, bytes };
+        let run = |(_, bytes, first)| CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first, offset: 0 }, bytes };
         self.bench.copy(&self.pieces().into_iter().map(run).collect::<Vec<_>>())
     }
 
@@ -308,7 +308,7 @@ impl Segment<'_> {
         for (at, len, first) in self.pieces() {
             let (start, end) = (offset.max(at), (offset + bytes).min(at + len));
             if start < end {
-                let frames = Place::Frames { first, offset: start - at };
+                let frames = CopyEnd::Frames { first, offset: start - at };
                 let host = self.bench.host(host + start - offset);
                 let (from, to) = if inward { (host, frames) } else { (frames, host) };
                 runs.push(CopyRun { from, to, bytes: end - start });

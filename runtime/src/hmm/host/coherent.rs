@@ -100,7 +100,7 @@ pub(crate) fn places(space: &Space, (id, block): (BlockId, &Block), body: &Body,
     let there = resident(space, body);
     let mut out: Vec<Piece> = Vec::new();
     for (pages, offset) in block.pieces(id, mask & !there) {
-        out.push(Piece { pages, fd: space.raw_fd(), offset, at: space.view_at(offset).as_ptr().cast_const() });
+        out.push(Piece { pages, fd: space.raw_fd(), offset, at: space.direct_at(offset).as_ptr().cast_const() });
     }
     for p in (mask & there).runs().flatten() {
         let Some(slot) = owner(space, body, p) else { continue };

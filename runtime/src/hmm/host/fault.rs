@@ -230,7 +230,7 @@ fn copy_home<'b>(
     let frames = body.dev[owner].frames;
     drop(body);
     let copy = |from: usize, storage: u64, pages: usize| {
-        let to = space.view_at(storage).as_ptr();
+        let to = space.direct_at(storage).as_ptr();
         // SAFETY: the frames are the block's and, being busy, are neither freed nor reused; no launch that could write them is
         // unfinished. The storage is the block's, and no mapping of the window leads to it.
         unsafe { ptr::copy_nonoverlapping(base.add(from * PAGE as usize), to, pages * PAGE as usize) };

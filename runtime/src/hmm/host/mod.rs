@@ -197,10 +197,10 @@ impl Host {
                 (body.full, body.full && !body.huge && body.moves == 1 && whole && block.is_whole())
             };
             let limit = seg.limit(s.block.0 - seg.first().0);
-            let holes = if full { Mask::EMPTY } else { self.settle_holes(space, s.block, s.mask & limit)? };
+            let holes = if full { Mask::EMPTY } else { self.fill_runs(space, s.block, s.mask & limit)? };
             // It takes as much again for a moment.
             let huge = promote && os::room::is_plenty(0) && {
-                let at = space.view_at(block.storage(s.block, 0)).as_ptr().addr();
+                let at = space.direct_at(block.storage(s.block, 0)).as_ptr().addr();
                 // SAFETY: the block's own storage in the view.
                 unsafe { os::collapse(at, BLOCK as usize) }
             };
@@ -345,7 +345,7 @@ impl Host {
     /// Makes storage uniform for a move: each run of `mask` that has some gets all of it, and the pages of the others, which
     /// have none, are the answer. Finding each hole would cost more than filling them, and a copy through the view has to map
     /// the pages in any case.
-    fn settle_holes(&self, space: &Space, id: BlockId, mask: Mask) -> Result<Mask, Error> {
+    fn fill_runs(&self, space: &Space, id: BlockId, mask: Mask) -> Result<Mask, Error> {
         let mut holes = Mask::EMPTY;
         for (r, base) in space.block(id).pieces(id, mask) {
             let bytes = base..base + r.len() as u64 * PAGE;
@@ -354,7 +354,7 @@ impl Host {
                     holes |= self.holes(space, id, Mask::range(r)); // no memory for more than what has some
                     continue;
                 };
-                let at = space.view_at(bytes.start).as_ptr().addr();
+                let at = space.direct_at(bytes.start).as_ptr().addr();
                 // SAFETY: the segment's own storage in the view.
                 unsafe { os::populate_read(at, (bytes.end - bytes.start) as usize) }
                     .map_err(|e| Error::driver("madvise(MADV_POPULATE_READ)", &e))?;
@@ -368,7 +368,7 @@ impl Host {
     /// Gives pages of a block storage where they have none. Changes no byte.
     pub(crate) fn store(&self, space: &Space, id: BlockId, mask: Mask) -> Result<(), Error> {
         for (r, storage) in space.block(id).pieces(id, mask) {
-            let at = space.view_at(storage).as_ptr().addr();
+            let at = space.direct_at(storage).as_ptr().addr();
             // SAFETY: the segment's own storage in the view.
             unsafe { os::populate_write(at, r.len() * PAGE as usize) }
                 .map_err(|e| Error::driver("madvise(MADV_POPULATE_WRITE)", &e))?;
@@ -390,7 +390,7 @@ impl Host {
 
     /// Gives whole blocks storage in huge folios before they are filled, where that costs no more than filling small ones. Changes no
     /// byte: the program may store for the first time just now, through the window, and a device through an entry.
-    pub(crate) fn prepare(&self, space: &Space, free: &mut Free, seg: &Arc<Segment>, pages: &Pages) {
+    pub(crate) fn make_huge(&self, space: &Space, free: &mut Free, seg: &Arc<Segment>, pages: &Pages) {
         if !os::room::is_plenty(0) {
             return; // small ones are there already, and a huge one would take as much again for a moment
         }
@@ -405,7 +405,7 @@ impl Host {
             if !block.is_whole() || os::has_data(space.file(), &(base..base + BLOCK)) || block.lock(free).missing {
                 continue;
             }
-            let at = space.view_at(base);
+            let at = space.direct_at(base);
             // SAFETY: the segment's own storage. One page makes it a range that can be collapsed. A load gives it that and spoils nothing,
             // whoever stores there; collapsing is the kernel's, which moves bytes when every mapping of them is taken away.
             let huge = unsafe {
@@ -435,7 +435,7 @@ impl Host {
             Door::None => return,
         };
         for p in (s.mask & body.hole).runs().flatten() {
-            let at = space.view_at(block.storage(s.block, p));
+            let at = space.direct_at(block.storage(s.block, p));
             // SAFETY: the segment's own storage; a load allocates a page where there is none, and spoils none that there is.
             let _ = unsafe { at.as_ptr().read_volatile() };
         }
@@ -460,7 +460,7 @@ impl Host {
             if uffd.map(at, bytes, true).is_err() {
                 // Some page has no storage although nobody said so: it was never written, and a store gives it some.
                 for p in r.clone() {
-                    let view = space.view_at(block.storage(s.block, p));
+                    let view = space.direct_at(block.storage(s.block, p));
                     // SAFETY: a load of the segment's own storage allocates a page where there is none.
                     let _ = unsafe { view.as_ptr().read_volatile() };
                 }

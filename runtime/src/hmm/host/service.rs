@@ -154,7 +154,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &
             // A coherent device's pages stay where they are; one that the host cannot use there comes alone.
             let there = resident(space, &body).has(p) && !body.exclusive(None).has(p);
             let region = if there { Mask::page(p) } else { region };
-            let home = Home { wait: false, reading: !store, keep: !there, asks: Asks::Not, ..Home::EXCLUSIVE };
+            let home = Home { wait: false, reading: !store, leave_coherent: !there, asks: Asks::Not, ..Home::EXCLUSIVE };
             let region = region | migrate::taken(&grains, &body, region, home);
             let region = beside_launches(space, id, region, p);
             step.note(block, &body, region);
@@ -167,7 +167,7 @@ fn bring(space: &'static Space, free: &mut Free, (page, store): Parked, holds: &
         if !hold::quiet(&seg, hold::HOST, &pages) {
             return Err(now + AGAIN_NS);
         }
-        match source::prepare(free, &seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Not }) {
+        match source::fetch_for(free, &seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Not }) {
             Ok(None) => {}
             Ok(Some(_)) => return Err(now + AGAIN_NS),
             // Short of memory for a moment.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use sterna_hal::{Access, CopyRun, Edit, HostAt, Place, Target};
+use sterna_hal::{Access, CopyEnd, CopyRun, Edit, HostAt, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span, runs_of};
 use super::super::block::{Block, Body};
@@ -41,7 +41,7 @@ use super::super::segment::{Segment, without};
 use super::super::source::{self, How};
 use super::super::uses::Of;
 use super::copy::{by_grain, by_place};
-use super::{Asks, Home, Moved, Want, bring_home, release, wait_blocked};
+use super::{Asks, Home, Moved, Want, bring_home, end_busy, wait_blocked};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -77,9 +77,9 @@ impl Borders {
     /// # Errors
     /// [`OutOfDeviceMemory`](Error::OutOfDeviceMemory); [`Lost`](Error::Lost); pages that may not be used like that; a device that fails.
     /// [`Pinned`](Error::Pinned) on a device that faults, where they would leave its faults too little.
-    pub(crate) fn prepare(free: &mut Free, record: &InFlight, touches: &[Touch], rank: u64) -> Result<(), Error> {
+    pub(crate) fn give_copies(free: &mut Free, record: &InFlight, touches: &[Touch], rank: u64) -> Result<(), Error> {
         let mirror = record.mirror();
-        record.keep(None);
+        record.set_borders(None);
         if mirror.may_alias() {
             return Ok(());
         }
@@ -105,7 +105,7 @@ impl Borders {
                     this.parts.push(Part { seg: Arc::clone(&seg), span: s, written });
                 }
             }
-            record.keep(Some(this));
+            record.set_borders(Some(this));
             return Ok(());
         }
     }
@@ -116,7 +116,7 @@ impl Borders {
     fn would_wait(&self, kept: &[Kept]) -> Option<Arc<InFlight>> {
         let (space, slot, rigid) = (self.mirror.space(), self.mirror.slot(), self.mirror.is_rigid());
         for m in space.devices().iter().filter(|m| !m.may_alias() && (rigid || m.slot() == slot)) {
-            drop(m.pods().lock.hold()); // whoever found no pin has listed what it uses
+            drop(m.rec().lock.hold()); // whoever found no pin has listed what it uses
         }
         let of = if rigid { Of::Any } else { Of::Slot(slot) };
         kept.iter().find_map(|(seg, spans)| {
@@ -132,7 +132,7 @@ impl Borders {
             return Ok(());
         }
         let pages: u32 = kept.iter().flat_map(|k| &k.1).map(|s| self.grains_of(s.mask).count()).sum();
-        let grains = pages / self.mirror.pods().pages_per_grain() as u32;
+        let grains = pages / self.mirror.rec().pages_per_grain() as u32;
         let (device, caps) = (self.mirror.device(), self.mirror.caps());
         let most = (device.memory().budget / caps.grain).saturating_sub(u64::from(caps.min_frames));
         let more = |n: u32| n.checked_add(grains).filter(|n| u64::from(*n) <= most);
@@ -154,7 +154,7 @@ impl Borders {
         declared: &[Range<u64>],
         rank: u64,
     ) -> Result<(), Error> {
-        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let pages = s.hull().widened(per as u64);
         // What else a launch needs comes by demand on a device that faults: it may go for these.
         let below = if m.is_rigid() { rank } else { u64::MAX };
@@ -192,7 +192,7 @@ impl Borders {
                 }
             }
             if let Some(blocked) =
-                source::prepare(free, seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Patiently })?
+                source::fetch_for(free, seg, &pages, Access::ReadWrite, How { wait: false, asks: Asks::Patiently })?
             {
                 wait_blocked(free, seg.space(), blocked);
                 continue;
@@ -213,7 +213,7 @@ impl Borders {
 
     /// The grains of pages, where those are one.
     fn grains_of(&self, mask: Mask) -> Mask {
-        if self.mirror.is_rigid() { mask } else { mask.widened(self.mirror.pods().pages_per_grain()) }
+        if self.mirror.is_rigid() { mask } else { mask.widened(self.mirror.rec().pages_per_grain()) }
     }
 
     /// Takes grains off a device that faults.
@@ -224,7 +224,7 @@ impl Borders {
             let dev = &body.dev[self.mirror.slot()];
             (dev.valid | dev.mapped) & !dev.private & grains.mask
         };
-        for run in runs_of(&[Span { mask: there.widened(self.mirror.pods().pages_per_grain()), ..grains }]) {
+        for run in runs_of(&[Span { mask: there.widened(self.mirror.rec().pages_per_grain()), ..grains }]) {
             let home = Home { asks: Asks::Patiently, ..Home::off(self.mirror.slot(), true) };
             all.add(bring_home(free, seg, &run, home, Cause::Launch)?);
         }
@@ -241,7 +241,7 @@ impl Borders {
         (view, reserved): (Addresses, &mut Reserved),
         rank: u64,
     ) -> Result<Option<Taken>, Error> {
-        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (slot, per) = (self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let block = seg.claim(s.block);
         let mut body = block.lock(free);
         if body.lost.meets(s.mask) {
@@ -262,7 +262,7 @@ impl Borders {
         let held = |g: &usize| s.mask.meets(Mask::range(g * per..(g + 1) * per));
         let grains: Vec<usize> = (0..PAGES_PER_BLOCK / per).filter(held).collect();
         let bare = |g: &&usize| body.dev[slot].frames[**g] == 0;
-        if grains.iter().filter(bare).count() as u32 > reserved.left() {
+        if grains.iter().filter(bare).count() as u32 > reserved.spare() {
             return Ok(None); // somebody took frames of this block away since
         }
         body.admit(slot);
@@ -291,21 +291,21 @@ impl Borders {
         declared: &[Range<u64>],
         view: Addresses,
     ) -> Result<(), Error> {
-        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (m, slot, per) = (&self.mirror, self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let (space, block) = (seg.space(), seg.claim(s.block));
-        let zero = |grain, offset, bytes| CopyRun { from: Place::Zero, to: taken.at(grain, offset), bytes };
+        let zero = |grain, offset, bytes| CopyRun { from: CopyEnd::Zero, to: taken.at(grain, offset), bytes };
         let mut runs = Vec::new();
         for (g, r) in by_grain(taken.beside, per) {
             runs.push(zero(g, (r.start - g * per) as u64 * PAGE, r.len() as u64 * PAGE));
         }
         for p in pieces(seg, (s.block, block), s.mask, per, declared) {
-            let from = Place::Host(HostAt { region: m.region(), offset: p.storage });
+            let from = CopyEnd::Host(HostAt { region: m.region(), offset: p.storage });
             runs.push(CopyRun { from, to: taken.at(p.grain, p.offset), bytes: p.bytes });
         }
         // What lies beside them in a frame that comes with somebody's old bytes.
         let rest = pieces(seg, (s.block, block), s.mask & taken.made, per, &gaps(seg, s, declared));
         runs.extend(rest.iter().map(|p| zero(p.grain, p.offset, p.bytes)));
-        m.pods().counters.moved_in(Cause::Launch, runs.iter().filter(|r| r.from != Place::Zero).map(|r| r.bytes).sum());
+        m.rec().counters.moved_in(Cause::Launch, runs.iter().filter(|r| r.from != CopyEnd::Zero).map(|r| r.bytes).sum());
         let edit = |(g, r): (usize, Range<usize>)| Edit {
             at: view.run(seg, s.block, &r),
             to: Target::Frames { first: taken.frame(g) },
@@ -320,13 +320,13 @@ impl Borders {
         }
         debug_assert_eq!(body.check(space.host.faults()), Ok(()));
         drop(body);
-        release(space, free, Span { block: s.block, mask: taken.busy });
+        end_busy(space, free, Span { block: s.block, mask: taken.busy });
         done
     }
 
     /// Brings home what the launch has written: its bytes and no others.
     pub(crate) fn copy_out(&self, free: &mut Free) -> Result<(), Error> {
-        let (slot, per) = (self.mirror.slot(), self.mirror.pods().pages_per_grain());
+        let (slot, per) = (self.mirror.slot(), self.mirror.rec().pages_per_grain());
         let mut runs = Vec::new();
         for Part { seg, span: s, written } in &self.parts {
             let block = seg.space().block(s.block);
@@ -338,13 +338,13 @@ impl Borders {
                 written
             };
             for t in pieces(seg, (s.block, block), s.mask, per, written) {
-                let from = Place::Frames { first: body.dev[slot].frames[t.grain] - 1, offset: t.offset };
-                let to = Place::Host(HostAt { region: self.mirror.region(), offset: t.storage });
+                let from = CopyEnd::Frames { first: body.dev[slot].frames[t.grain] - 1, offset: t.offset };
+                let to = CopyEnd::Host(HostAt { region: self.mirror.region(), offset: t.storage });
                 runs.push(CopyRun { from, to, bytes: t.bytes });
             }
             body.stored(s.mask);
         }
-        self.mirror.pods().counters.moved_out(Cause::Launch, runs.iter().map(|r| r.bytes).sum());
+        self.mirror.rec().counters.moved_out(Cause::Launch, runs.iter().map(|r| r.bytes).sum());
         self.copy(free, &runs)
     }
 
@@ -402,8 +402,8 @@ impl Taken {
         self.frames[self.frames.partition_point(|f| f.0 < grain)].1
     }
 
-    fn at(&self, grain: usize, offset: u64) -> Place {
-        Place::Frames { first: self.frame(grain), offset }
+    fn at(&self, grain: usize, offset: u64) -> CopyEnd {
+        CopyEnd::Frames { first: self.frame(grain), offset }
     }
 }
 
@@ -418,7 +418,7 @@ type Kept = (Arc<Segment>, Vec<Span>);
 /// The pages of `touches` that are kept at home, or on a device that faults whose grains hold such, by segment and block, each once.
 fn kept(free: &mut Free, mirror: &DeviceMirror, touches: &[Touch]) -> Result<Vec<Kept>, Error> {
     let mut all: Vec<Kept> = Vec::new();
-    let per = if mirror.is_rigid() { 1 } else { mirror.pods().pages_per_grain() };
+    let per = if mirror.is_rigid() { 1 } else { mirror.rec().pages_per_grain() };
     for t in touches {
         if t.seg.pins.lock().is_empty() {
             continue;

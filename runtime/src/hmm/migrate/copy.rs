@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sterna_hal::{CopyRun, DeviceError, HostAt, Place};
+use sterna_hal::{CopyEnd, CopyRun, DeviceError, HostAt};
 
 use super::super::addr::{BlockId, Mask, PAGE, Pages, Span};
 use super::super::block::Block;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
-use super::{Batch, Copying, Core, Refusal, Unmapped, release};
+use super::{Batch, BatchState, Copying, Refusal, Unmapped, end_busy};
 use crate::Error;
 
 impl Batch<Unmapped> {
@@ -53,8 +53,8 @@ impl Batch<Unmapped> {
 }
 
 /// Takes pages whose copy failed out of the batch: they stay where they were.
-fn put_back(free: &mut Free, core: &mut Core, mirror: &DeviceMirror, pages: &Pages) {
-    let per = mirror.pods().pages_per_grain();
+fn put_back(free: &mut Free, core: &mut BatchState, mirror: &DeviceMirror, pages: &Pages) {
+    let per = mirror.rec().pages_per_grain();
     for (id, mask) in pages.blocks() {
         for s in core.spans.iter_mut().filter(|s| s.block == id) {
             let out = mask.widened(per) & s.mask;
@@ -65,7 +65,7 @@ fn put_back(free: &mut Free, core: &mut Core, mirror: &DeviceMirror, pages: &Pag
             s.mask &= !out;
             core.result.refused += u64::from(out.count());
             core.result.moved = core.result.moved.saturating_sub(u64::from(out.count()));
-            release(core.seg.space(), free, Span { block: id, mask: out });
+            end_busy(core.seg.space(), free, Span { block: id, mask: out });
         }
     }
     core.spans.retain(|s| !s.mask.is_empty());
@@ -75,15 +75,15 @@ fn put_back(free: &mut Free, core: &mut Core, mirror: &DeviceMirror, pages: &Pag
 type PageRun = (Pages, CopyRun);
 
 /// Appends a copy, joining it to the one before where both sides continue.
-fn push_run(out: &mut Vec<PageRun>, pages: Pages, from: Place, to: Place, grain: u64) {
+fn push_run(out: &mut Vec<PageRun>, pages: Pages, from: CopyEnd, to: CopyEnd, grain: u64) {
     let bytes = pages.bytes();
     if let Some((last, run)) = out.last_mut() {
-        let follows = |a: Place, b: Place| match (a, b) {
-            (Place::Host(a), Place::Host(b)) => a.region == b.region && a.offset + run.bytes == b.offset,
-            (Place::Frames { first: a, offset: x }, Place::Frames { first: b, offset: y }) => {
+        let follows = |a: CopyEnd, b: CopyEnd| match (a, b) {
+            (CopyEnd::Host(a), CopyEnd::Host(b)) => a.region == b.region && a.offset + run.bytes == b.offset,
+            (CopyEnd::Frames { first: a, offset: x }, CopyEnd::Frames { first: b, offset: y }) => {
                 u64::from(a) * grain + x + run.bytes == u64::from(b) * grain + y
             }
-            (Place::Zero, Place::Zero) => true,
+            (CopyEnd::Zero, CopyEnd::Zero) => true,
             _ => false,
         };
         if last.0.end == pages.0.start && follows(run.from, from) && follows(run.to, to) {
@@ -112,9 +112,9 @@ pub(super) fn by_place(
     by_grain(mask, per).flat_map(move |(g, r)| block.pieces(id, Mask::range(r)).map(move |(r, storage)| (g, r, storage)))
 }
 
-fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) -> Vec<PageRun> {
+fn runs_to_device(free: &mut Free, core: &mut BatchState, mirror: &Arc<DeviceMirror>) -> Vec<PageRun> {
     let space = core.seg.space();
-    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let (slot, per) = (mirror.slot(), mirror.rec().pages_per_grain());
     let grain = per as u64 * PAGE;
     let mut out = Vec::new();
     let mut moved = 0;
@@ -131,9 +131,9 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
             for (g, r, storage) in by_place(block, s.block, part, per) {
                 let pages = Pages(first + r.start as u64..first + r.end as u64);
                 let from =
-                    if is_zero { Place::Zero } else { Place::Host(HostAt { region: mirror.region(), offset: storage }) };
+                    if is_zero { CopyEnd::Zero } else { CopyEnd::Host(HostAt { region: mirror.region(), offset: storage }) };
                 let offset = (r.start - g * per) as u64 * PAGE;
-                let to = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
+                let to = CopyEnd::Frames { first: body.dev[slot].frames[g] - 1, offset };
                 push_run(&mut out, pages, from, to, grain);
             }
         }
@@ -142,21 +142,21 @@ fn runs_to_device(free: &mut Free, core: &mut Core, mirror: &Arc<DeviceMirror>) 
         for (g, r) in by_grain(made & !s.mask & !(body.dev[slot].valid | body.dev[slot].private), per) {
             let pages = Pages(first + r.start as u64..first + r.end as u64);
             let offset = (r.start - g * per) as u64 * PAGE;
-            push_run(&mut out, pages, Place::Zero, Place::Frames { first: body.dev[slot].frames[g] - 1, offset }, grain);
+            push_run(&mut out, pages, CopyEnd::Zero, CopyEnd::Frames { first: body.dev[slot].frames[g] - 1, offset }, grain);
         }
     }
-    let counters = &mirror.pods().counters;
-    let bytes: u64 = out.iter().filter(|(_, r)| r.from != Place::Zero).map(|(_, r)| r.bytes).sum();
+    let counters = &mirror.rec().counters;
+    let bytes: u64 = out.iter().filter(|(_, r)| r.from != CopyEnd::Zero).map(|(_, r)| r.bytes).sum();
     counters.moved_in(core.cause, bytes);
     core.result.moved += moved;
     out
 }
 
-fn runs_to_host(free: &mut Free, core: &mut Core) -> Vec<(Arc<DeviceMirror>, Vec<PageRun>)> {
+fn runs_to_host(free: &mut Free, core: &mut BatchState) -> Vec<(Arc<DeviceMirror>, Vec<PageRun>)> {
     let space = core.seg.space();
     let mut work = Vec::new();
     for m in space.devices() {
-        let (slot, per) = (m.slot(), m.pods().pages_per_grain());
+        let (slot, per) = (m.slot(), m.rec().pages_per_grain());
         let mut out = Vec::new();
         for s in &core.spans {
             let block = space.block(s.block);
@@ -165,14 +165,14 @@ fn runs_to_host(free: &mut Free, core: &mut Core) -> Vec<(Arc<DeviceMirror>, Vec
             for (g, r, storage) in by_place(block, s.block, s.mask & body.dev[slot].dirty, per) {
                 let pages = Pages(first + r.start as u64..first + r.end as u64);
                 let offset = (r.start - g * per) as u64 * PAGE;
-                let from = Place::Frames { first: body.dev[slot].frames[g] - 1, offset };
-                let to = Place::Host(HostAt { region: m.region(), offset: storage });
+                let from = CopyEnd::Frames { first: body.dev[slot].frames[g] - 1, offset };
+                let to = CopyEnd::Host(HostAt { region: m.region(), offset: storage });
                 push_run(&mut out, pages, from, to, per as u64 * PAGE);
             }
         }
         let bytes: u64 = out.iter().map(|(_, r)| r.bytes).sum();
         if bytes > 0 {
-            m.pods().counters.moved_out(core.cause, bytes);
+            m.rec().counters.moved_out(core.cause, bytes);
             core.result.moved += bytes / PAGE;
             work.push((m, out));
         }

@@ -18,7 +18,7 @@ use sterna_hal::{Access, Edit, Target};
 
 use super::super::addr::{BlockId, Mask, PAGE, PAGES_PER_BLOCK, Pages, Span};
 use super::super::block::{Block, Body, Entries};
-use super::super::devmem::{Reserved, keep};
+use super::super::devmem::{Reserved, set_ranks};
 use super::super::inflight::InFlight;
 use super::super::lock::Free;
 use super::super::mirror::DeviceMirror;
@@ -29,7 +29,7 @@ use super::super::segment::Segment;
 use super::super::source::{self, How};
 use super::super::space::Space;
 use super::copy::by_grain;
-use super::{Asks, Batch, Collected, Copying, Core, Home, Moved, Pace, release};
+use super::{Asks, Batch, BatchState, Collected, Copying, Home, Moved, Pace, end_busy};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -89,7 +89,7 @@ pub(crate) fn to_device_paced(
         Err(e) => return Err(e),
     };
     // Before any frame is taken: what is there already must not make room for the rest.
-    keep(free, mirror, seg, pages, want.rank);
+    set_ranks(free, mirror, seg, pages, want.rank);
     let mut total = Moved::default();
     let mut under_way: Option<Batch<Copying>> = None;
     let step = pace.blocks * PAGES_PER_BLOCK as u64;
@@ -98,9 +98,9 @@ pub(crate) fn to_device_paced(
         let end = ((at / step + 1) * step).min(pages.0.end);
         let part = Pages(at..end);
         at = end;
-        let per = mirror.pods().pages_per_grain() as u64;
+        let per = mirror.rec().pages_per_grain() as u64;
         let access = if moves(mirror, seg, want) { Access::ReadWrite } else { want.access };
-        if let Some(blocked) = source::prepare(free, seg, &part.widened(per), access, want.how())? {
+        if let Some(blocked) = source::fetch_for(free, seg, &part.widened(per), access, want.how())? {
             total.blocked = total.blocked.or(Some(blocked));
             total.refused += part.len();
             continue;
@@ -177,12 +177,12 @@ fn trickle(
 /// Whether the device gets the pages for itself: to write them, or by a move to a coherent device, where the host uses them too.
 /// What is only read otherwise is a copy beside the host's, which survives the device.
 fn moves(mirror: &DeviceMirror, seg: &Segment, want: Want) -> bool {
-    want.access.writes() || want.own && mirror.pods().is_coherent() && seg.migrates()
+    want.access.writes() || want.own && mirror.rec().is_coherent() && seg.migrates()
 }
 
 /// Pages of a block that have to change for `want`: by whole grains, but where a device that cannot fault has an entry already.
 fn needy(body: &Body, mirror: &DeviceMirror, pages: Mask, want: Want) -> Mask {
-    let per = mirror.pods().pages_per_grain();
+    let per = mirror.rec().pages_per_grain();
     let dev = &body.dev[mirror.slot()];
     let ready = if want.access.writes() { dev.owned() } else { dev.readable() };
     let ready = if want.own { ready & dev.valid } else { ready };
@@ -209,7 +209,7 @@ fn user(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, wa
 
 /// How many grains of device memory the pages lack. A look without commitment, so that frames are taken before any lock.
 fn missing_grains(free: &mut Free, mirror: &DeviceMirror, seg: &Segment, pages: &Pages, want: Want) -> u32 {
-    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let (slot, per) = (mirror.slot(), mirror.rec().pages_per_grain());
     let mut n = 0;
     for (id, mask) in pages.blocks() {
         let body = seg.claim(id).lock(free);
@@ -229,7 +229,7 @@ fn collect(
     want: Want,
     reserved: &mut Reserved,
 ) -> Batch<Collected> {
-    let (slot, per) = (mirror.slot(), mirror.pods().pages_per_grain());
+    let (slot, per) = (mirror.slot(), mirror.rec().pages_per_grain());
     let Want { access, rank, cause, .. } = want;
     let (mut spans, mut made) = (Vec::new(), Vec::new());
     let mut result = Moved::default();
@@ -251,7 +251,7 @@ fn collect(
         for g in 0..PAGES_PER_BLOCK / per {
             let grain = Mask::range(g * per..(g + 1) * per);
             if fix.meets(grain) && body.dev[slot].frames[g] == 0 {
-                if reserved.left() == 0 {
+                if reserved.spare() == 0 {
                     // Somebody took frames of this block away since `missing_grains` looked: whether there is room is not known.
                     result.blocked = result.blocked.or(Some((id, block.epoch())));
                     *fix &= !grain;
@@ -280,7 +280,7 @@ fn collect(
     }
     let to = Some((Arc::clone(mirror), view));
     let (home, points, moves) = (Home::SHARED, SmallVec::new(), moves(mirror, seg, want));
-    Core { seg: Arc::clone(seg), to, access, moves, spans, made, home, points, result, cause }.into()
+    BatchState { seg: Arc::clone(seg), to, access, moves, spans, made, home, points, result, cause }.into()
 }
 
 /// What a batch takes of a block.
@@ -313,7 +313,7 @@ impl Part {
 /// a grain, a launch that needs both would take the one away for the other for ever.
 fn kept(body: &Body, mirror: &DeviceMirror) -> Mask {
     let kept = body.kept_from(mirror.slot());
-    if mirror.is_rigid() && mirror.may_alias() { kept.widened(mirror.pods().pages_per_grain()) } else { kept }
+    if mirror.is_rigid() && mirror.may_alias() { kept.widened(mirror.rec().pages_per_grain()) } else { kept }
 }
 
 /// Leaves out what cannot move now, and says so.
@@ -376,7 +376,7 @@ fn choose(
 
 impl Batch<Copying> {
     pub(super) fn map_on_device(&mut self, free: &mut Free, m: &Arc<DeviceMirror>, view: Addresses) -> Result<(), Error> {
-        let (space, slot, per) = (self.space(), m.slot(), m.pods().pages_per_grain());
+        let (space, slot, per) = (self.space(), m.slot(), m.rec().pages_per_grain());
         let core = &mut self.core;
         let writes = core.access.writes();
         if m.is_rigid() {
@@ -412,7 +412,7 @@ impl Batch<Copying> {
             if m.is_lost() {
                 // Its pages have been written off already; these never left the host.
                 drop(body);
-                release(space, free, s);
+                end_busy(space, free, s);
                 continue;
             }
             let travelled = !body.dev[slot].valid.covers(s.mask);
@@ -432,7 +432,7 @@ impl Batch<Copying> {
             body.arrive(slot + 1, now);
             debug_assert_eq!(body.check(space.host.faults()), Ok(()));
             drop(body);
-            release(space, free, s);
+            end_busy(space, free, s);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use super::super::os;
 use super::super::segment::Segment;
 use super::super::source::{self, How};
 use super::super::space::Space;
-use super::{Batch, Collected, Copying, Core, Home, Moved, Pace, release};
+use super::{Batch, BatchState, Collected, Copying, Home, Moved, Pace, end_busy};
 use crate::Error;
 use crate::stats::Cause;
 
@@ -53,7 +53,7 @@ pub(crate) fn bring_home_paced(
         // Who maps pages on the host lets it write them.
         if home.map
             && let Some(blocked) =
-                source::prepare(free, seg, &part, Access::ReadWrite, How { wait: home.wait, asks: home.asks })?
+                source::fetch_for(free, seg, &part, Access::ReadWrite, How { wait: home.wait, asks: home.asks })?
         {
             total.blocked = total.blocked.or(Some(blocked));
             at = end;
@@ -113,7 +113,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             fix &= !body.unread & !body.lent;
         }
         let there = resident(space, &body);
-        if home.keep {
+        if home.leave_coherent {
             fix &= !(there & !body.exclusive(None));
         }
         let held = there & body.held & !body.exclusive(None) & fix;
@@ -125,22 +125,22 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
             result.pinned = true;
             fix &= !held;
         }
-        if let Some(grain) = home.release.and_then(|slot| devices.iter().find(|g| g.slot == slot)) {
+        if let Some(grain) = home.frees_on.and_then(|slot| devices.iter().find(|g| g.slot == slot)) {
             // A launch has copies of its own there: until it has ended.
             fix &= !body.dev[grain.slot].private.widened(grain.per);
         }
         if body.busy.meets(fix) {
             result.blocked = result.blocked.or(Some((id, block.epoch())));
             // An entry is removed by whoever has the whole grain of it.
-            let per = home.release.and_then(|slot| devices.iter().find(|g| g.slot == slot)).map_or(1, |g| g.per);
+            let per = home.frees_on.and_then(|slot| devices.iter().find(|g| g.slot == slot)).map_or(1, |g| g.per);
             fix &= !(body.busy & fix).widened(per);
         }
         result.resident += u64::from((mask & !fix).count());
         let frames_only =
-            fix.is_empty() && home.release.is_some_and(|s| body.dev[s].has_frames(space.slots[s].pages_per_grain()));
+            fix.is_empty() && home.frees_on.is_some_and(|s| body.dev[s].has_frames(space.slots[s].pages_per_grain()));
         if frames_only
             && body.busy.is_empty()
-            && let Some(m) = home.release.and_then(|s| space.device(s))
+            && let Some(m) = home.frees_on.and_then(|s| space.device(s))
         {
             result.released += free_frames(&m, id, &mut body, Mask::EMPTY);
         }
@@ -155,7 +155,7 @@ fn collect_home(free: &mut Free, seg: &Arc<Segment>, pages: &Pages, home: Home, 
     }
     let (to, access, points) = (None, Access::Read, SmallVec::new());
     let made = Vec::new();
-    (Core { seg: Arc::clone(seg), to, access, moves: false, spans, made, home, points, result, cause }.into(), storage)
+    (BatchState { seg: Arc::clone(seg), to, access, moves: false, spans, made, home, points, result, cause }.into(), storage)
 }
 
 /// How a device maps.
@@ -171,17 +171,17 @@ pub(crate) struct Grain {
 pub(crate) type Grains = SmallVec<[Grain; 4]>;
 
 pub(crate) fn grains(space: &Space) -> Grains {
-    let grain = |m: &Arc<DeviceMirror>| Grain { slot: m.slot(), per: m.pods().pages_per_grain(), rigid: m.is_rigid() };
+    let grain = |m: &Arc<DeviceMirror>| Grain { slot: m.slot(), per: m.rec().pages_per_grain(), rigid: m.is_rigid() };
     space.devices().iter().map(grain).collect()
 }
 
 /// What devices lose for pages `mask` to come home as `home` says: entries go by whole grains, where they go.
 pub(crate) fn taken(devices: &Grains, body: &Body, mask: Mask, home: Home) -> Mask {
-    let concerned = devices.iter().filter(|g| home.release.is_none_or(|only| only == g.slot));
+    let concerned = devices.iter().filter(|g| home.frees_on.is_none_or(|only| only == g.slot));
     concerned.fold(Mask::EMPTY, |taken, &Grain { slot, per, rigid }| {
         let dev = &body.dev[slot];
         let ends = home.ends_on(slot, body);
-        if rigid && home.release.is_none() {
+        if rigid && home.frees_on.is_none() {
             let named = if ends { dev.alias | dev.atomic } else { dev.atomic };
             let all = if ends { dev.valid } else { Mask::EMPTY };
             return taken | (mask & (dev.dirty | all)) | (mask & named).widened(per) & (dev.valid | dev.mapped);
@@ -218,11 +218,11 @@ impl Batch<Copying> {
             // Before the frames are anybody's again.
             let come = framed & !body.gone;
             space.host.unframe(space, (s.block, block), &mut body, come);
-            if let Some(m) = core.home.release.and_then(|slot| devices.iter().find(|m| m.slot() == slot)) {
+            if let Some(m) = core.home.frees_on.and_then(|slot| devices.iter().find(|m| m.slot() == slot)) {
                 core.result.released += free_frames(m, s.block, &mut body, s.mask);
             }
             body.note_full();
-            if core.home.release.is_none() {
+            if core.home.frees_on.is_none() {
                 // Eviction brings pages home that the host has not asked for: they have no slice there.
                 body.arrive(0, os::now_ns());
             }
@@ -243,7 +243,7 @@ impl Batch<Copying> {
             }
             debug_assert_eq!(body.check(space.host.faults()), Ok(()));
             drop(body);
-            release(space, free, s);
+            end_busy(space, free, s);
         }
     }
 }
@@ -251,7 +251,7 @@ impl Batch<Copying> {
 /// Frees the frames of a block's grains that hold nothing valid, are not mapped, and belong to no batch but the one that has
 /// `mine` busy: another batch may be copying into its frames.
 pub(crate) fn free_frames(m: &DeviceMirror, id: BlockId, body: &mut Body, mine: Mask) -> u32 {
-    let (slot, per) = (m.slot(), m.pods().pages_per_grain());
+    let (slot, per) = (m.slot(), m.rec().pages_per_grain());
     let mut frames = Vec::new();
     let mut n = 0;
     for g in 0..PAGES_PER_BLOCK / per {

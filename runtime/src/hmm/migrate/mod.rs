@@ -151,11 +151,11 @@ pub(crate) struct Copying;
 /// Pages on their way, in one phase of a migration (`migrate_vma`). Dropped before the commit, every page is put back.
 #[doc(alias = "migrate_vma")]
 pub(crate) struct Batch<Phase> {
-    core: Core,
+    core: BatchState,
     phase: PhantomData<Phase>,
 }
 
-struct Core {
+struct BatchState {
     seg: Arc<Segment>,
     /// `None`: the host.
     to: Option<(Arc<DeviceMirror>, Addresses)>,
@@ -178,7 +178,7 @@ pub(crate) struct Home {
     /// Also ends clean replicas: on this device, or everywhere (`MAX_DEVICES`). `None` keeps them.
     pub(crate) exclusive_from: Option<usize>,
     /// Frees the frames on this device.
-    pub(crate) release: Option<usize>,
+    pub(crate) frees_on: Option<usize>,
     /// Maps the pages in the window at once instead of at the next touch.
     pub(crate) map: bool,
     /// Waits for pages that another batch has.
@@ -186,7 +186,7 @@ pub(crate) struct Home {
     /// The host wants to load them: where that is advised, replicas stay.
     pub(crate) reading: bool,
     /// Leaves pages that a coherent device alone has where they are, unless it has them to itself.
-    pub(crate) keep: bool,
+    pub(crate) leave_coherent: bool,
     /// Whether it fails where pages without storage would need more memory than there is.
     pub(crate) asks: Asks,
 }
@@ -219,11 +219,11 @@ impl Home {
     /// The host gets the bytes and everything else loses them.
     pub(crate) const EXCLUSIVE: Self = Self {
         exclusive_from: Some(MAX_DEVICES),
-        release: None,
+        frees_on: None,
         map: true,
         wait: true,
         reading: false,
-        keep: false,
+        leave_coherent: false,
         asks: Asks::Patiently,
     };
     /// As [`EXCLUSIVE`](Self::EXCLUSIVE), but in blocks that are mostly read devices keep clean copies.
@@ -234,7 +234,7 @@ impl Home {
     /// Device `slot` loses its copies and its frames, with `wait` those that another batch has as well. Whether the host has room for
     /// them is not asked: who can leave them where they are asks.
     pub(crate) const fn off(slot: usize, wait: bool) -> Self {
-        Self { exclusive_from: Some(slot), release: Some(slot), map: false, wait, asks: Asks::Not, ..Self::EXCLUSIVE }
+        Self { exclusive_from: Some(slot), frees_on: Some(slot), map: false, wait, asks: Asks::Not, ..Self::EXCLUSIVE }
     }
 
     fn duplicates(&self, body: &Body) -> bool {
@@ -246,7 +246,7 @@ impl Home {
     }
 }
 
-impl Drop for Core {
+impl Drop for BatchState {
     fn drop(&mut self) {
         // Before the commit this puts every page back; after it, `spans` is empty.
         let mut free = Free::at_entry();
@@ -255,13 +255,13 @@ impl Drop for Core {
             let _ = m.reach(&mut free, p);
         }
         for s in std::mem::take(&mut self.spans) {
-            release(self.seg.space(), &mut free, s);
+            end_busy(self.seg.space(), &mut free, s);
         }
     }
 }
 
 /// Ends `busy` on a span, shows launches what was hidden from them, and wakes whoever waits for it.
-pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
+pub(crate) fn end_busy(space: &Space, free: &mut Free, s: Span) {
     let block = space.block(s.block);
     let mut body = block.lock(free);
     for slot in body.devices() {
@@ -282,8 +282,8 @@ pub(crate) fn release(space: &Space, free: &mut Free, s: Span) {
     space.device_faults.retry();
 }
 
-impl From<Core> for Batch<Collected> {
-    fn from(core: Core) -> Self {
+impl From<BatchState> for Batch<Collected> {
+    fn from(core: BatchState) -> Self {
         Self { core, phase: PhantomData }
     }
 }
@@ -319,7 +319,7 @@ impl Batch<Collected> {
         let runs = runs_of(&c.spans);
         let to = c.to.as_ref().map(|(m, _)| m.slot());
         // The window ends when the device entries and the host mapping are gone: from there on `busy` keeps the pages.
-        let window = space.window_freeing(free, Action::Migrate { to }, c.home.release, &runs)?;
+        let window = space.invalidate_freeing(free, Action::Migrate { to }, c.home.frees_on, &runs)?;
         match &c.to {
             None => space.host.hide(space, free, &c.spans)?,
             Some((m, _)) => {

@@ -39,24 +39,24 @@ impl DeviceMirror {
     }
 
     /// A dropped segment is about to end, and nobody finds it any more: what it has here is memory on its way back.
-    pub(crate) fn leaves(&self) {
-        self.leaving.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn segment_begins_to_end(&self) {
+        self.ending_segments.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// How many segments have ended. See [`is_left_since`](Self::is_left_since).
-    pub(crate) fn left(&self) -> u64 {
-        self.left.load(Ordering::SeqCst)
+    /// How many segments have ended. See [`some_ended_since`](Self::some_ended_since).
+    pub(crate) fn ended_segments(&self) -> u64 {
+        self.ended_segments.load(Ordering::SeqCst)
     }
 
-    /// Whether a segment has given its memory back since [`left`](Self::left) said `left`, or is about to.
-    pub(crate) fn is_left_since(&self, left: u64) -> bool {
-        self.leaving.load(Ordering::SeqCst) != left
+    /// Whether a segment has given its memory back since [`ended_segments`](Self::ended_segments) said `before`, or is about to.
+    pub(crate) fn some_ended_since(&self, before: u64) -> bool {
+        self.ending_segments.load(Ordering::SeqCst) != before
     }
 
-    /// A dropped segment, after [`leaves`](Self::leaves): removes its entries, frees its frames, gives its addresses back.
+    /// A dropped segment, after [`segment_begins_to_end`](Self::segment_begins_to_end): removes its entries, frees its frames, gives its addresses back.
     pub(crate) fn forget(&self, free: &mut Free, seg: &Segment) {
         self.take_off(free, seg);
-        self.left.fetch_add(1, Ordering::SeqCst);
+        self.ended_segments.fetch_add(1, Ordering::SeqCst);
     }
 
     fn take_off(&self, free: &mut Free, seg: &Segment) {
@@ -66,7 +66,7 @@ impl DeviceMirror {
         // A failure leaves entries that name frames about to be reused; nobody can reach them through a range that is given
         // back, which removes its entries too.
         let _ = self.remove(free, &[whole]);
-        let per = self.pods().pages_per_grain();
+        let per = self.rec().pages_per_grain();
         let mut frames = Vec::new();
         for id in seg.claimed() {
             let mut body = self.space.block(id).lock(free);

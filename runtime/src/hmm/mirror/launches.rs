@@ -83,7 +83,7 @@ impl DeviceMirror {
     ) -> Result<(), NotYet> {
         let mut args: SmallVec<[Arg<'_>; 8]> = SmallVec::new();
         args.push(Arg::Plain(call.value));
-        let _driver = self.pods().lock.hold();
+        let _driver = self.rec().lock.hold();
         for ((t, need), param) in call.touches.iter().zip(needs).zip(call.params) {
             // Without addresses nothing of it is there.
             let Some(view) = t.seg.view(self.slot).filter(|v| v.covers(&need.bytes)) else { return Err(NotYet::Populate) };

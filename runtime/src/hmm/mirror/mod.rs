@@ -83,8 +83,8 @@ pub(crate) struct DeviceMirror {
     /// Held while what was lost with the device is written off.
     ending: Mutex<()>,
     /// Segments that began to end, and those that have ended.
-    leaving: AtomicU64,
-    left: AtomicU64,
+    ending_segments: AtomicU64,
+    ended_segments: AtomicU64,
 }
 
 impl fmt::Debug for DeviceMirror {
@@ -118,7 +118,7 @@ impl DeviceMirror {
             });
         }
         let claim = space.claims.claim(&*device)?;
-        let base = space.view_at(0);
+        let base = space.direct_at(0);
         // SAFETY: the view is a shared mapping of the whole file, leaked with the space and touched by the engine only.
         let region =
             unsafe { device.attach_host(base, space.bytes(), space.raw_fd()) }.map_err(|e| Error::device(&device, e))?;
@@ -152,8 +152,8 @@ impl DeviceMirror {
             ended: Arc::default(),
             claim: Some(claim),
             ending: Mutex::new(()),
-            leaving: AtomicU64::new(0),
-            left: AtomicU64::new(0),
+            ending_segments: AtomicU64::new(0),
+            ended_segments: AtomicU64::new(0),
         });
         space.add_device(&this);
         if let Some(window) = this.device.window() {
@@ -197,7 +197,7 @@ impl DeviceMirror {
         self.region
     }
 
-    pub(crate) fn pods(&self) -> &'static Slot {
+    pub(crate) fn rec(&self) -> &'static Slot {
         &self.space.slots[self.slot]
     }
 
@@ -260,7 +260,7 @@ impl DeviceMirror {
 
     /// Shows a block's masks to launches and recounts it in its view's `ready` words.
     pub(crate) fn refresh_ready(space: &Space, rec: u32, block: &Block, body: &Body, slot: usize) {
-        let (was, now) = block.show(body, slot);
+        let (was, now) = block.refresh_usable(body, slot);
         let view = &space.rec(rec).view[slot];
         for (bit, word) in [(1, &view.ready_read), (2, &view.ready_write)] {
             match (was & bit, now & bit) {
@@ -278,7 +278,7 @@ impl DeviceMirror {
 
     /// Changes this device's masks of a block under the driver lock and recounts it.
     pub(crate) fn change<R>(&self, seg: &Segment, id: BlockId, body: &mut Body, f: impl FnOnce(&mut Body) -> R) -> R {
-        let _driver = self.pods().lock.hold();
+        let _driver = self.rec().lock.hold();
         let r = f(body);
         Self::refresh_ready(self.space, seg.slot(), self.space.block(id), body, self.slot);
         r
@@ -316,10 +316,10 @@ impl DeviceMirror {
     }
 
     /// Writes the ranks of uses that were only noted.
-    pub(crate) fn settle_ranks(&self, free: &mut Free) {
+    pub(crate) fn write_ranks(&self, free: &mut Free) {
         let mut used = std::mem::take(&mut *self.used.lock());
         used.sort_unstable_by_key(|u| u.2);
-        let per = self.pods().pages_per_grain();
+        let per = self.rec().pages_per_grain();
         for (first, n, tick) in used {
             for id in (0..n).map(|i| first.plus(i)) {
                 let block = self.space.block(id);

@@ -53,7 +53,7 @@ impl Mapping {
     }
 
     /// For a whole mapping that stays.
-    fn settle(self) -> Result<Self, DeviceError> {
+    fn set_up(self) -> Result<Self, DeviceError> {
         let at = self.base.as_ptr().cast::<libc::c_void>();
         // A program that locks all that it maps would have it filled when it is opened, and could not have it moved.
         // SAFETY: our own mapping.
@@ -68,7 +68,7 @@ impl Mapping {
 
     /// Addresses for zero-filled private memory that costs nothing until touched: for tables.
     pub(crate) fn table(bytes: usize) -> Result<Self, DeviceError> {
-        Self::map(0, bytes, ANONYMOUS, -1)?.settle()
+        Self::map(0, bytes, ANONYMOUS, -1)?.set_up()
     }
 
     /// Addresses for all of `fd`'s first `bytes` bytes, shared, aligned to `align`, near `hint`.
@@ -89,7 +89,7 @@ impl Mapping {
                 libc::munmap(ptr::without_provenance_mut(at + bytes), end - at - bytes);
             }
         }
-        this.settle()
+        this.set_up()
     }
 
     /// Lets loads and stores into bytes `range`, to whole pages. Again and again makes no difference.

@@ -17,8 +17,8 @@ impl Segment {
 
     /// It is on its way out.
     fn leave(&mut self) {
-        self.seats().iter().for_each(|m| m.leaves());
-        self.leaving = true;
+        self.seats().iter().for_each(|m| m.segment_begins_to_end());
+        self.dropped = true;
     }
 
     /// All of it: what is left behind has nothing to end.
@@ -46,7 +46,7 @@ impl Segment {
             bare: std::mem::take(&mut self.bare),
             remapped: std::mem::take(&mut self.remapped),
             lossy: std::mem::take(&mut self.lossy),
-            leaving: std::mem::take(&mut self.leaving),
+            dropped: std::mem::take(&mut self.dropped),
             sources: std::mem::take(&mut self.sources),
         }
     }
@@ -63,7 +63,7 @@ impl Drop for Segment {
             let taken = self.take();
             return reaper::end(move || drop(taken));
         }
-        if !self.leaving {
+        if !self.dropped {
             self.leave();
         }
         self.space.retire(self);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Checked, both, first_difference, form, pattern, room};
 use crate::conformance::check::{Bench, Segment, Verdict, ensure, said};
 use crate::kernel::{EachMut, Group, Kernel, each_mut};
-use crate::{CopyRun, Groups, Outcome, Place, Point};
+use crate::{CopyEnd, CopyRun, Groups, Outcome, Point};
 
 fn slow(_: Group, millis: u32, y: &mut [u32]) {
     std::thread::sleep(Duration::from_millis(u64::from(millis)));
@@ -105,7 +105,7 @@ pub fn many_runs_in_one_copy(b: &Bench<'_>) -> Checked {
     for g in 0..all / b.grain() {
         let place = |s: &Segment<'_>| {
             let (at, _, first) = s.pieces().into_iter().rfind(|p| p.0 <= g * b.grain()).expect("the first starts at 0");
-            Place::Frames { first, offset: g * b.grain() - at }
+            CopyEnd::Frames { first, offset: g * b.grain() - at }
         };
         runs.push(CopyRun { from: place(&seg), to: place(&other), bytes: b.grain() });
     }
@@ -127,20 +127,20 @@ pub fn zero_is_a_source(b: &Bench<'_>) -> Checked {
     seg.write(&vec![0xAB_u8; n])?;
     let (_, _, first) = seg.pieces()[0];
     let part = (n as u64 / 2).min(b.grain() - 3);
-    b.copy(&[CopyRun { from: Place::Zero, to: Place::Frames { first, offset: 3 }, bytes: part }])?;
+    b.copy(&[CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first, offset: 3 }, bytes: part }])?;
     let got = seg.read::<u8>(n)?;
     let wrong = (0..n).find(|i| got[*i] != if (3..3 + part as usize).contains(i) { 0 } else { 0xAB });
     ensure!(wrong.is_none(), "byte {} of the frames", wrong.unwrap_or(0));
     b.put(0, &[0xCD; 100]);
-    b.copy(&[CopyRun { from: Place::Zero, to: b.host(10), bytes: 80 }])?;
+    b.copy(&[CopyRun { from: CopyEnd::Zero, to: b.host(10), bytes: 80 }])?;
     let want: Vec<u8> = (0..100).map(|i| if (10..90).contains(&i) { 0 } else { 0xCD }).collect();
     ensure!(b.get(0, 100) == want, "zeros to the host");
     let outside = [
-        CopyRun { from: b.host(0), to: Place::Zero, bytes: 1 },
-        CopyRun { from: b.host(b.host_bytes()), to: Place::Frames { first, offset: 0 }, bytes: 1 },
-        CopyRun { from: b.host(u64::MAX), to: Place::Frames { first, offset: 0 }, bytes: 2 },
-        CopyRun { from: Place::Zero, to: Place::Frames { first: u32::MAX, offset: 0 }, bytes: 1 },
-        CopyRun { from: Place::Zero, to: Place::Frames { first, offset: u64::MAX - 7 }, bytes: 16 },
+        CopyRun { from: b.host(0), to: CopyEnd::Zero, bytes: 1 },
+        CopyRun { from: b.host(b.host_bytes()), to: CopyEnd::Frames { first, offset: 0 }, bytes: 1 },
+        CopyRun { from: b.host(u64::MAX), to: CopyEnd::Frames { first, offset: 0 }, bytes: 2 },
+        CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first: u32::MAX, offset: 0 }, bytes: 1 },
+        CopyRun { from: CopyEnd::Zero, to: CopyEnd::Frames { first, offset: u64::MAX - 7 }, bytes: 16 },
     ];
     for run in outside {
         // SAFETY: the device must refuse it without touching anything.

@@ -3,7 +3,7 @@
 use super::{Checked, both, form, room, stepping};
 use crate::conformance::check::{Bench, PATIENCE, Segment, Verdict, ensure, said};
 use crate::kernel::{Group, Kernel, each, each_out, whole};
-use crate::{Access, CopyRun, Edit, Groups, HostAt, Outcome, Place, Target};
+use crate::{Access, CopyEnd, CopyRun, Edit, Groups, HostAt, Outcome, Target};
 
 /// Entries can be moved to other frames, made absent, and made again; the next launch sees the new ones and frames keep their bytes.
 pub fn entries_can_be_changed(b: &Bench<'_>) -> Checked {
@@ -163,7 +163,7 @@ pub fn threads_may_call_at_once(b: &Bench<'_>) -> Checked {
                     to: Target::Frames { first: f.first },
                     access: Access::ReadWrite,
                 });
-                let place = Place::Frames { first: f.first, offset: 0 };
+                let place = CopyEnd::Frames { first: f.first, offset: 0 };
                 let len_here = len.min(bytes.saturating_sub(done));
                 inward.push(CopyRun { from: b.host(t * part + done), to: place, bytes: len_here });
                 back.push(CopyRun { from: place, to: b.host(t * part + done), bytes: len_here });
