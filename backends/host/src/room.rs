@@ -1,4 +1,4 @@
-//! Memory that is granted before it is taken: of what the machine and the process's control groups have left ([`groups`](crate::groups)).
+//! Memory that is granted before it is taken: of what the machine and the process's control groups have left ([`groups`]).
 //!
 //! The kernel ends a process that stores to memory beyond its groups' limit; nothing can be answered to a store. So who gives out
 //! memory for more than a page or two asks here first, and has a typed error where there is none.
