@@ -41,7 +41,7 @@ const STREAK: u32 = 64;
 const AGAIN: u32 = 8;
 
 /// How long nothing may be read before everybody reads again.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// How long a reader that hands over waits for the next one to serve; a halted processor takes some 50 µs to begin.
 const TURN: Duration = Duration::from_micros(300);

@@ -12,7 +12,7 @@ use super::super::os::{
     uffd::{Message, Uffd},
 };
 use super::super::space::Space;
-use super::duty::{Duty, MOST, Next};
+use super::duty::{Duty, LOOK, MOST, Next};
 use super::fault::{Served, serve};
 use crate::Error;
 
@@ -58,7 +58,11 @@ impl Reader {
                 self.followed = None;
                 self.duty.rest(self.number);
             }
-            uffd.await_messages();
+            // Whom nobody needs to follow it does not hold on to.
+            if !uffd.await_messages(self.followed.as_ref().map(|_| LOOK)) {
+                self.followed = None;
+                continue;
+            }
             match uffd.read(&mut messages) {
                 Ok(n) => messages[..n].iter().for_each(|m| self.take(space, uffd, m)),
                 // The program closed our descriptor. Its threads would hang at their next fault without a word.

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use linux_raw_sys::general as sys;
 use linux_raw_sys::ioctl as nr;
@@ -179,11 +180,12 @@ impl Uffd {
         let _ = self.until_done(nr::UFFDIO_WAKE, &mut Self::range(at, bytes));
     }
 
-    /// Sleeps until there are faults to [`read`](Self::read), or for no reason.
-    pub(crate) fn await_messages(&self) {
+    /// Sleeps until there are faults to [`read`](Self::read), or for no reason. False once `at_most` has passed.
+    pub(crate) fn await_messages(&self, at_most: Option<Duration>) -> bool {
         let mut on = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let at_most = at_most.map_or(-1, |t| i32::try_from(t.as_millis()).unwrap_or(i32::MAX));
         // SAFETY: one descriptor, as said. What fails here fails in `read`.
-        unsafe { libc::poll(&mut on, 1, -1) };
+        unsafe { libc::poll(&mut on, 1, at_most) != 0 }
     }
 
     /// Reads what faults there are, at most `out.len()` of them; does not wait.
