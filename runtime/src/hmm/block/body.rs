@@ -325,11 +325,10 @@ impl<P: IndexMut<usize, Output = DevPages>> Body<P> {
         if ends {
             dev.valid &= !pages;
         }
-        self.0.gone &= !come;
-        self.0.hole &= !come;
+        self.came_home(come);
     }
 
-    /// `pages` are in the host's storage, where a device that has given them up copied them.
+    /// `pages` are in the host's storage, to which the one copy of them was brought.
     pub(crate) fn came_home(&mut self, pages: Mask) {
         self.0.gone &= !pages;
         self.0.hole &= !pages;
