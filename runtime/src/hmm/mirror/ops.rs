@@ -9,7 +9,6 @@ use sterna_hal::panics::caught_inside;
 use super::super::addr::Pages;
 use super::super::fork;
 use super::super::notifier::Notifier;
-use super::super::os;
 use super::super::space::Space;
 
 /// Why entries go away.
@@ -133,7 +132,6 @@ impl Mirror {
     pub(crate) fn call(&self, f: impl FnOnce(&dyn MirrorOps)) {
         // The change that it is called for waits for it, and a launch for the change: it waits for neither, and what it drops last ends
         // elsewhere.
-        let _mark = os::AsServing::begin();
         if caught_inside(|| f(&*self.ops)).is_err() {
             self.windows.lock().closed = true;
         }

@@ -223,18 +223,3 @@ thread_local! {
 pub(crate) fn serves_faults() -> bool {
     SERVES.with(std::cell::Cell::get)
 }
-
-/// While it lives this thread counts as one of the engine's: it runs code of the program for which something of the engine waits.
-pub(crate) struct AsServing(bool);
-
-impl AsServing {
-    pub(crate) fn begin() -> Self {
-        Self(SERVES.replace(true))
-    }
-}
-
-impl Drop for AsServing {
-    fn drop(&mut self) {
-        SERVES.set(self.0);
-    }
-}
